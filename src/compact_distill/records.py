@@ -1,0 +1,100 @@
+"""Frozen records that cross module boundaries, and the legend of tensor shapes.
+
+Shape suffixes used across the package:
+
+    B  problems in a batch             A  gold-answer tokens of a problem
+    K  teachers (rationales a problem) V  vocabulary
+    T  tokens                          H  attention heads
+    N  rows, of whatever the text says D  width of the student's hidden state
+
+`weights_BK` is a [B, K] tensor; a missing teacher has weight 0 and NaN scores. Log-probabilities are in nats,
+losses in nats per token, durations in seconds, positions in tokens from the start of the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Verdict(StrEnum):
+    """What became of the comparison of one answer with the gold answer."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNPARSED = "unparsed"
+    TIMED_OUT = "timed_out"
+
+
+class RationaleStatus(StrEnum):
+    """Whether a rationale takes part in training, and if not, why. Every status but `ok` is counted and printed."""
+
+    OK = "ok"
+    MISSING = "missing"  # the teacher failed or wrote nothing
+    UNPARSED = "unparsed"  # no final answer found, so no answer segment can be built
+    OVER_LENGTH = "over_length"  # prompt + completion exceed max_length; dropped, never cut
+    REJECTED = "rejected"  # the rejection policy removed it (wrong answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Rationale:
+    """One teacher's chain of thought for one problem.
+
+    `answer` is the teacher's final answer as it wrote it; None means: extract it from `text`.
+    `extra` keeps the row's other fields (`is_correct`, token counts, cost) untouched.
+    """
+
+    teacher: str
+    text: str
+    answer: str | None = None
+    sample: int = 0
+    verdict: Verdict | None = None
+    extra: Mapping[str, Any] = field(default=_NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with its gold answer; `extra` keeps the row's other fields."""
+
+    id: str
+    question: str
+    answer: str
+    extra: Mapping[str, Any] = field(default=_NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A problem joined with the rationales of its teachers, in the row's order. K may differ between instances."""
+
+    id: str
+    question: str
+    answer: str
+    rationales: tuple[Rationale, ...]
+    extra: Mapping[str, Any] = field(default=_NOTHING)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the K teachers, in order; a second sample of one teacher is named `teacher#1`."""
+        return tuple(r.teacher if r.sample == 0 else f"{r.teacher}#{r.sample}" for r in self.rationales)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """Compatibility of one problem's K rationales with the student, as `compact score` writes it.
+
+    A missing rationale has None in each score and weight 0.
+    """
+
+    id: str
+    teachers: tuple[str, ...]
+    consensus: tuple[float | None, ...]
+    adaptability: tuple[float | None, ...]
+    difficulty: tuple[float | None, ...]
+    weights: tuple[float, ...]
+    statuses: tuple[RationaleStatus, ...]
+    extra_scores: Mapping[str, tuple[float | None, ...]] = field(default=_NOTHING)
