@@ -1,0 +1,56 @@
+# make demo    the embedded world, end to end          make test    all tests
+# make lint    style, types, import layers             make bench   speed and memory against peers
+#
+# Each target does the set-up it needs in .venv of this folder and reuses it afterwards.
+# PYTHON chooses the interpreter (3.11 or newer), PIP_FLAGS adds flags to pip, ARGS to the command itself:
+#   make test ARGS="-k config"    make demo ARGS="--seed 1"
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --progress-bar off -c constraints.txt $(PIP_FLAGS)
+
+.PHONY: help demo test lint bench clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+demo: .venv/.installed
+	$(BIN)/compact demo $(ARGS)
+
+# One thread a worker, so that the two workers do not fight over two cores; a test file stays in one worker.
+test: .venv/.installed-dev
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.installed-bench
+	$(BIN)/python benchmarks/step.py $(ARGS)
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+
+# torch comes first and alone: without its pin pip may start to fetch the newest one with all of CUDA.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "compact-distill needs Python 3.11 or newer, got %d.%d; set PYTHON=python3.11" % v[:2])'
+	@echo "Setting up .venv; the first time takes some minutes."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@$(PIP) setuptools torch
+	@$(PIP) --no-build-isolation -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	@$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+.venv/.installed-bench: .venv/.installed
+	@$(PIP) --no-build-isolation -e '.[bench]'
+	@touch $@
