@@ -54,7 +54,7 @@ class Rationale:
     answer: str | None = None
     sample: int = 0
     verdict: Verdict | None = None
-    extra: Mapping[str, Any] = field(default=_NOTHING)
+    extra: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Problem:
     id: str
     question: str
     answer: str
-    extra: Mapping[str, Any] = field(default=_NOTHING)
+    extra: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Instance:
     question: str
     answer: str
     rationales: tuple[Rationale, ...]
-    extra: Mapping[str, Any] = field(default=_NOTHING)
+    extra: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -97,4 +97,4 @@ class ScoreRow:
     difficulty: tuple[float | None, ...]
     weights: tuple[float, ...]
     statuses: tuple[RationaleStatus, ...]
-    extra_scores: Mapping[str, tuple[float | None, ...]] = field(default=_NOTHING)
+    extra_scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=lambda: _NOTHING)
