@@ -1,19 +1,35 @@
 """The YAML a user writes, as typed models: defaults are the published runs' settings (arXiv 2601.13992).
 
 Every error of a file is reported at once; unknown and duplicate keys are errors that name the nearest valid key.
-This module imports neither torch nor transformers, so `compact validate` and `--help` answer at once.
+Relative paths start at the current folder, as everywhere on the command line. Nothing in a value is expanded.
+This module imports neither torch nor transformers, so `compact --help` and `compact init` answer at once.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from compact_distill.errors import ConfigError, nearest
+from compact_distill.config_messages import key_path, messages
+from compact_distill.config_train import TRAIN_DEFAULTS, check_train
+from compact_distill.errors import ConfigError
+from compact_distill.strict_yaml import Document, parse
 
 
 class _Strict(BaseModel):
@@ -23,18 +39,27 @@ class _Strict(BaseModel):
 class CompatibilityConfig(_Strict):
     """How a rationale's weight is computed from its scores (design: Weights; paper section 3.2)."""
 
-    consensus: float = Field(1.0, description="coefficient of the consensus score; 0 turns it off")
-    adaptability: float = Field(1.0, description="coefficient of the adaptability score; 0 turns it off")
-    difficulty: float = Field(0.5, description="coefficient of the difficulty score (it lowers the weight); 0: off")
-    temperature: float = Field(1.0, gt=0, description="softmax temperature; 1.0 means no sharpening")
+    consensus: StrictFloat = Field(1.0, description="coefficient of the consensus score; 0 turns it off")
+    adaptability: StrictFloat = Field(1.0, description="coefficient of the adaptability score; 0 turns it off")
+    difficulty: StrictFloat = Field(0.5, description="coefficient of the difficulty (it lowers the weight); 0: off")
+    temperature: StrictFloat = Field(
+        1.0,
+        gt=0,
+        description="softmax temperature; 1.0 means no sharpening, less favours the best rationale",
+        json_schema_extra={"remedy": "use 1.0 for no sharpening"},
+    )
     estimator: Literal["lens", "probe"] = Field("lens", description="how the belief in the gold answer is read")
     gain: Literal["positive", "net", "peak"] = Field("positive", description="sum of rises, end - start, largest rise")
-    off_weight: float = Field(0.1, ge=0, description="lens: weight of tokens outside thinking expressions")
-    max_probes: int = Field(16, ge=2, description="probe: most probe points a rationale")
+    off_weight: StrictFloat = Field(0.1, ge=0, description="lens: weight of tokens outside thinking expressions")
+    max_probes: StrictInt = Field(16, ge=2, description="probe: most probe points a rationale")
     pool: Literal["last", "attention"] = Field("last", description="consensus: which hidden state stands for a path")
     normalise: Literal["problem", "running"] = Field("problem", description="standardise scores by problem or run")
-    thinking_expressions: tuple[str, ...] = Field((), description="extra thinking expressions, as regular expressions")
-    extra_scores: dict[str, float] = Field({}, description="coefficients of user-registered scores, by name")
+    thinking_expressions: tuple[str, ...] = Field(
+        (), description="extra thinking expressions, as regular expressions", examples=[["let us see"]]
+    )
+    extra_scores: dict[str, StrictFloat] = Field(
+        {}, description="coefficients of user-registered scores, by name", examples=[{"my_score": 0.5}]
+    )
 
     @field_validator("thinking_expressions")
     @classmethod
@@ -55,93 +80,234 @@ class TextConfig(_Strict):
     prompt_template: str = Field("Question: {question}\nAnswer:", description="used without a chat template")
     answer_template: str = Field("The answer is {answer}.", description="the answer segment's sentence")
 
-    @model_validator(mode="after")
-    def _fields_present(self) -> TextConfig:
-        for name, placeholder in (("prompt_template", "{question}"), ("answer_template", "{answer}")):
-            template = getattr(self, name)
-            if template.count(placeholder) != 1:
-                raise ValueError(f"{name} must hold {placeholder} exactly once, got {template!r}")
-        return self
+    @field_validator("prompt_template")
+    @classmethod
+    def _holds_question(cls, template: str) -> str:
+        return _holds_once(template, "{question}")
+
+    @field_validator("answer_template")
+    @classmethod
+    def _holds_answer(cls, template: str) -> str:
+        return _holds_once(template, "{answer}")
+
+
+def _holds_once(template: str, placeholder: str) -> str:
+    if template.count(placeholder) != 1:
+        raise ValueError(f"must hold {placeholder} exactly once, got {template!r}; put {placeholder} where it belongs")
+    return template
 
 
 class LoraConfig(_Strict):
     """Low-rank adapters on all attention and MLP projections; `lora: null` trains all weights."""
 
-    r: int = Field(16, ge=1, description="rank")
-    alpha: float = Field(32, gt=0, description="scale; the update is multiplied by alpha / r")
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the adapter's input")
+    r: StrictInt = Field(16, ge=1, description="rank")
+    alpha: StrictFloat = Field(32, gt=0, description="scale; the update is multiplied by alpha / r")
+    dropout: StrictFloat = Field(0.1, ge=0, lt=1, description="dropout on the adapter's input")
 
 
 class ProblemsConfig(_Strict):
     """Where the problems are: a JSONL or Parquet file, a datasets folder or a hub name."""
 
-    path: str
-    split: str = "train"
-    limit: int | None = Field(None, ge=1, description="take the first N problems")
+    path: str = Field(min_length=1, description="file, datasets folder or hub name", examples=["problems.jsonl"])
+    split: str = Field("train", description="split of a datasets folder or hub name")
+    limit: StrictInt | None = Field(None, ge=1, description="take the first N problems", examples=[200])
 
 
 class TeacherConfig(_Strict):
     """One teacher: the name in the store, and how it is reached."""
 
-    name: str = Field(min_length=1)
-    backend: Literal["openai", "transformers", "jsonl", "lab"] = "openai"
-    model: str | None = None
-    base_url: str | None = None
-    api_key_env: str | None = Field(None, description="name of the environment variable that holds the key")
+    name: str = Field(min_length=1, description="its name in the store and in every table", examples=["qwq"])
+    backend: Literal["openai", "transformers", "jsonl", "lab"] = Field("openai", description="how it is reached")
+    model: str | None = Field(None, description="model name at the server, or folder", examples=["Qwen/QwQ-32B"])
+    base_url: str | None = Field(None, description="the server's address", examples=["http://localhost:8000/v1"])
+    api_key_env: str | None = Field(
+        None, description="name of the environment variable that holds the key", examples=["QWQ_KEY"]
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_password(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.username or parts.password or "@" in parts.netloc:
+            raise ValueError("must not hold a user name or password; name an environment variable in api_key_env")
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"must start with http:// or https://, got {url!r}; as in http://localhost:8000/v1")
+        return url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _names_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError("must be the name of an environment variable, such as QWQ_KEY, never the key itself")
+        return name
 
 
 class EvalConfig(_Strict):
     """Benchmarks that should improve, and those that must not be forgotten."""
 
-    learned: tuple[str, ...] = ()
-    retained: tuple[str, ...] = ()
-    limit: int | None = Field(None, ge=1, description="rows per benchmark")
+    learned: tuple[str, ...] = Field((), description="should improve", examples=[["gsm8k", "svamp", "math500"]])
+    retained: tuple[str, ...] = Field((), description="must not be forgotten", examples=[["csqa", "strategyqa"]])
+    limit: StrictInt | None = Field(None, ge=1, description="rows per benchmark", examples=[200])
 
 
 class RunConfig(_Strict):
     """One training run, from problems and rationales to a better student."""
 
-    student: str = Field(description="hub name or folder of the student")
-    problems: ProblemsConfig | None = None
-    teachers: tuple[TeacherConfig, ...] = ()
-    rationales: str | tuple[str, ...] | None = Field(None, description="training data or stores that exist already")
-    output: str = Field("runs/compact", description="the run folder")
-    compatibility: CompatibilityConfig = CompatibilityConfig()
-    consistency: float = Field(0.1, ge=0, description="lambda of the consistency term")
-    lora: LoraConfig | None = LoraConfig()
-    text: TextConfig = TextConfig()
-    max_length: int = Field(2560, ge=2, description="tokens of prompt + completion; longer rationales are dropped")
-    max_tokens_per_pass: int = Field(16384, ge=2, description="tokens the student reads at once; bounds memory")
-    seed: Annotated[int, Field(ge=0)] = 42
-    train: dict[str, Any] = Field({}, description="transformers.TrainingArguments, by its own names")
-    eval: EvalConfig = EvalConfig()
+    student: str = Field(
+        min_length=1, description="hub name or folder of the student", examples=["Qwen/Qwen2.5-1.5B-Instruct"]
+    )
+    rationales: tuple[str, ...] = Field(
+        (), description="training data or stores that exist already", examples=["rationales.jsonl"]
+    )
+    problems: ProblemsConfig | None = Field(None, description="what teachers are asked; stores join on its ids")
+    teachers: tuple[TeacherConfig, ...] = Field((), description="who is asked where no rationales exist yet")
+    output: str = Field("runs/compact", min_length=1, description="the run folder")
+    compatibility: CompatibilityConfig = Field(
+        CompatibilityConfig(), description="how much each rationale counts, for this student, now"
+    )
+    consistency: StrictFloat = Field(0.1, ge=0, description="lambda: how much the branches' answers pull together")
+    lora: LoraConfig | None = Field(LoraConfig(), description="low-rank adapters; null trains all weights")
+    text: TextConfig = Field(TextConfig(), description="how problems and answers become text")
+    max_length: StrictInt = Field(2560, ge=2, description="tokens of prompt + completion; longer ones are dropped")
+    max_tokens_per_pass: StrictInt = Field(16384, ge=2, description="tokens the student reads at once; bounds memory")
+    seed: StrictInt = Field(42, ge=0, lt=2**32, description="of everything random")
+    train: dict[str, Any] = Field(
+        TRAIN_DEFAULTS, validate_default=True, description="transformers.TrainingArguments, by its own names"
+    )
+    eval: EvalConfig = Field(EvalConfig(), description="benchmarks before and after")
+
+    @field_validator("rationales", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else () if value is None else value
+
+    @field_validator("rationales")
+    @classmethod
+    def _not_empty(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(paths):
+            raise ValueError("must not hold an empty path; write the file's name")
+        return paths
+
+    @field_validator("train")
+    @classmethod
+    def _published_defaults(cls, train: dict[str, Any]) -> dict[str, Any]:
+        return {**TRAIN_DEFAULTS, **train}
 
     @model_validator(mode="after")
-    def _has_rationales(self) -> RunConfig:
-        if self.rationales is None and not self.teachers:
-            raise ValueError("needs `rationales: FILE` (they exist already) or `teachers:` (to be asked); got neither")
-        if self.teachers and self.problems is None:
-            raise ValueError("`teachers:` needs `problems: {path: FILE}`: what shall they be asked?")
-        names = [t.name for t in self.teachers]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(f"teachers must have different names, got {twice[0]!r} twice; rename one")
+    def _has_sources(self) -> RunConfig:
+        problems = _source_problems(self.rationales, [t.name for t in self.teachers], self.problems)
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader keeps the last of duplicate keys silently; this one refuses them."""
+def _source_problems(rationales: Any, teacher_names: list[Any], problems: Any) -> list[str]:
+    """What the keys must fulfil together, apart from the models so that one bad value elsewhere does not hide it."""
+    wrong = []
+    if not rationales and not teacher_names:
+        wrong.append("needs `rationales: FILE` (they exist already) or `teachers:` (to be asked); got neither")
+    if teacher_names and problems is None:
+        wrong.append("`teachers:` needs `problems: {path: FILE}`: what shall they be asked?")
+    for name in sorted({str(n) for n in teacher_names if teacher_names.count(n) > 1}):
+        wrong.append(f"teachers must have different names, got {name!r} twice; rename one")
+    return wrong
 
 
-def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    mapping: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in mapping:
-            raise ConfigError(f"line {key_node.start_mark.line + 1}: key {key!r} stands twice; keep one of them")
-        mapping[key] = loader.construct_object(value_node, deep=True)
-    return mapping
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read, check and complete a run's YAML file.
+
+    Args:
+        path: the file.
+        overrides: values that replace the file's, by dotted key: {"train.learning_rate": 1e-4}.
+
+    Raises:
+        ConfigError: everything that is wrong with the file, at once.
+    """
+    path = Path(path)
+    text = _read(path)
+    try:
+        document = parse(text)
+    except ConfigError as error:
+        raise ConfigError([f"{path}, {problem}" for problem in error.problems]) from error
+    data, unset = _with_overrides(document.data, overrides or {})
+    config, found = _validate(data)
+    placed = document.problems + [(_line(document, location), message) for location, message in found]
+    if config is None or placed or unset:
+        placed.sort(key=lambda item: item[0] or math.inf)
+        raise ConfigError(
+            [f"{path}, line {line}: {text}" if line else f"{path}: {text}" for line, text in placed] + unset
+        )
+    return config
 
 
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+def config_from(data: Mapping[str, Any]) -> RunConfig:
+    """Check and complete a run's settings that are already in memory. Raises ConfigError with everything wrong."""
+    config, found = _validate(dict(data))
+    if config is None:
+        raise ConfigError([message for _, message in found])
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration as YAML, complete with defaults; `load_config` reads the same configuration from it."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; `compact init` writes a configuration to start from") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; name the YAML file in it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} must be UTF-8, byte {error.start} is not; save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+
+
+def _with_overrides(data: dict[str, Any], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    merged: dict[str, Any] = dict(data)
+    problems = []
+    for dotted, value in overrides.items():
+        section = merged
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            child = section.get(parent)
+            if child is not None and not isinstance(child, dict):
+                problems.append(f"{dotted} cannot be set: {parent!r} holds no keys; set {parent!r} itself")
+                break
+            section[parent] = section = dict(child or {})
+        else:
+            section[last] = value
+    return merged, problems
+
+
+def _validate(data: dict[str, Any]) -> tuple[RunConfig | None, list[tuple[tuple[str | int, ...], str]]]:
+    """The configuration, or None and all that is wrong, each with the place where it stands."""
+    config: RunConfig | None = None
+    found: list[tuple[tuple[str | int, ...], str]] = []
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        found = [(place, text) for place, text in messages(error, RunConfig) if place]
+        teachers = data.get("teachers")
+        listed = teachers if isinstance(teachers, list | tuple) else [teachers] if teachers else []
+        names = [t.get("name", i) if isinstance(t, dict) else i for i, t in enumerate(listed)]
+        found += [((), text) for text in _source_problems(data.get("rationales"), names, data.get("problems"))]
+    train = data.get("train")
+    if config is not None or isinstance(train, dict):
+        checked, wrong = check_train(config.train if config else train or {})
+        found += [(("train", key), f"{key_path(('train', key))} {rule}") for key, rule in wrong]
+        config = config.model_copy(update={"train": checked}) if config and not wrong else None
+    return config, found
+
+
+def _line(document: Document, location: tuple[str | int, ...]) -> int | None:
+    """Line of the key itself, or of the nearest section around it that stands in the file."""
+    for length in range(len(location), 0, -1):
+        if location[:length] in document.lines:
+            return document.lines[location[:length]]
+    return None
