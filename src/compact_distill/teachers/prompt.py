@@ -8,13 +8,6 @@ import json
 from compact_distill.records import Problem
 from compact_distill.teachers.protocol import Decoding, Request
 
-SYSTEM = (
-    "Solve the problem step by step. Write down your reasoning, one step a line, and check each step. "
-    "End with one last line that holds nothing but the final answer, in exactly this form:\n"
-    "The answer is ANSWER."
-)
-PROMPT = "{question}"
-
 
 class Prompting:
     """Turns problems into one teacher's requests. `template` holds {question} exactly once."""

@@ -108,7 +108,9 @@ class TransformersTeacher:
                     f"in safetensors, got {self._folder!r}: {reason}; check the name"
                 ) from None
             if tokenizer.eos_token_id is None:
-                raise ConfigError(f"teacher {self.name}: the tokenizer in {self._folder} must have an eos token; set one")
+                raise ConfigError(
+                    f"teacher {self.name}: the tokenizer in {self._folder} must have an eos token; set one"
+                )
             self._loaded = model.eval().to(_device(self._device)), tokenizer
         return self._loaded
 
