@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -173,7 +173,7 @@ def varlen_kernel(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return out[None]
+    return cast(Tensor, out)[None]
 
 
 def _varlen_index(plan: AttentionPlan, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:

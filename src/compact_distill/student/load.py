@@ -53,8 +53,8 @@ def _missing_files(folder: Path) -> list[str]:
         pickles = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
         if pickles:
             wrong.append(
-                f"student folder {folder} holds pickle weights only ({', '.join(pickles[:3])}), which can run code when "
-                "loaded; convert them with model.save_pretrained(..., safe_serialization=True)"
+                f"student folder {folder} holds pickle weights only ({', '.join(pickles[:3])}), which can run code "
+                "when loaded; convert them with model.save_pretrained(..., safe_serialization=True)"
             )
         else:
             wrong.append(f"student folder {folder} holds no weights: *.safetensors is missing; save the model there")
