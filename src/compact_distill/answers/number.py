@@ -57,7 +57,10 @@ _NOT_UNIT = re.compile(
     r"and|or|to|plus|minus|times|over|half|quarters?|thirds?|squared|cubed|mod|choose|factorial|if|"
     r"pi|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp"
 )
-_GLUED_UNIT = re.compile(r"[a-z]{3,}|[^\x00-\x7f\u0370-\u03ff]+|cm|mm|km|kg|mg|ml|lb|oz|ft|in|hr|am|pm|th|st|nd|rd|mi|yd|kb|mb|gb|tb|kw|hz")
+_GLUED_UNIT = re.compile(
+    r"[a-z]{3,}|[^\x00-\x7f\u0370-\u03ff]+|cm|mm|km|kg|mg|ml|lb|oz|ft|in|hr|"
+    r"am|pm|th|st|nd|rd|mi|yd|kb|mb|gb|tb|kw|hz"
+)
 
 
 @dataclass(frozen=True, slots=True)
