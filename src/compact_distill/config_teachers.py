@@ -10,8 +10,6 @@ from pydantic import Field, StrictFloat, StrictInt, field_validator, model_valid
 
 from compact_distill.config_base import Strict
 
-LAB_SCRIPTS = ("terse", "verbose", "erring", "foreign")
-
 SYSTEM = "Think step by step, one step a line. End with a last line of exactly this form: The answer is ANSWER."
 
 _NEEDS = {"openai": ("model", "base_url"), "transformers": ("model",), "jsonl": ("path",), "lab": ("model",)}
@@ -111,8 +109,6 @@ class TeacherConfig(Strict):
             for key, backends in _ONLY.items()
             if getattr(self, key) is not None and self.backend not in backends
         ]
-        if self.backend == "lab" and self.model and self.model not in LAB_SCRIPTS:
-            wrong.append(f"model must be one of {', '.join(LAB_SCRIPTS)} with backend lab, got {self.model!r}")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

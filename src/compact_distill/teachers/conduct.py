@@ -76,8 +76,8 @@ class Conduct:
     def halted(self) -> bool:
         return self._halt.is_set()
 
-    async def ask(self, request: Request) -> Answer:
-        """Ask until there is an answer, within the manners.
+    async def ask(self, request: Request) -> tuple[Answer, float]:
+        """Ask until there is an answer, within the manners; return it and the seconds that its own attempt took.
 
         Raises:
             TeacherFault: given up; asking again in this run would not help.
@@ -86,6 +86,7 @@ class Conduct:
         attempt, failures, waited = 0, 0, 0.0
         while True:
             estimate = await self._admitted(request)
+            began = self._clock.now()
             try:
                 answer = await self._attempt(request)
             except TeacherFault as fault:
@@ -109,7 +110,7 @@ class Conduct:
             else:
                 self._row = 0
                 self._account(answer, estimate)
-                return answer
+                return answer, self._clock.now() - began
 
     async def _attempt(self, request: Request) -> Answer:
         try:

@@ -36,7 +36,7 @@ class OpenAITeacher:
     """One model of one server, through the async openai client with its own retries switched off."""
 
     def __init__(
-        self, name: str, model: str, base_url: str, api_key_env: str | None, concurrency: int, redact: Redactor
+        self, name: str, model: str, base_url: str, api_key_env: str | None, redact: Redactor
     ) -> None:
         """Read the key and prepare the client; nothing is sent.
 

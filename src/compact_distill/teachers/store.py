@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from compact_distill.errors import DataError, RunError
+from compact_distill.files import json_line
 from compact_distill.records import Verdict
 
 
@@ -67,7 +68,7 @@ class Stored(NamedTuple):
 
 _STATUSES = tuple(DrawStatus)
 _VERDICTS: tuple[Verdict | None, ...] = (None, *Verdict)
-_TEXT = b',"text":'  # quotes inside a JSON string are escaped, so this cannot stand in an earlier field
+_TEXT = b', "text": '  # quotes inside a JSON string are escaped, so this cannot stand in an earlier field
 
 
 def digest(reasoning: str, text: str) -> str:
@@ -150,6 +151,10 @@ class Store:
                 os.ftruncate(self._file, size)
             raise RunError(f"{self.path}: a row could not be written: {error.strerror}; free space and run again")
 
+    def rows(self) -> Iterator[Row]:
+        """Yield every row, those written since it was opened included."""
+        return read_rows(self.path)
+
     def sync(self) -> None:
         """Wait until the rows are on the disk itself: a power cut loses only what came after."""
         os.fsync(self._file)
@@ -206,7 +211,7 @@ def _key(problem_id: str, sample: int, request: str) -> int:
 
 
 def _dump(row: Row) -> bytes:
-    return json.dumps(asdict(row), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return json_line(asdict(row)).encode()
 
 
 def _parse(line: bytes) -> Row | None:

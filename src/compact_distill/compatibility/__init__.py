@@ -1,0 +1,1 @@
+"""Multi-Dimensional Evaluator (scores) and Dynamic Weight Generator (weights)."""

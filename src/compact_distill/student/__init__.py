@@ -1,0 +1,1 @@
+"""The student: a problem as tokens, one pass over them, and what that pass yields."""

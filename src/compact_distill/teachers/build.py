@@ -1,0 +1,92 @@
+"""From the YAML's teachers to teachers that can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compact_distill.config_teachers import GenerationConfig, TeacherConfig
+from compact_distill.errors import ConfigError, InputError
+from compact_distill.teachers.conduct import Manners
+from compact_distill.teachers.prompt import Prompting
+from compact_distill.teachers.protocol import Decoding, Teacher
+from compact_distill.teachers.secrets import Redactor
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One teacher of the pool with everything that its configuration says."""
+
+    config: TeacherConfig
+    teacher: Teacher
+    prompting: Prompting
+    manners: Manners
+    redact: Redactor
+
+
+def build(teachers: Sequence[TeacherConfig], generation: GenerationConfig) -> list[Member]:
+    """Prepare every teacher; nothing is sent and no model is loaded.
+
+    Raises:
+        ConfigError: keys that are not set, files that cannot be read, missing extras; of all teachers at once.
+    """
+    redact = Redactor(t.api_key_env for t in teachers)
+    members, wrong = [], []
+    for config in teachers:
+        try:
+            teacher = backend(config, redact)
+        except InputError as error:
+            wrong += [p if config.name in p else f"teacher {config.name}: {p}" for p in error.problems]
+        else:
+            members.append(Member(config, teacher, prompting(config, teacher.model), manners(config, generation), redact))
+    if wrong:
+        raise ConfigError(wrong)
+    return members
+
+
+def backend(config: TeacherConfig, redact: Redactor, on_ray: bool = True) -> Teacher:
+    """Make the teacher itself; with `on_ray` false a cluster's actor makes its own copy.
+
+    Raises:
+        InputError: the teacher cannot be made.
+    """
+    from compact_distill.teachers import recorded
+
+    if on_ray and config.ray is not None:
+        from compact_distill.teachers.ray_backend import RayTeacher
+
+        return RayTeacher(config)
+    if config.backend == "openai":
+        from compact_distill.teachers.openai_backend import OpenAITeacher
+
+        assert config.model is not None
+        assert config.base_url is not None
+        return OpenAITeacher(config.name, config.model, config.base_url, config.api_key_env, redact)
+    if config.backend == "transformers":
+        from compact_distill.teachers.transformers_backend import TransformersTeacher
+
+        assert config.model is not None
+        return TransformersTeacher(config.name, config.model, config.batch_size, config.device)
+    if config.backend == "jsonl":
+        assert config.path is not None
+        return recorded.FileTeacher(config.name, config.path)
+    assert config.model is not None
+    return recorded.LabTeacher(config.name, config.model)
+
+
+def prompting(config: TeacherConfig, model: str) -> Prompting:
+    """How this teacher is asked; `model` is the teacher's own name for what writes."""
+    decoding = Decoding(config.temperature, config.top_p, config.max_tokens, config.extra)
+    return Prompting(model, config.system, config.prompt, decoding, config.seed)
+
+
+def manners(config: TeacherConfig, generation: GenerationConfig) -> Manners:
+    """The limits within which this teacher is asked."""
+    return Manners(
+        timeout=config.timeout,
+        requests_per_minute=config.requests_per_minute,
+        tokens_per_minute=config.tokens_per_minute,
+        max_retries=generation.max_retries,
+        max_wait=generation.max_wait,
+        patience=generation.patience,
+    )
