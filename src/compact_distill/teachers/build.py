@@ -38,7 +38,9 @@ def build(teachers: Sequence[TeacherConfig], generation: GenerationConfig) -> li
         except InputError as error:
             wrong += [p if config.name in p else f"teacher {config.name}: {p}" for p in error.problems]
         else:
-            members.append(Member(config, teacher, prompting(config, teacher.model), manners(config, generation), redact))
+            members.append(
+                Member(config, teacher, prompting(config, teacher.model), manners(config, generation), redact)
+            )
     if wrong:
         raise ConfigError(wrong)
     return members
@@ -50,8 +52,6 @@ def backend(config: TeacherConfig, redact: Redactor, on_ray: bool = True) -> Tea
     Raises:
         InputError: the teacher cannot be made.
     """
-    from compact_distill.teachers import recorded
-
     if on_ray and config.ray is not None:
         from compact_distill.teachers.ray_backend import RayTeacher
 
@@ -68,10 +68,14 @@ def backend(config: TeacherConfig, redact: Redactor, on_ray: bool = True) -> Tea
         assert config.model is not None
         return TransformersTeacher(config.name, config.model, config.batch_size, config.device)
     if config.backend == "jsonl":
+        from compact_distill.teachers.recorded import FileTeacher
+
         assert config.path is not None
-        return recorded.FileTeacher(config.name, config.path)
+        return FileTeacher(config.name, config.path)
+    from compact_distill.teachers.lab_backend import LabTeacher
+
     assert config.model is not None
-    return recorded.LabTeacher(config.name, config.model)
+    return LabTeacher(config.name, config.model)
 
 
 def prompting(config: TeacherConfig, model: str) -> Prompting:

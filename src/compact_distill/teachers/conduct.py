@@ -59,7 +59,8 @@ class Conduct:
         self.manners = manners
         self.dead: str | None = None
         self.faults: Counter[FaultKind] = Counter()  # of every attempt
-        self.waiting_until: float | None = None
+        self.in_flight = 0
+        self.waiting_until: float | None = None  # on the clock
         self._clock = clock or Clock()
         self._halt = asyncio.Event()
         self._not_before = 0.0
@@ -113,6 +114,7 @@ class Conduct:
                 return answer, self._clock.now() - began
 
     async def _attempt(self, request: Request) -> Answer:
+        self.in_flight += 1
         try:
             async with asyncio.timeout(self.manners.timeout):
                 return await self.teacher.ask(request)
@@ -120,6 +122,8 @@ class Conduct:
             raise TeacherFault(
                 FaultKind.TIMEOUT, f"no whole answer within {self.manners.timeout:g} s; raise `timeout`"
             ) from None
+        finally:
+            self.in_flight -= 1
 
     async def _admitted(self, request: Request) -> int:
         """Wait for the server's and the user's limits; return the tokens that were reserved."""

@@ -45,7 +45,7 @@ class Lane:
         self._generation = generation
         self._verification = verification
         self._on_failure = on_failure
-        self._in_flight = asyncio.Semaphore(member.config.concurrency)
+        self._places = asyncio.Semaphore(member.config.concurrency)
         self._late: dict[tuple[str, int, str], Verdict] = {}
 
     def plan(self) -> None:
@@ -92,7 +92,7 @@ class Lane:
         for sample in slot.samples:
             request = self._member.prompting.request(slot.problem, sample, slot.key)
             try:
-                async with self._in_flight:
+                async with self._places:
                     answer, latency = await self.conduct.ask(request)
             except TeacherFault as fault:
                 self.tally.fail(fault)

@@ -35,9 +35,7 @@ _BACKOFF_HEADERS = (("retry-after-ms", 1000.0), ("retry-after", 1.0))
 class OpenAITeacher:
     """One model of one server, through the async openai client with its own retries switched off."""
 
-    def __init__(
-        self, name: str, model: str, base_url: str, api_key_env: str | None, redact: Redactor
-    ) -> None:
+    def __init__(self, name: str, model: str, base_url: str, api_key_env: str | None, redact: Redactor) -> None:
         """Read the key and prepare the client; nothing is sent.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Teachers that write nothing new: rationales of a file that exists already, and the lab's scripts."""
+"""Rationales that exist already, in a file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from compact_distill.errors import ConfigError, DataError
-from compact_distill.lab.teachers import pool
+from compact_distill.errors import DataError
 from compact_distill.teachers.protocol import Answer, FaultKind, Request, TeacherFault
 
 
@@ -68,36 +67,3 @@ class FileTeacher:
         if (problem, sample) in self._offsets:
             raise ValueError(f"problem {problem!r}, sample {sample} stands twice; keep one of them")
         self._offsets[problem, sample] = offset
-
-
-class LabTeacher:
-    """One of the lab's scripted teachers."""
-
-    def __init__(self, name: str, script: str) -> None:
-        """Find the script by its name.
-
-        Raises:
-            ConfigError: the lab has no such script.
-        """
-        scripts = {s.name: s for s in pool()}
-        if script not in scripts:
-            known = ", ".join(scripts)
-            raise ConfigError(f"teacher {name}: model must be one of {known} with backend lab, got {script!r}")
-        self.name = name
-        self.model = f"lab/{script}"
-        self._script = scripts[script]
-
-    async def ask(self, request: Request) -> Answer:
-        """Write a rationale.
-
-        Raises:
-            TeacherFault: the problem is not one of the lab's.
-        """
-        try:
-            text = self._script.write(request.problem, request.sample)
-        except DataError as error:
-            raise TeacherFault(FaultKind.BAD_REQUEST, str(error)) from None
-        return Answer(text=text, finish_reason="stop", model=self.model)
-
-    async def close(self) -> None:
-        return None

@@ -74,7 +74,7 @@ class Verification:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verify")
 
     def start(self, row: Row) -> asyncio.Future[Verdict]:
-        """Begin to verify one row; the future's result is its verdict. It always ends: the verifier kills what hangs."""
+        """Begin to verify one row. The future's verdict always comes: the verifier kills what hangs."""
         loop = asyncio.get_running_loop()
         verdict = Verdict.UNPARSED if row.answer is None else compare_answers(row.answer, row.gold)
         if verdict is None:

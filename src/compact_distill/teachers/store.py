@@ -151,6 +151,11 @@ class Store:
                 os.ftruncate(self._file, size)
             raise RunError(f"{self.path}: a row could not be written: {error.strerror}; free space and run again")
 
+    @property
+    def unverified(self) -> int:
+        """Rows that had no verdict when it was opened."""
+        return sum(not packed >> 4 & 15 for packed in self._index.values())
+
     def rows(self) -> Iterator[Row]:
         """Yield every row, those written since it was opened included."""
         return read_rows(self.path)

@@ -46,7 +46,9 @@ class Tally:
     @property
     def repeats_itself(self) -> bool:
         """Whether the server gives the same text to every sample, whatever seed and temperature are."""
-        return self.further_samples >= _SAMPLES_TO_COMPARE and self.statuses[DrawStatus.DUPLICATE] == self.further_samples
+        return (
+            self.further_samples >= _SAMPLES_TO_COMPARE and self.statuses[DrawStatus.DUPLICATE] == self.further_samples
+        )
 
     @property
     def correct_share(self) -> float | None:
@@ -76,8 +78,8 @@ class Tally:
             found.append(f"{self.verdicts[Verdict.TIMED_OUT]} answers could not be verified in time")
         if self.repeats_itself:
             found.append(
-                "every further sample repeats an earlier one letter by letter: the server ignores seed and temperature; "
-                "let it sample (transformers serve: do_sample in generation_config), or set `samples: 1`"
+                "every further sample repeats an earlier one letter by letter: the server ignores seed and "
+                "temperature; let it sample (transformers serve: do_sample in generation_config), or set `samples: 1`"
             )
         if self.dead:
             found.append(f"not asked any more: {self.dead}")
