@@ -26,7 +26,7 @@ from pydantic import (
 from compact_distill.config_base import Strict
 from compact_distill.config_messages import key_path, messages
 from compact_distill.config_teachers import GenerationConfig, TeacherConfig
-from compact_distill.config_train import TRAIN_DEFAULTS, check_train
+from compact_distill.config_train import TRAIN_DEFAULTS, check_train, with_defaults
 from compact_distill.errors import ConfigError
 from compact_distill.strict_yaml import Document, parse
 
@@ -158,7 +158,7 @@ class RunConfig(Strict):
     @field_validator("train")
     @classmethod
     def _published_defaults(cls, train: dict[str, Any]) -> dict[str, Any]:
-        return {**TRAIN_DEFAULTS, **train}
+        return with_defaults(train)
 
     @model_validator(mode="after")
     def _has_sources(self) -> RunConfig:
@@ -207,11 +207,12 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     return config
 
 
-def config_from(data: Mapping[str, Any]) -> RunConfig:
+def config_from(data: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Check and complete a run's settings that are already in memory. Raises ConfigError with everything wrong."""
-    config, found = _validate(dict(data))
-    if config is None:
-        raise ConfigError([message for _, message in found])
+    merged, unset = _with_overrides(dict(data), overrides or {})
+    config, found = _validate(merged)
+    if config is None or unset:
+        raise ConfigError([message for _, message in found] + unset)
     return config
 
 

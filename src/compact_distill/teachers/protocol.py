@@ -21,7 +21,7 @@ class Decoding:
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
-    extra: Mapping[str, Any] = field(default=_NOTHING)
+    extra: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
