@@ -13,7 +13,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -66,8 +66,11 @@ class Stored(NamedTuple):
     digest: str
 
 
+_FIELDS = tuple(field.name for field in fields(Row))
 _STATUSES = tuple(DrawStatus)
 _VERDICTS: tuple[Verdict | None, ...] = (None, *Verdict)
+_STATUS_NUMBERS = {str(status): number for number, status in enumerate(_STATUSES)}
+_VERDICT_NUMBERS = {verdict and str(verdict): number for number, verdict in enumerate(_VERDICTS)}
 _TEXT = b', "text": '  # quotes inside a JSON string are escaped, so this cannot stand in an earlier field
 
 
@@ -200,11 +203,10 @@ class Store:
                     if not line.endswith(b"}\n") or b"\0" in line:
                         raise ValueError
                     cut = line.find(_TEXT)
-                    head = json.loads(line[:cut] + b"}" if cut > 0 else line)
-                    packed = _STATUSES.index(head["status"]) | _VERDICTS.index(head["verdict"]) << 4
-                    self._index[_key(head["id"], head["sample"], head["request"])] = (
-                        packed | int(head["digest"], 16) << 8
-                    )
+                    head = json.loads(line[:cut].decode() + "}" if cut > 0 else line)
+                    packed = _STATUS_NUMBERS[head["status"]] | _VERDICT_NUMBERS[head["verdict"]] << 4
+                    packed |= int(head["digest"], 16) << 8
+                    self._index[_key(head["id"], head["sample"], head["request"])] = packed
                 except (ValueError, KeyError, TypeError):
                     self.damaged.append(number)
 
@@ -216,15 +218,15 @@ def _key(problem_id: str, sample: int, request: str) -> int:
 
 
 def _dump(row: Row) -> bytes:
-    return json_line(asdict(row)).encode()
+    return json_line({name: getattr(row, name) for name in _FIELDS}).encode()
 
 
 def _parse(line: bytes) -> Row | None:
     try:
-        fields: dict[str, Any] = json.loads(line)
-        fields["status"] = DrawStatus(fields["status"])
-        fields["verdict"] = None if fields["verdict"] is None else Verdict(fields["verdict"])
-        return Row(**fields)
+        values: dict[str, Any] = json.loads(line)
+        values["status"] = DrawStatus(values["status"])
+        values["verdict"] = None if values["verdict"] is None else Verdict(values["verdict"])
+        return Row(**values)
     except (ValueError, KeyError, TypeError):
         return None
 
