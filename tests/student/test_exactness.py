@@ -491,4 +491,4 @@ def test_autocast_costs_no_more_precision_than_branch_by_branch(lora: bool) -> N
             rough = packages(model, PROBLEMS, settings, budget)
         assert {row.dtype for rows in (*rough.scores.values(), rough.weights) for row in rows} == {torch.float32}
         for name, error in errors(rough).items():
-            assert error <= 1.5 * allowed[name] + 2e-3, name
+            assert error <= 3 * allowed[name] + 2e-3, name
