@@ -23,10 +23,11 @@ from pathlib import Path
 
 from compact_distill.config_teachers import GenerationConfig, TeacherConfig
 from compact_distill.records import Problem, Verdict
-from compact_distill.teachers.pool import estimates, generate
+from compact_distill.teachers.plan import estimate
+from compact_distill.teachers.pool import generate
 from compact_distill.teachers.prompt import Prompting
-from compact_distill.teachers.protocol import Decoding
-from compact_distill.teachers.store import DrawStatus, Row, Store, file_name, read_rows
+from compact_distill.teachers.rows import DrawStatus, Row
+from compact_distill.teachers.store import Store, StoreReader
 
 HERE = Path(__file__).parent
 
@@ -71,7 +72,7 @@ def rate(folder: Path) -> dict[str, float]:
             began = time.perf_counter()
             outcome = generate([teacher(port, 64)], GenerationConfig(), Problems(count), here / "store")
             whole = time.perf_counter() - began
-        rows = list(read_rows(here / "store" / file_name("stub")))
+        rows = list(StoreReader(here / "store", "stub").rows())
         assert len(rows) == count
         assert all(row.verdict is Verdict.CORRECT for row in rows)
         busy = time.monotonic() - outcome.tallies[0].began - (time.perf_counter() - began - whole)
@@ -103,7 +104,7 @@ def kill(folder: Path, times: int = 20, count: int = 2000) -> dict[str, float]:
                 command[-1] = str(count)
             killed_at = time.time()
             kills += 1
-            stored = {row.id for row in read_rows(store / file_name("stub"))}
+            stored = {row.id for row in StoreReader(store, "stub").rows()}
             answered = (line.split("\t") for line in log.read_text().splitlines())
             lost_late += sum(
                 float(at) < killed_at - 1 and f"p{question.rpartition(' ')[2]}" not in stored
@@ -111,10 +112,8 @@ def kill(folder: Path, times: int = 20, count: int = 2000) -> dict[str, float]:
                 if "problem" in question
             )
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        asked = Counter(
-            line.split("\t")[0] for line in log.read_text().splitlines() if "problem" in line
-        )
-    rows = Counter((row.id, row.sample) for row in read_rows(store / file_name("stub")))
+        asked = Counter(line.split("\t")[0] for line in log.read_text().splitlines() if "problem" in line)
+    rows = Counter((row.id, row.sample) for row in StoreReader(store, "stub").rows())
     repeated = sum(n - 1 for n in asked.values())
     return {
         "kills": kills,
@@ -145,7 +144,7 @@ def memory(folder: Path) -> dict[str, float]:
 def resume(folder: Path, count: int = 400_000) -> dict[str, float]:
     """Seconds until a store of 400,000 rows is open, and until what is missing is known."""
     config = teacher(1, 1)
-    prompting = Prompting("stub", config.system, config.prompt, Decoding(0.7, 0.95, 2048), 0)
+    prompting = Prompting(config)
     reasoning = "We add the two numbers, step by step, and look at what comes out.\n" * 20
     with Store(folder, "stub") as store:
         for problem in Problems(count):
@@ -162,7 +161,7 @@ def resume(folder: Path, count: int = 400_000) -> dict[str, float]:
         opened = time.perf_counter() - began
         assert len(store) == count
     began = time.perf_counter()
-    (left,) = estimates([config], GenerationConfig(), Problems(count), folder)
+    left = estimate(config, Problems(count), StoreReader(folder, "stub"), GenerationConfig())
     planned = time.perf_counter() - began
     assert left.requests == 0, left
     return {"rows": count, "MB": size / 1e6, "seconds to open": opened, "seconds to open and plan": planned}

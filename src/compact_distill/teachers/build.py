@@ -9,7 +9,7 @@ from compact_distill.config_teachers import GenerationConfig, TeacherConfig
 from compact_distill.errors import ConfigError, InputError
 from compact_distill.teachers.conduct import Manners
 from compact_distill.teachers.prompt import Prompting
-from compact_distill.teachers.protocol import Decoding, Teacher
+from compact_distill.teachers.protocol import Teacher
 from compact_distill.teachers.secrets import Redactor
 
 
@@ -38,9 +38,7 @@ def build(teachers: Sequence[TeacherConfig], generation: GenerationConfig) -> li
         except InputError as error:
             wrong += [p if config.name in p else f"teacher {config.name}: {p}" for p in error.problems]
         else:
-            members.append(
-                Member(config, teacher, prompting(config, teacher.model), manners(config, generation), redact)
-            )
+            members.append(Member(config, teacher, Prompting(config), manners(config, generation), redact))
     if wrong:
         raise ConfigError(wrong)
     return members
@@ -76,12 +74,6 @@ def backend(config: TeacherConfig, redact: Redactor, on_ray: bool = True) -> Tea
 
     assert config.model is not None
     return LabTeacher(config.name, config.model)
-
-
-def prompting(config: TeacherConfig, model: str) -> Prompting:
-    """How this teacher is asked; `model` is the teacher's own name for what writes."""
-    decoding = Decoding(config.temperature, config.top_p, config.max_tokens, config.extra)
-    return Prompting(model, config.system, config.prompt, decoding, config.seed)
 
 
 def manners(config: TeacherConfig, generation: GenerationConfig) -> Manners:

@@ -21,7 +21,6 @@ class LabTeacher:
             known = ", ".join(scripts)
             raise ConfigError(f"teacher {name}: model must be one of {known} with backend lab, got {script!r}")
         self.name = name
-        self.model = f"lab/{script}"
         self._script = scripts[script]
 
     async def ask(self, request: Request) -> Answer:
@@ -34,7 +33,7 @@ class LabTeacher:
             text = self._script.write(request.problem, request.sample)
         except DataError as error:
             raise TeacherFault(FaultKind.BAD_REQUEST, str(error)) from None
-        return Answer(text=text, finish_reason="stop", model=self.model)
+        return Answer(text=text, finish_reason="stop", model=self._script.name)
 
     async def close(self) -> None:
         return None

@@ -13,8 +13,9 @@ from compact_distill.teachers.build import Member
 from compact_distill.teachers.conduct import Conduct, Halted
 from compact_distill.teachers.plan import UNTIL_CORRECT, Slot, accepted, open_slots
 from compact_distill.teachers.protocol import Request, TeacherFault
+from compact_distill.teachers.rows import Row
 from compact_distill.teachers.settle import Verification, to_row
-from compact_distill.teachers.store import Row, Store
+from compact_distill.teachers.store import Store
 from compact_distill.teachers.tally import Tally
 
 _VERDICT_SECONDS = 0.5
@@ -50,7 +51,7 @@ class Lane:
 
     def plan(self) -> None:
         """Count what is open; `run` then streams the same slots."""
-        for slot in open_slots(self._member, self._problems, self.store, self._generation):
+        for slot in self._slots():
             if slot is None:
                 self.tally.stored += 1
             else:
@@ -63,7 +64,7 @@ class Lane:
             RunError: the store cannot be written.
         """
         self.tally.began = time.monotonic()
-        slots = open_slots(self._member, self._problems, self.store, self._generation)
+        slots = self._slots()
         # Twice as many workers as requests in flight: an answer that is being verified holds no place.
         async with asyncio.TaskGroup() as group:
             for number in range(2 * self._member.config.concurrency):
@@ -71,6 +72,9 @@ class Lane:
         if self._late:
             await asyncio.to_thread(self.store.rewrite, self._with_late_verdicts())
         self.tally.dead = self.conduct.dead
+
+    def _slots(self) -> Iterator[Slot | None]:
+        return open_slots(self._member.config, self._member.prompting, self._problems, self.store, self._generation)
 
     async def _work(self, slots: Iterator[Slot | None], delay: float) -> None:
         await asyncio.sleep(delay)

@@ -46,7 +46,7 @@ class OpenAITeacher:
         except ImportError:
             raise ConfigError("backend openai needs the openai package; pip install openai") from None
         self.name = name
-        self.model = model
+        self._model = model
         self._openai = openai
         self._where = {"key": api_key_env or "api_key_env (none is named)", "model": model, "url": base_url}
         self._redact = redact
@@ -83,7 +83,7 @@ class OpenAITeacher:
         decoding = request.decoding
         messages = [{"role": "system", "content": request.system}] if request.system else []
         body: dict[str, Any] = {
-            "model": self.model,
+            "model": self._model,
             "messages": [*messages, {"role": "user", "content": request.prompt}],
             "seed": request.seed,
             "temperature": decoding.temperature,

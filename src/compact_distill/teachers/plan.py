@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from compact_distill.config_teachers import GenerationConfig, TeacherConfig
 from compact_distill.records import Problem, Verdict
-from compact_distill.teachers.build import Member
 from compact_distill.teachers.conduct import estimate_tokens
+from compact_distill.teachers.prompt import Prompting
+from compact_distill.teachers.rows import DrawStatus
 from compact_distill.teachers.settle import cost
-from compact_distill.teachers.store import DrawStatus, Store
+from compact_distill.teachers.store import StoreReader
 
 UNTIL_CORRECT = "until_correct"
 
@@ -40,15 +41,19 @@ def accepted(status: DrawStatus, verdict: Verdict | None, generation: Generation
 
 
 def open_slots(
-    member: Member, problems: Iterable[Problem], store: Store, generation: GenerationConfig
+    config: TeacherConfig,
+    prompting: Prompting,
+    problems: Iterable[Problem],
+    store: StoreReader,
+    generation: GenerationConfig,
 ) -> Iterator[Slot | None]:
     """Yield each slot in the problems' order; None for one that needs nothing more."""
     for problem in problems:
-        key = member.prompting.key(problem)
+        key = prompting.key(problem)
         others: set[str] = set()
-        for number in range(member.config.samples):
+        for number in range(config.samples):
             missing, filled = [], False
-            for sample in draws(number, member.config, generation):
+            for sample in draws(number, config, generation):
                 stored = store.seen(problem.id, sample, key)
                 if stored is None:
                     missing.append(sample)
@@ -72,14 +77,16 @@ class Estimate:
     most_cost: float | None
 
 
-def estimate(member: Member, problems: Iterable[Problem], store: Store, generation: GenerationConfig) -> Estimate:
-    """Count what is missing, without sending anything."""
-    config = member.config
+def estimate(
+    config: TeacherConfig, problems: Iterable[Problem], store: StoreReader, generation: GenerationConfig
+) -> Estimate:
+    """Count what is missing. Nothing is sent, and no key is needed."""
+    prompting = Prompting(config)
     slots = requests = most = prompt_tokens = most_prompt_tokens = 0
-    for slot in open_slots(member, problems, store, generation):
+    for slot in open_slots(config, prompting, problems, store, generation):
         slots += 1
         if slot is not None:
-            tokens = estimate_tokens((config.system or "") + member.prompting.prompt(slot.problem))
+            tokens = estimate_tokens((config.system or "") + prompting.prompt(slot.problem))
             requests += 1
             most += len(slot.samples)
             prompt_tokens += tokens

@@ -18,7 +18,6 @@ from compact_distill.teachers.build import Member, build
 from compact_distill.teachers.conduct import Conduct, Halted
 from compact_distill.teachers.display import show
 from compact_distill.teachers.lane import Lane, preflight_request
-from compact_distill.teachers.plan import Estimate, estimate
 from compact_distill.teachers.protocol import FINAL, FaultKind, TeacherFault
 from compact_distill.teachers.settle import Verification
 from compact_distill.teachers.store import Store
@@ -68,22 +67,6 @@ def generate(
     if outcome.stopped_by is None:
         _check_errors(outcome.tallies, generation.max_errors)
     return outcome
-
-
-def estimates(
-    teachers: Sequence[TeacherConfig], generation: GenerationConfig, problems: Iterable[Problem], folder: Path
-) -> list[Estimate]:
-    """Count what `generate` would ask; nothing is sent.
-
-    Raises:
-        InputError: a teacher cannot be made.
-        RunError: a store is locked.
-    """
-    counts = []
-    for member in build(teachers, generation):
-        with Store(folder, member.config.name) as store:
-            counts.append(estimate(member, problems, store, generation))
-    return counts
 
 
 async def _run(

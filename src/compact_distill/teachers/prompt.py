@@ -5,26 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 
+from compact_distill.config_teachers import TeacherConfig
 from compact_distill.records import Problem
+from compact_distill.teachers.identity import model_identity
 from compact_distill.teachers.protocol import Decoding, Request
 
 
 class Prompting:
-    """Turns problems into one teacher's requests. `template` holds {question} exactly once."""
+    """Turns problems into one teacher's requests."""
 
-    def __init__(self, model: str, system: str | None, template: str, decoding: Decoding, seed: int) -> None:
-        self.system = system
-        self.decoding = decoding
-        self.seed = seed
-        self._before, self._after = template.split("{question}")
+    def __init__(self, config: TeacherConfig) -> None:
+        """Read what the teacher is to be asked; nothing but its configuration and its model's files is looked at.
+
+        Raises:
+            ConfigError: the file of existing rationales cannot be read.
+        """
+        self._system = config.system
+        self._decoding = Decoding(config.temperature, config.top_p, config.max_tokens, config.extra)
+        self._seed = config.seed
+        self._before, self._after = config.prompt.split("{question}")
         settings = {
-            "model": model,
-            "system": system,
-            "temperature": decoding.temperature,
-            "top_p": decoding.top_p,
-            "max_tokens": decoding.max_tokens,
-            "extra": dict(decoding.extra),
-            "seed": seed,
+            "model": model_identity(config),
+            "system": config.system,
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "max_tokens": config.max_tokens,
+            "extra": config.extra,
+            "seed": config.seed,
         }
         self._hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + b"\n")
 
@@ -40,13 +47,13 @@ class Prompting:
 
     def request(self, problem: Problem, sample: int, key: str) -> Request:
         """The request for one sample; each has its own seed, the same in every run."""
-        digest = hashlib.sha256(f"{self.seed}/{problem.id}/{sample}".encode()).digest()
+        digest = hashlib.sha256(f"{self._seed}/{problem.id}/{sample}".encode()).digest()
         return Request(
             problem=problem,
             sample=sample,
-            system=self.system,
+            system=self._system,
             prompt=self.prompt(problem),
-            decoding=self.decoding,
+            decoding=self._decoding,
             seed=int.from_bytes(digest[:4], "big") & 0x7FFFFFFF,
             key=key,
         )

@@ -96,11 +96,6 @@ class Teacher(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def model(self) -> str:
-        """What identifies the model in a request's hash: a changed model is asked again."""
-        ...
-
     async def ask(self, request: Request) -> Answer:
         """Answer one request; many may be in flight at once.
 

@@ -13,7 +13,7 @@ from compact_distill.config_teachers import PricesConfig
 from compact_distill.records import Verdict
 from compact_distill.teachers import reasoning
 from compact_distill.teachers.protocol import Answer, Request
-from compact_distill.teachers.store import DrawStatus, Row, digest
+from compact_distill.teachers.rows import DrawStatus, Row, digest
 
 Redact = Callable[[str], str]
 

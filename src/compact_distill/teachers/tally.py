@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from compact_distill.records import Verdict
 from compact_distill.teachers.protocol import FaultKind, TeacherFault
-from compact_distill.teachers.store import DrawStatus, Row
+from compact_distill.teachers.rows import DrawStatus, Row
 
 _SAMPLES_TO_COMPARE = 5
 

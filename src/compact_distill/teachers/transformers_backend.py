@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact_distill.errors import ConfigError
@@ -15,8 +13,6 @@ from compact_distill.teachers.protocol import Answer, Decoding, FaultKind, Reque
 if TYPE_CHECKING:
     import torch
 
-_WHOLE_FILE = 1 << 24
-"""Bytes up to which a model's file is hashed whole; of larger ones the size and both ends are."""
 _DEFAULT_MAX_TOKENS = 2048
 
 
@@ -33,7 +29,6 @@ class TransformersTeacher:
     def __init__(self, name: str, folder: str, batch_size: int, device: str) -> None:
         """Name the model; it is loaded when the first request comes."""
         self.name = name
-        self.model = fingerprint(folder)
         self._folder = folder
         self._batch_size = batch_size
         self._device = device
@@ -208,22 +203,3 @@ def _device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def fingerprint(folder: str) -> str:
-    """Return the model's name and, for a folder, a hash of what is in it: retrained weights are another model."""
-    path = Path(folder)
-    if not path.is_dir():
-        return folder
-    state = hashlib.sha256()
-    for file in sorted(p for p in path.iterdir() if p.is_file()):
-        size = file.stat().st_size
-        state.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if size <= _WHOLE_FILE:
-                state.update(stream.read())
-            else:
-                state.update(stream.read(1 << 20))
-                stream.seek(size - (1 << 20))
-                state.update(stream.read())
-    return f"{path.name}@{state.hexdigest()[:16]}"

@@ -7,7 +7,8 @@ from dataclasses import replace
 from itertools import islice
 
 from compact_distill.answers import Verifier, extract_answer
-from compact_distill.teachers.store import DrawStatus, Row, Store
+from compact_distill.teachers.rows import DrawStatus, Row
+from compact_distill.teachers.store import Store
 
 _TOGETHER = 256
 
