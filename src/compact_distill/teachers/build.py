@@ -34,7 +34,7 @@ def build(teachers: Sequence[TeacherConfig], generation: GenerationConfig) -> li
     members, wrong = [], []
     for config in teachers:
         try:
-            teacher = backend(config, redact)
+            teacher = _teacher(config, redact)
         except InputError as error:
             wrong += [p if config.name in p else f"teacher {config.name}: {p}" for p in error.problems]
         else:
@@ -44,36 +44,35 @@ def build(teachers: Sequence[TeacherConfig], generation: GenerationConfig) -> li
     return members
 
 
-def backend(config: TeacherConfig, redact: Redactor, on_ray: bool = True) -> Teacher:
-    """Make the teacher itself; with `on_ray` false a cluster's actor makes its own copy.
+def local_teacher(config: TeacherConfig, redact: Redactor) -> Teacher:
+    """Make the teacher in this process, whatever `ray:` says.
 
     Raises:
         InputError: the teacher cannot be made.
     """
-    if on_ray and config.ray is not None:
-        from compact_distill.teachers.ray_backend import RayTeacher
-
-        return RayTeacher(config)
     if config.backend == "openai":
         from compact_distill.teachers.openai_backend import OpenAITeacher
 
-        assert config.model is not None
-        assert config.base_url is not None
-        return OpenAITeacher(config.name, config.model, config.base_url, config.api_key_env, redact)
+        return OpenAITeacher(config.name, str(config.model), str(config.base_url), config.api_key_env, redact)
     if config.backend == "transformers":
         from compact_distill.teachers.transformers_backend import TransformersTeacher
 
-        assert config.model is not None
-        return TransformersTeacher(config.name, config.model, config.batch_size, config.device)
+        return TransformersTeacher(config.name, str(config.model), config.batch_size, config.device)
     if config.backend == "jsonl":
         from compact_distill.teachers.recorded import FileTeacher
 
-        assert config.path is not None
-        return FileTeacher(config.name, config.path)
+        return FileTeacher(config.name, str(config.path))
     from compact_distill.teachers.lab_backend import LabTeacher
 
-    assert config.model is not None
-    return LabTeacher(config.name, config.model)
+    return LabTeacher(config.name, str(config.model))
+
+
+def _teacher(config: TeacherConfig, redact: Redactor) -> Teacher:
+    if config.ray is None:
+        return local_teacher(config, redact)
+    from compact_distill.teachers.ray_backend import RayTeacher
+
+    return RayTeacher(config, config.ray)
 
 
 def manners(config: TeacherConfig, generation: GenerationConfig) -> Manners:

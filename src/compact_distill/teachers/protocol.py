@@ -66,16 +66,15 @@ class FaultKind(StrEnum):
     UNAUTHORISED = "unauthorised"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
+    UNUSABLE = "unusable"  # no such model, no key on that machine
     ABSENT = "absent"  # a file of existing rationales does not hold this one
 
 
-FINAL = frozenset(
-    {FaultKind.BAD_REQUEST, FaultKind.UNAUTHORISED, FaultKind.FORBIDDEN, FaultKind.NOT_FOUND, FaultKind.ABSENT}
-)
-"""Asking again would bring the same fault."""
-
-FATAL = frozenset({FaultKind.UNAUTHORISED, FaultKind.NOT_FOUND})
+FATAL = frozenset({FaultKind.UNAUTHORISED, FaultKind.NOT_FOUND, FaultKind.UNUSABLE})
 """Every other request to this teacher would bring the same fault: a wrong key, model or address."""
+
+FINAL = FATAL | {FaultKind.BAD_REQUEST, FaultKind.FORBIDDEN, FaultKind.ABSENT}
+"""Asking again would bring the same fault."""
 
 
 class TeacherFault(CompactError):

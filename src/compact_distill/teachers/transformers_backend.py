@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compact_distill.errors import ConfigError
 from compact_distill.teachers.protocol import Answer, Decoding, FaultKind, Request, TeacherFault
 
 if TYPE_CHECKING:
@@ -42,8 +41,7 @@ class TransformersTeacher:
         """Queue one request and wait for its batch.
 
         Raises:
-            TeacherFault: the prompt does not fit, or the device has no memory for the batch.
-            ConfigError: the folder holds no usable model.
+            TeacherFault: no usable model, a prompt that does not fit, or no memory for the batch.
         """
         loop = asyncio.get_running_loop()
         tokens = await loop.run_in_executor(self._thread, self._tokenise, request)
@@ -98,14 +96,14 @@ class TransformersTeacher:
                 )
             except (OSError, ValueError, KeyError) as error:
                 reason = " ".join(str(error).split())[:300]
-                raise ConfigError(
-                    f"teacher {self.name}: model must be a folder or hub name of a transformers causal language model "
-                    f"in safetensors, got {self._folder!r}: {reason}; check the name"
+                raise TeacherFault(
+                    FaultKind.UNUSABLE,
+                    "model must be a folder or hub name of a transformers causal language model in safetensors, "
+                    f"got {self._folder!r}: {reason}; check the name",
                 ) from None
             if tokenizer.eos_token_id is None:
-                raise ConfigError(
-                    f"teacher {self.name}: the tokenizer in {self._folder} must have an eos token; set one"
-                )
+                message = f"the tokenizer in {self._folder} must have an eos token, or nothing ends; set one"
+                raise TeacherFault(FaultKind.UNUSABLE, message)
             self._loaded = model.eval().to(_device(self._device)), tokenizer
         return self._loaded
 
