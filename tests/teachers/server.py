@@ -34,7 +34,9 @@ def says(text: str | None, **message: Any) -> Reply:
         "id": "chat-1",
         "object": "chat.completion",
         "model": "served-model",
-        "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}],
+        "choices": [
+            {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
+        ],
         "usage": {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19},
     }
     return Reply(body=json.dumps(body).encode(), delay=delay)

@@ -119,7 +119,8 @@ class OpenAITeacher:
     def _status_fault(self, error: Any) -> TeacherFault:
         status = int(error.status_code)
         kind = _KINDS.get(status, FaultKind.SERVER if status >= 500 else FaultKind.BAD_REQUEST)
-        return self._fault(kind, f"HTTP {status}: {error.message}", retry_after(error.response.headers))
+        reason = str(error.message).removeprefix(f"Error code: {status} - ")
+        return self._fault(kind, f"HTTP {status}: {reason}", retry_after(error.response.headers))
 
     def _fault(self, kind: FaultKind, message: str, wait: float | None = None) -> TeacherFault:
         # The key is cut out before the message is: half a key is a key.

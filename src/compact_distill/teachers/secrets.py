@@ -36,33 +36,31 @@ class Redactor:
     """Replaces keys, whole or in part, by the name of their variable."""
 
     def __init__(self, variables: Iterable[str | None]) -> None:
-        self._keys: list[tuple[str, str]] = []
+        self._keys: list[tuple[tuple[str, ...], str]] = []
         for variable in variables:
             key = os.environ.get(variable, "").strip() if variable else ""
             if len(key) >= _SECRET_LENGTH:
-                forms = {key, quote(key, safe="")}
-                self._keys += [(form, f"[{variable}]") for form in sorted(forms, key=len, reverse=True)]
+                self._keys.append((tuple({key, quote(key, safe="")}), f"[{variable}]"))
 
     def __call__(self, text: str) -> str:
         """Return the text without any key in it."""
-        for key, name in self._keys:
-            if key in text:
-                text = text.replace(key, name)
+        for forms, name in self._keys:
             # Every run of _ECHO characters holds one of these blocks whole, so most texts need no closer look.
-            if any(key[i : i + _BLOCK] in text for i in range(0, len(key) - _BLOCK + 1, _BLOCK)):
-                text = _without_parts(text, key, name)
+            if any(form[i : i + _BLOCK] in text for form in forms for i in range(0, len(form) - _BLOCK + 1, _BLOCK)):
+                text = _without_parts(text, forms, name)
         return text
 
 
-def _without_parts(text: str, key: str, name: str) -> str:
+def _without_parts(text: str, forms: tuple[str, ...], name: str) -> str:
     """Cut out every stretch of the text that is also a stretch of the key, from _ECHO characters on."""
+    shortest = min(_ECHO, *map(len, forms))
     kept: list[str] = []
     at = 0
     while at < len(text):
-        length = _ECHO
-        while text[at : at + length] in key and at + length <= len(text):
+        length = shortest
+        while at + length <= len(text) and any(text[at : at + length] in form for form in forms):
             length += 1
-        if length > _ECHO:
+        if length > shortest:
             kept.append(name)
             at += length - 1
         else:
