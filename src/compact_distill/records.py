@@ -16,10 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Verdict(StrEnum):
@@ -54,7 +52,7 @@ class Rationale:
     answer: str | None = None
     sample: int = 0
     verdict: Verdict | None = None
-    extra: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class Problem:
     id: str
     question: str
     answer: str
-    extra: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ class Instance:
     question: str
     answer: str
     rationales: tuple[Rationale, ...]
-    extra: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -97,4 +95,4 @@ class ScoreRow:
     difficulty: tuple[float | None, ...]
     weights: tuple[float, ...]
     statuses: tuple[RationaleStatus, ...]
-    extra_scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=lambda: _NOTHING)
+    extra_scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
