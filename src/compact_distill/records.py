@@ -7,7 +7,7 @@ Shape suffixes used across the package:
     T  tokens                          H  attention heads
     N  rows, of whatever the text says D  width of the student's hidden state
 
-`weights_BK` is a [B, K] tensor; a missing teacher has weight 0 and NaN scores. Log-probabilities are in nats,
+`weights_BK` is a [B, K] tensor; a missing teacher has weight 0 and no scores. Log-probabilities are in nats,
 losses in nats per token, durations in seconds, positions in tokens from the start of the prompt.
 """
 
@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
-
 
 
 class Verdict(StrEnum):
