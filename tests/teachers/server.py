@@ -30,13 +30,12 @@ def says(text: str | None, **message: Any) -> Reply:
     """A whole answer with this text."""
     finish = message.pop("finish_reason", "stop")
     delay = message.pop("delay", 0.0)
+    said = {"role": "assistant", "content": text, **message}
     body = {
         "id": "chat-1",
         "object": "chat.completion",
         "model": "served-model",
-        "choices": [
-            {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
-        ],
+        "choices": [{"index": 0, "finish_reason": finish, "message": said}],
         "usage": {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19},
     }
     return Reply(body=json.dumps(body).encode(), delay=delay)

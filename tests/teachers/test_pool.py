@@ -221,6 +221,13 @@ def test_too_many_errors_fail_the_run_loudly_and_keep_what_came(ask, problems, s
     assert len(stored()) == 8
 
 
+def test_one_row_that_always_fails_does_not_fail_the_rerun_that_asks_for_nothing_else(ask, problems, stored):
+    with Server(lambda b, n: fails(400) if "p3?" in str(b) else right(b, n)) as server:
+        ask(teacher(server.url), problems(20), max_errors=0.1)
+        ask(teacher(server.url), problems(20), max_errors=0.1)
+        assert questions(server)[20:] == [problems(20)[3].question]
+
+
 def test_a_hopeless_run_ends_early(ask, problems, quick):
     with Server(lambda body, n: fails(500) if n else says("ready")) as server, pytest.raises(RunError):
         ask(teacher(server.url, concurrency=1), problems(1000), max_errors=0.02, max_retries=0, patience=1e6)

@@ -87,7 +87,8 @@ def test_a_damaged_line_is_reported_and_spoils_no_other(tmp_path, row, damage):
 
 
 def test_a_second_process_cannot_write_the_same_store(tmp_path):
-    code = f"from pathlib import Path; from compact_distill.teachers.store import Store; Store(Path({str(tmp_path)!r}), 't')"
+    imports = "from pathlib import Path; from compact_distill.teachers.store import Store"
+    code = f"{imports}; Store(Path({str(tmp_path)!r}), 't')"
     with Store(tmp_path, "t"):
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "RunError" in second.stderr
@@ -116,7 +117,8 @@ from compact_distill.teachers.rows import DrawStatus, Row
 from compact_distill.teachers.store import Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-row = Row("p", "t", 0, "0", DrawStatus.OK, None, "0" * 12, "x" * 300, "", None, "4", None, None, None, 0.0, None, None, "")
+counts = (None, None, None, 0.0, None, None)
+row = Row("p", "t", 0, "0", DrawStatus.OK, None, "0" * 12, "x" * 300, "", None, "4", *counts, "")
 store = Store(Path({str(tmp_path)!r}), "t")
 store.append(row)
 try:

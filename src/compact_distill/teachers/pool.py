@@ -81,8 +81,8 @@ async def _run(
 
     def check_hope() -> None:
         failed = sum(lane.tally.unanswered for lane in lanes)
-        planned = sum(lane.tally.planned for lane in lanes)
-        if failed >= _EARLY and failed > generation.max_errors * planned:
+        wanted = sum(lane.tally.wanted for lane in lanes)
+        if failed >= _EARLY and failed > generation.max_errors * wanted:
             for lane in lanes:
                 lane.conduct.halt()
 
@@ -184,12 +184,12 @@ def _halt_on_signal(lanes: Sequence[Lane]) -> Iterator[list[signal.Signals]]:
 
 
 def _check_errors(tallies: Sequence[Tally], max_errors: float) -> None:
-    planned = sum(t.planned for t in tallies)
+    wanted = sum(t.wanted for t in tallies)
     missing = sum(t.unanswered for t in tallies)
-    if planned and missing / planned > max_errors:
-        lines = [f"{t.teacher} {t.unanswered} of {t.planned}" for t in tallies if t.unanswered]
+    if wanted and missing / wanted > max_errors:
+        lines = [f"{t.teacher} {t.unanswered} of {t.wanted}" for t in tallies if t.unanswered]
         raise RunError(
-            f"{missing} of {planned} rationales got no answer, more than max_errors ({max_errors:g}) allows: "
+            f"{missing} of {wanted} rationales got no answer, more than max_errors ({max_errors:g}) allows: "
             f"{', '.join(lines)}; mend what is said above and run again (only these are asked), "
             f"or go on without them with a higher --max-errors"
         )

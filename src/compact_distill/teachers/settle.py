@@ -92,10 +92,10 @@ def _status(answer: Answer, thought: str, said: str, found: str | None, repeated
         return DrawStatus.REFUSED
     if not thought and not said:
         return DrawStatus.EMPTY
-    if answer.finish_reason == "length":
-        return DrawStatus.TRUNCATED
     if repeated:
         return DrawStatus.DUPLICATE
+    if answer.finish_reason == "length":
+        return DrawStatus.TRUNCATED
     return DrawStatus.UNPARSED if found is None else DrawStatus.OK
 
 

@@ -33,6 +33,11 @@ class Tally:
     began: float = field(default_factory=time.monotonic)
 
     @property
+    def wanted(self) -> int:
+        """Slots in all; what earlier runs filled counts, or one row that always fails would fail every rerun."""
+        return self.stored + self.planned
+
+    @property
     def answers(self) -> int:
         return self.statuses.total()
 
