@@ -75,7 +75,7 @@ def rate(folder: Path) -> dict[str, float]:
         rows = list(StoreReader(here / "store", "stub").rows())
         assert len(rows) == count
         assert all(row.verdict is Verdict.CORRECT for row in rows)
-        busy = time.monotonic() - outcome.tallies[0].began - (time.perf_counter() - began - whole)
+        busy = time.monotonic() - outcome[0].began - (time.perf_counter() - began - whole)
         results[f"{name}: requests a second"] = count / whole
         if seconds:
             rounds = -(-count // 64)

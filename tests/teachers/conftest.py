@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ import pytest
 
 from compact_distill.config_teachers import GenerationConfig, TeacherConfig
 from compact_distill.records import Problem, Verdict
-from compact_distill.teachers.pool import Outcome, generate
+from compact_distill.teachers.pool import generate
 from compact_distill.teachers.rows import DrawStatus, Row, digest
 from compact_distill.teachers.store import StoreReader
+from compact_distill.teachers.tally import Tally
 
 
 @pytest.fixture
@@ -53,10 +54,12 @@ def problems() -> Callable[[int], list[Problem]]:
 
 
 @pytest.fixture
-def ask(tmp_path: Path) -> Callable[..., Outcome]:
+def ask(tmp_path: Path) -> Callable[..., tuple[Tally, ...]]:
     """Run the pool on the stores in tmp_path/"stores"; no waiting between retries worth the name."""
 
-    def run(teachers: TeacherConfig | list[TeacherConfig], asked: list[Problem], **generation: Any) -> Outcome:
+    def run(
+        teachers: TeacherConfig | list[TeacherConfig], asked: list[Problem], **generation: Any
+    ) -> tuple[Tally, ...]:
         settings = GenerationConfig(**{"max_retries": 1, "patience": 0.0, **generation})
         listed = teachers if isinstance(teachers, list) else [teachers]
         return generate(listed, settings, asked, tmp_path / "stores")

@@ -50,7 +50,7 @@ def test_every_problem_gets_a_row_with_everything_the_server_said(ask, problems,
         assert row.finish_reason == "stop"
         assert 0 < row.latency < 30
         assert row.time.startswith("20")
-    (tally,) = outcome.tallies
+    (tally,) = outcome
     assert (tally.planned, tally.filled, tally.stored) == (20, 20, 0)
     assert (tally.prompt_tokens, tally.completion_tokens) == (240, 140)
     assert tally.cost == pytest.approx(20 * 82 / 1e6)
@@ -63,7 +63,7 @@ def test_a_second_run_asks_nothing_and_a_longer_one_only_the_rest(ask, problems,
         count = len(server.seen)
         outcome = ask(teacher(server.url), problems(10))
         assert len(server.seen) == count
-        assert outcome.tallies[0].stored == 10
+        assert outcome[0].stored == 10
         ask(teacher(server.url), problems(15))
         assert Counter(questions(server)) == Counter(p.question for p in problems(15))
     assert len(stored()) == 15
@@ -133,7 +133,7 @@ def test_each_kind_of_answer_has_its_status_and_is_asked_once(ask, problems, sto
     assert {i: (row.status, row.verdict) for i, row in found.items()} == {i: a[1:] for i, a in answers.items()}
     assert (found["p6"].reasoning, found["p6"].text) == ("two and two", "The answer is 4.")
     assert found["p8"].reasoning == "two and two"
-    assert outcome.tallies[0].statuses == Counter(a[1] for a in answers.values())
+    assert outcome[0].statuses == Counter(a[1] for a in answers.values())
 
 
 def test_the_summary_counts_every_status_that_is_not_ok(ask, problems, capsys):
@@ -171,7 +171,7 @@ def test_a_passing_fault_costs_a_retry_and_no_row(ask, problems, stored, quick, 
         outcome = ask(teacher(server.url), problems(10), patience=60)
         assert Counter(questions(server)) == {p.question: 2 for p in problems(10)}
     assert len(stored()) == 10
-    assert outcome.tallies[0].unanswered == 0
+    assert outcome[0].unanswered == 0
 
 
 @pytest.mark.parametrize("status", [400, 403, 422])
@@ -183,7 +183,7 @@ def test_a_request_that_cannot_succeed_is_sent_once(ask, problems, stored, statu
         outcome = ask(teacher(server.url), problems(30))
         assert Counter(questions(server)) == {p.question: 1 for p in problems(30)}
     assert len(stored()) == 29
-    assert outcome.tallies[0].failed.total() == 1
+    assert outcome[0].failed.total() == 1
 
 
 def test_a_slow_stream_ends_at_the_time_limit(ask, problems, stored, quick):
@@ -192,7 +192,7 @@ def test_a_slow_stream_ends_at_the_time_limit(ask, problems, stored, quick):
 
     with Server(slow) as server:
         outcome = ask(teacher(server.url, timeout=0.3), problems(3), max_errors=0.5, patience=60)
-    assert outcome.tallies[0].failed == {FaultKind.TIMEOUT: 1}
+    assert outcome[0].failed == {FaultKind.TIMEOUT: 1}
     assert sorted(row.id for row in stored()) == ["p0", "p2"]
 
 
@@ -243,8 +243,8 @@ def test_one_dead_teacher_stops_and_the_others_go_on(ask, problems, stored, quic
         assert len(sick.seen) < 40
     assert len(stored("u")) == 200
     assert len(stored("t")) == 5
-    assert outcome.tallies[0].unanswered == 195
-    assert outcome.tallies[1].unanswered == 0
+    assert outcome[0].unanswered == 195
+    assert outcome[1].unanswered == 0
     assert "t: not asked any more: HTTP 500: out of order" in capsys.readouterr().err
 
 
@@ -454,8 +454,7 @@ from compact_distill.teachers.pool import generate
 url, folder, count = sys.argv[1:]
 config = TeacherConfig(name="t", model="m", base_url=url, concurrency=8, samples=2)
 asked = [Problem(f"p{i}", f"What is 2 + 2, in problem p{i}?", "4") for i in range(int(count))]
-outcome = generate([config], GenerationConfig(), asked, Path(folder))
-print("stopped by", outcome.stopped_by)
+generate([config], GenerationConfig(), asked, Path(folder))
 """
 
 
@@ -509,11 +508,10 @@ def test_a_signal_finishes_what_is_in_flight_and_stops(stored, tmp_path, number)
         process = worker(server, tmp_path, 500)
         wait_for(lambda: len(server.seen) > 9)
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=30)
         asked = len(questions(server))
-    assert process.returncode == 0, err
+    assert process.returncode == {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143}[number], err
     assert "stopping: waiting for" in err
-    assert f"stopped by {int(number)}" in out
     assert len(stored()) == asked < 100
 
 
@@ -524,9 +522,8 @@ def test_a_second_signal_drops_what_is_in_flight(stored, tmp_path):
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
-    assert "stopped by" in out
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT, err
     assert stored() == []
 
 
@@ -549,7 +546,7 @@ def test_problems_are_streamed(ask):
 
     with Server(right) as server:
         outcome = ask(teacher(server.url), Stream())
-    assert outcome.tallies[0].filled == 300
+    assert outcome[0].filled == 300
 
 
 def test_stores_are_json_lines_that_any_tool_reads(ask, problems, tmp_path):

@@ -51,7 +51,7 @@ def test_two_workers_ask_what_one_process_would_have_asked_and_stored(ask, probl
         assert len(server.seen) == 21  # with the preflight
         assert len({seen.headers["user-agent"] for seen in server.seen}) == 1
         assert sorted(row.id for row in stored()) == sorted(f"p{i}" for i in range(20) if i != 3)
-        assert outcome.tallies[0].failed == {FaultKind.BAD_REQUEST: 1}
+        assert outcome[0].failed == {FaultKind.BAD_REQUEST: 1}
         # The same store without Ray: only what failed is asked.
         ask(teacher(server.url), problems(20))
         assert len(server.seen) == 23
@@ -72,7 +72,7 @@ def test_a_worker_that_dies_loses_only_what_it_had_in_flight(ask, problems, stor
         outcome = ask(on_ray(server.url, concurrency=4), problems(20), max_retries=6, patience=60.0)
     assert killed
     assert sorted(row.id for row in stored()) == sorted(p.id for p in problems(20))
-    assert outcome.tallies[0].unanswered == 0
+    assert outcome[0].unanswered == 0
 
 
 def test_a_key_that_is_missing_on_a_worker_is_found_before_the_run(ask, problems, monkeypatch):

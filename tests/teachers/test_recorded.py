@@ -32,8 +32,8 @@ def test_rationales_of_a_file_are_stored_and_verified_like_any_other(ask, proble
     assert found["p0", 1].verdict is Verdict.WRONG
     assert found["p1", 0].reasoning == "The answer is 4?"
     # What the file lacks is counted, and is no error of the run.
-    assert outcome.tallies[0].failed == {FaultKind.ABSENT: 3}
-    assert outcome.tallies[0].unanswered == 0
+    assert outcome[0].failed == {FaultKind.ABSENT: 3}
+    assert outcome[0].unanswered == 0
 
 
 def test_a_changed_file_is_read_again(ask, problems, stored, tmp_path):

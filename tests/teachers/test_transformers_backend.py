@@ -145,4 +145,4 @@ def test_a_local_model_works_in_the_pool(folder, ask, stored):
     asked = [Problem(f"p{i}", question, "4") for i, question in enumerate(QUESTIONS)]
     outcome = ask(config, asked)
     assert sorted((row.id, row.sample) for row in stored()) == [(f"p{i}", s) for i in range(5) for s in range(2)]
-    assert outcome.tallies[0].completion_tokens > 0
+    assert outcome[0].completion_tokens > 0

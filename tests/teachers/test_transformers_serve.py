@@ -82,7 +82,7 @@ def test_two_servers_answer_side_by_side_and_a_second_run_asks_nothing(servers, 
         for name, (url, folder) in zip(("a", "b"), servers, strict=True)
     ]
     outcome = ask(teachers, problems(4))
-    for name, tally in zip(("a", "b"), outcome.tallies, strict=True):
+    for name, tally in zip(("a", "b"), outcome, strict=True):
         rows = stored(name)
         assert sorted(row.id for row in rows) == ["p0", "p1", "p2", "p3"]
         assert all(1 <= row.completion_tokens <= TOKENS for row in rows)
@@ -91,7 +91,7 @@ def test_two_servers_answer_side_by_side_and_a_second_run_asks_nothing(servers, 
         assert all(row.status is DrawStatus.TRUNCATED for row in rows if row.finish_reason == "length")
         assert tally.answers == 4
     again = ask(teachers, problems(4))
-    assert [tally.answers for tally in again.tallies] == [0, 0]
+    assert [tally.answers for tally in again] == [0, 0]
 
 
 def test_samples_differ_where_the_server_samples(servers, ask, problems, stored):

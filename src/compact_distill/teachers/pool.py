@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from compact_distill.answers import Verifier
@@ -32,27 +32,20 @@ _WRONG = FINAL | {FaultKind.CONNECTION, FaultKind.MALFORMED}
 """Faults of a preflight that no waiting mends; a busy server is not one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run of the pool did; `stopped_by` is the signal that ended it early."""
-
-    tallies: tuple[Tally, ...]
-    stopped_by: signal.Signals | None = None
-
-
 def generate(
     teachers: Sequence[TeacherConfig],
     generation: GenerationConfig,
     problems: Iterable[Problem],
     folder: Path,
-) -> Outcome:
+) -> tuple[Tally, ...]:
     """Ask every teacher for the rationales that the stores in `folder` lack, and store each answer at once.
 
     `problems` is read several times, from its start; it may be a stream of any length.
 
     Raises:
         InputError: a key, name or address that does not work, found before the run.
-        RunError: a store is locked or cannot be written, or more than `max_errors` of the requests got no answer.
+        RunError: a store is locked or cannot be written, or more than `max_errors` of the rationales got no answer.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; what was in flight is stored.
     """
     members = build(teachers, generation)
     with contextlib.ExitStack() as stack, Verifier() as verifier:
@@ -60,13 +53,16 @@ def generate(
         for store in stores:
             _report_damage(store)
             verify_store(store, verifier, golds={})
-        outcome = asyncio.run(_run(members, stores, generation, problems, verifier))
-    for tally in outcome.tallies:
+        tallies, stopped_by = asyncio.run(_run(members, stores, generation, problems, verifier))
+    for tally in tallies:
         for note in tally.notes():
             say(note)
-    if outcome.stopped_by is None:
-        _check_errors(outcome.tallies, generation.max_errors)
-    return outcome
+    if stopped_by is signal.SIGINT:
+        raise KeyboardInterrupt
+    if stopped_by is not None:
+        raise SystemExit(128 + stopped_by)
+    _check_errors(tallies, generation.max_errors)
+    return tallies
 
 
 async def _run(
@@ -75,7 +71,7 @@ async def _run(
     generation: GenerationConfig,
     problems: Iterable[Problem],
     verifier: Verifier,
-) -> Outcome:
+) -> tuple[tuple[Tally, ...], signal.Signals | None]:
     verification = Verification(verifier, workers=2)
     lanes: list[Lane] = []
 
@@ -96,7 +92,7 @@ async def _run(
         await _preflight([m for m, lane in zip(members, lanes, strict=True) if lane.tally.planned])
         with _halt_on_signal(lanes) as stopped:
             await _work(lanes)
-        return Outcome(tuple(lane.tally for lane in lanes), stopped[0] if stopped else None)
+        return tuple(lane.tally for lane in lanes), stopped[0] if stopped else None
     finally:
         verification.close()
         for member in members:

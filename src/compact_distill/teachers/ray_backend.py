@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
 from typing import Any
 
 from compact_distill.config_teachers import RayConfig, TeacherConfig
@@ -51,7 +50,7 @@ class RayTeacher:
         number = min(range(len(self._actors)), key=self._flying.__getitem__)
         self._flying[number] += 1
         try:
-            return await self._actors[number].ask.remote(_plain(request))
+            return await self._actors[number].ask.remote(request)
         except self._ray.exceptions.RayTaskError as error:
             # Ray wraps what the actor raised, and repeats its traceback.
             raise (error.cause if isinstance(error.cause, Exception) else error) from None
@@ -109,9 +108,3 @@ class _Actor:
         if self._wrong is not None:
             raise TeacherFault(FaultKind.UNUSABLE, f"on a machine of the cluster: {self._wrong}")
         return await self._teacher.ask(request)
-
-
-def _plain(request: Request) -> Request:
-    """The request without what cannot travel: read-only mappings."""
-    problem = replace(request.problem, extra={})
-    return replace(request, problem=problem, decoding=replace(request.decoding, extra=dict(request.decoding.extra)))
