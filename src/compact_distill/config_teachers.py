@@ -121,7 +121,9 @@ class GenerationConfig(Strict):
         "none", description="keep all; drop wrong answers; or drop them and ask again"
     )
     attempts: StrictInt = Field(4, ge=1, description="until_correct: most requests for one rationale")
-    max_errors: StrictFloat = Field(0.1, ge=0, le=1, description="share of rationales without an answer that fails a run")
+    max_errors: StrictFloat = Field(
+        0.1, ge=0, le=1, description="share of rationales without answer that fails a run"
+    )
     max_retries: StrictInt = Field(6, ge=0, description="of one request after a fault")
     max_wait: StrictFloat = Field(3600, ge=0, description="longest wait for rate limits, in seconds")
     patience: StrictFloat = Field(60, ge=0, description="seconds of nothing but faults after which a teacher is dead")
