@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.answers import Verifier
-from compact_distill.config import RunConfig
+from compact_distill.config import RunConfig, dump_config
 from compact_distill.data.stream import ProblemStream
 from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.files import fingerprint
@@ -48,24 +48,35 @@ def check_teachers(config: RunConfig) -> list[str]:
     return wrong
 
 
-def ask_teachers(config: RunConfig, folder: RunFolder) -> None:
-    """Ask for every rationale that the stores lack, also where that failed before, and join what there is.
+def ask_teachers(config: RunConfig) -> Path:
+    """Ask for every rationale that the run's stores lack, also where that failed before, and join what there is.
+
+    Returns:
+        The file of training data.
 
     Raises:
-        InputError: something that keeps teachers from being asked.
+        InputError: everything that keeps teachers from being asked.
         RunError: too many got no answer, a store cannot be written, or no problem has a rationale.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; what was in flight is stored.
     """
+    wrong = check_teachers(config)
+    if wrong:
+        raise InputError(wrong)
     problems = _problems(config)
     inputs = _inputs(config, problems.check())
-    _ask(config, folder, problems, inputs)
-    _join(config, folder, problems, inputs)
+    with RunFolder.claim(config.output) as folder:
+        _ask(config, folder, problems, inputs)
+        _join(config, folder, problems, inputs)
+        return folder.training_path
 
 
 def rationales(config: RunConfig, folder: RunFolder) -> Path:
     """Return the file of training data, after asking, verifying and joining whatever of it is not done yet.
 
-    With several ranks the first one works, and the others wait for it. Raises as `ask_teachers`.
+    With several ranks the first one works, and the others wait for it.
+
+    Raises:
+        InputError, RunError, KeyboardInterrupt, SystemExit: as `ask_teachers`.
     """
     problems = _problems(config)
     inputs = _inputs(config, problems.check())
@@ -82,29 +93,36 @@ def rationales(config: RunConfig, folder: RunFolder) -> Path:
     return folder.training_path
 
 
-def verify_teachers(config: RunConfig, folder: RunFolder) -> int:
+def verify_teachers(config: RunConfig) -> int:
     """Verify every stored answer anew, by today's rules and gold answers, and join; return how many were verified.
 
     Raises:
         InputError: wrong problems.
-        RunError: a store is in use, or no problem has a rationale.
+        RunError: the run or a store is in use, or no problem has a rationale.
     """
     problems = _problems(config)
     inputs = _inputs(config, problems.check())
-    count = _verify(config, folder.rationales_path, problems, everything=True)
-    _join(config, folder, problems, inputs)
+    with RunFolder.claim(config.output) as folder:
+        count = _verify(config, folder.rationales_path, problems, everything=True)
+        _join(config, folder, problems, inputs)
     return count
 
 
-def table(config: RunConfig, folder: Path) -> StoreTable:
-    """What the stores in a folder hold. Nothing is locked, sent or changed."""
+def stores_path(config: RunConfig) -> Path:
+    """Where the run's stores are, or will be."""
+    return RunFolder(Path(config.output), None, {}).rationales_path
+
+
+def table(config: RunConfig) -> StoreTable:
+    """What the run's stores hold. Nothing is locked, sent or changed."""
     problems = _problems(config)
     problems.check()
-    return summarise(config.teachers, config.generation, problems, folder)
+    return summarise(config.teachers, config.generation, problems, stores_path(config))
 
 
-def plan(config: RunConfig, folder: Path) -> str:
+def plan(config: RunConfig) -> str:
     """What would be asked: requests, prompt tokens and cost of each teacher, as text. Nothing is sent."""
+    folder = stores_path(config)
     problems = _problems(config)
     problems.check()
     rows = [["teacher", "rationales", "stored", "requests", "prompt tokens", "cost"]]
@@ -130,6 +148,8 @@ def teachers_in_manifest(config: RunConfig) -> list[dict[str, Any]]:
 
 
 def _ask(config: RunConfig, folder: RunFolder, problems: ProblemStream, inputs: str) -> None:
+    folder.write_config(dump_config(config))
+    folder.update_manifest(teachers=[t.name for t in config.teachers], decoding=teachers_in_manifest(config))
     with folder.stage("generate", inputs) as summary:
         tallies = generate(config.teachers, config.generation, problems, folder.rationales_path)
         for tally in tallies:
