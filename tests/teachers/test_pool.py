@@ -481,6 +481,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_asked_twice(ask, probl
     with Server(note) as server:
         for kill in range(3):
             before = len(server.seen)
+            answered_at.clear()
             process = worker(server, tmp_path, 150)
             wait_for(lambda before=before: len(server.seen) > before + 20)
             time.sleep(rng.uniform(0.0, 0.2))
