@@ -333,6 +333,7 @@ def test_everything_wrong_is_listed_at_once(configure, tmp_path):
         student=str(tmp_path / "nowhere"),
         rationales=str(write_data(tmp_path / "bad.jsonl", rows)),
         eval={"learned": ["gsm8k"]},
+        compatibility={"extra_scores": {"style": 1.0}},
         train={"eval_strategy": "steps", "load_best_model_at_end": True, "save_strategy": "epoch"},
     )
     found = pipeline.validate_run(config)
@@ -341,6 +342,7 @@ def test_everything_wrong_is_listed_at_once(configure, tmp_path):
         "line 2: id 'p1' stands already in line 1",
         "line 3: question must be text",
         "run holds other files",
+        "no score 'style' is registered",
         "train: transformers refuses these settings",
         "eval: this version does not run it",
     ):
