@@ -56,7 +56,9 @@ class TeacherConfig(Strict):
     concurrency: StrictInt = Field(16, ge=1, description="requests in flight")
     requests_per_minute: StrictFloat | None = Field(None, gt=0, description="the server's limit", examples=[500])
     tokens_per_minute: StrictFloat | None = Field(None, gt=0, description="the server's limit", examples=[200000])
-    timeout: StrictFloat = Field(600, gt=0, description="seconds for one whole answer")
+    timeout: StrictFloat | None = Field(
+        None, gt=0, description="seconds for one whole answer; null: 600 at servers, no limit for local models"
+    )
     prices: PricesConfig | None = Field(
         None, description="of a million tokens", examples=[{"prompt": 0.5, "completion": 1.5}]
     )
@@ -121,9 +123,7 @@ class GenerationConfig(Strict):
         "none", description="keep all; drop wrong answers; or drop them and ask again"
     )
     attempts: StrictInt = Field(4, ge=1, description="until_correct: most requests for one rationale")
-    max_errors: StrictFloat = Field(
-        0.1, ge=0, le=1, description="share of rationales without answer that fails a run"
-    )
+    max_errors: StrictFloat = Field(0.1, ge=0, le=1, description="share of rationales without answer that fails a run")
     max_retries: StrictInt = Field(6, ge=0, description="of one request after a fault")
     max_wait: StrictFloat = Field(3600, ge=0, description="longest wait for rate limits, in seconds")
     patience: StrictFloat = Field(60, ge=0, description="seconds of nothing but faults after which a teacher is dead")

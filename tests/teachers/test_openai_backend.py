@@ -220,3 +220,12 @@ def test_a_key_that_is_not_set_is_found_before_anything_is_sent(monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(ConfigError, match="MY_KEY must hold the key"):
         OpenAITeacher("t", "m", "http://127.0.0.1:1/v1", "MY_KEY", Redactor([]))
+
+
+def test_a_quota_that_is_used_up_is_not_waited_for():
+    body = json.dumps({"error": {"message": "pay", "code": "insufficient_quota"}}).encode()
+    assert fault(Reply(429, body=body)).kind is FaultKind.FORBIDDEN
+
+
+def test_an_error_message_cannot_control_the_terminal():
+    assert "\x1b" not in str(fault(fails(500, "\x1b[2J\x07gone\r\nover")))

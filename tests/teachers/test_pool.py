@@ -557,3 +557,26 @@ def test_stores_are_json_lines_that_any_tool_reads(ask, problems, tmp_path):
     rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     assert {row["teacher"] for row in rows} == {"Qwen/QwQ-32B"}
     assert set(rows[0]) >= {"id", "teacher", "sample", "text", "answer", "verdict", "status"}
+
+
+def test_in_a_terminal_every_teacher_has_a_live_line(tmp_path):
+    import pty
+
+    with Server(lambda b, n: says(f"{n}: the answer is 4.", delay=0.05)) as server:
+        here, there = pty.openpty()
+        command = [sys.executable, "-c", WORKER, server.url, str(tmp_path / "stores"), "60"]
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
+        process = subprocess.Popen(command, stderr=there, env=environment)
+        os.close(there)
+        shown = b""
+        try:
+            while chunk := os.read(here, 65536):
+                shown += chunk
+        except OSError:  # the other end is closed
+            pass
+        assert process.wait(30) == 0
+        os.close(here)
+    text = shown.decode()
+    assert text.count("of 120") >= 2
+    assert "120 of 120" in text
+    assert "100% correct" in text

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from compact_distill.config_teachers import TeacherConfig
-from compact_distill.errors import ConfigError
+from compact_distill.errors import ConfigError, RunError
+from compact_distill.lab.problems import arithmetic
+from compact_distill.lab.teachers import pool
 from compact_distill.records import Verdict
 from compact_distill.teachers.protocol import FaultKind
 
@@ -56,3 +58,25 @@ def test_every_wrong_row_of_a_file_is_named_at_once(ask, problems, tmp_path):
 def test_a_missing_file_says_which_teacher_needs_it(ask, problems, tmp_path):
     with pytest.raises(ConfigError, match=r"teacher t: .*gone.jsonl must be readable"):
         ask(TeacherConfig(name="t", backend="jsonl", path=str(tmp_path / "gone.jsonl")), problems(1))
+
+
+def test_the_labs_scripts_write_for_the_labs_problems(ask, stored):
+    asked = arithmetic("train", 12, seed=3)
+    names = ("terse", "verbose", "erring", "foreign")
+    ask([TeacherConfig(name=name, backend="lab", model=name) for name in names], asked)
+    scripts = {script.name: script for script in pool()}
+    for name in names:
+        rows = {row.id: row for row in stored(name)}
+        assert rows.keys() == {p.id for p in asked}
+        assert all(rows[p.id].text == scripts[name].write(p).strip() for p in asked)
+        if name != "erring":
+            assert {row.verdict for row in rows.values()} == {Verdict.CORRECT}
+    assert {row.verdict for row in stored("erring")} == {Verdict.CORRECT, Verdict.WRONG}
+
+
+def test_the_lab_knows_no_other_problems_and_scripts(ask, problems):
+    lab = {"name": "t", "backend": "lab"}
+    with pytest.raises(ConfigError, match="model must be one of terse, verbose, erring, foreign with backend lab"):
+        ask(TeacherConfig(**lab, model="wordy"), problems(1))
+    with pytest.raises(RunError, match="2 of 2 rationales got no answer"):
+        ask(TeacherConfig(**lab, model="terse"), problems(2))

@@ -49,3 +49,11 @@ def test_a_key_that_is_not_set_says_which_and_how(monkeypatch):
     assert read_key(None) is None
     monkeypatch.setenv("MY_KEY", f" {KEY}\n")
     assert read_key("MY_KEY") == KEY
+
+
+@pytest.mark.parametrize("value", ["sk-\u00e9" * 4, "two words", "line\nbreak"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(monkeypatch, value):
+    monkeypatch.setenv("MY_KEY", value)
+    with pytest.raises(ConfigError, match="the key in MY_KEY must be plain ASCII") as caught:
+        read_key("MY_KEY")
+    assert value not in str(caught.value)

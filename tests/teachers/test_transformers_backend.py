@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -146,3 +147,21 @@ def test_a_local_model_works_in_the_pool(folder, ask, stored):
     outcome = ask(config, asked)
     assert sorted((row.id, row.sample) for row in stored()) == [(f"p{i}", s) for i in range(5) for s in range(2)]
     assert outcome[0].completion_tokens > 0
+
+
+def test_closing_ends_a_batch_that_nobody_waits_for(folder):
+    async def give_up():
+        teacher = TransformersTeacher("t", folder, 4, "cpu")
+        asked = [
+            replace(r, decoding=replace(r.decoding, max_tokens=1900)) for r in requests(1, extra={"min_length": 1900})
+        ]
+        waiting = asyncio.create_task(teacher.ask(asked[0]))
+        while teacher._loaded is None:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        waiting.cancel()
+        began = time.monotonic()
+        await teacher.close()
+        return time.monotonic() - began
+
+    assert asyncio.run(give_up()) < 2

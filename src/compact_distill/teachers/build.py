@@ -12,6 +12,8 @@ from compact_distill.teachers.prompt import Prompting
 from compact_distill.teachers.protocol import Teacher
 from compact_distill.teachers.secrets import Redactor
 
+_SERVER_SECONDS = 600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -78,7 +80,7 @@ def _teacher(config: TeacherConfig, redact: Redactor) -> Teacher:
 def manners(config: TeacherConfig, generation: GenerationConfig) -> Manners:
     """The limits within which this teacher is asked."""
     return Manners(
-        timeout=config.timeout,
+        timeout=config.timeout or (_SERVER_SECONDS if config.backend == "openai" else None),
         requests_per_minute=config.requests_per_minute,
         tokens_per_minute=config.tokens_per_minute,
         max_retries=generation.max_retries,

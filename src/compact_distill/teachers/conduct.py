@@ -28,7 +28,7 @@ class Halted(Exception):
 class Manners:
     """Limits of one teacher. Seconds throughout; None means no limit."""
 
-    timeout: float = 600.0  # one attempt, from the first byte sent to the last received
+    timeout: float | None = None  # one attempt, from the first byte sent to the last received
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     max_retries: int = 6
@@ -110,7 +110,7 @@ class Conduct:
                     await self._sleep(delay)
             else:
                 self._row = 0
-                self._account(answer, estimate)
+                self._account(request, answer, estimate)
                 return answer, self._clock.now() - began
 
     async def _attempt(self, request: Request) -> Answer:
@@ -119,9 +119,8 @@ class Conduct:
             async with asyncio.timeout(self.manners.timeout):
                 return await self.teacher.ask(request)
         except TimeoutError:
-            raise TeacherFault(
-                FaultKind.TIMEOUT, f"no whole answer within {self.manners.timeout:g} s; raise `timeout`"
-            ) from None
+            message = f"no whole answer within {self.manners.timeout or 0:g} s; raise `timeout`"
+            raise TeacherFault(FaultKind.TIMEOUT, message) from None
         finally:
             self.in_flight -= 1
 
@@ -182,11 +181,11 @@ class Conduct:
         prompt = estimate_tokens((request.system or "") + request.prompt)
         return prompt + int(self._completion_tokens or request.decoding.max_tokens or 0)
 
-    def _account(self, answer: Answer, estimate: int) -> None:
+    def _account(self, request: Request, answer: Answer, estimate: int) -> None:
         written = answer.completion_tokens or estimate_tokens(answer.reasoning + answer.text)
         self._completion_tokens += (written - self._completion_tokens) * (0.1 if self._completion_tokens else 1)
         if self._tokens:
-            read = answer.prompt_tokens or 0
+            read = answer.prompt_tokens or estimate_tokens((request.system or "") + request.prompt)
             self._tokens.correct(read + written - estimate)
 
 

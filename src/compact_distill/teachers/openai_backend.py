@@ -119,12 +119,17 @@ class OpenAITeacher:
     def _status_fault(self, error: Any) -> TeacherFault:
         status = int(error.status_code)
         kind = _KINDS.get(status, FaultKind.SERVER if status >= 500 else FaultKind.BAD_REQUEST)
+        if status == 429 and error.code == "insufficient_quota":
+            kind = FaultKind.FORBIDDEN  # no waiting brings money
         reason = str(error.message).removeprefix(f"Error code: {status} - ")
         return self._fault(kind, f"HTTP {status}: {reason}", retry_after(error.response.headers))
 
     def _fault(self, kind: FaultKind, message: str, wait: float | None = None) -> TeacherFault:
         # The key is cut out before the message is: half a key is a key.
-        said = " ".join(self._redact(message).split())[:_LONGEST_QUOTE]
+        said = "".join(
+            sign if sign.isprintable() else " " for sign in self._redact(message)
+        )  # no control of a terminal
+        said = " ".join(said.split())[:_LONGEST_QUOTE]
         remedy = _REMEDIES.get(kind, "").format(**self._where)
         return TeacherFault(kind, f"{said}; {remedy}" if remedy else said, wait)
 

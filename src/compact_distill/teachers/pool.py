@@ -129,8 +129,9 @@ async def _preflight(members: Sequence[Member]) -> None:
     async def check(member: Member) -> str | None:
         if member.config.backend in ("jsonl", "lab"):
             return None
-        timeout = min(member.manners.timeout, _PREFLIGHT_SECONDS)
-        conduct = Conduct(member.teacher, replace(member.manners, max_retries=_PREFLIGHT_RETRIES, timeout=timeout))
+        # A local model may take minutes to load; a server that does has time to do so before the run.
+        limit = member.manners.timeout and min(member.manners.timeout, _PREFLIGHT_SECONDS)
+        conduct = Conduct(member.teacher, replace(member.manners, max_retries=_PREFLIGHT_RETRIES, timeout=limit))
         try:
             await conduct.ask(preflight_request(member))
         except TeacherFault as fault:

@@ -29,6 +29,8 @@ def read_key(variable: str | None) -> str | None:
             f"environment variable {variable} must hold the key, but it is not set; "
             f"`export {variable}=...`, or remove api_key_env where the server needs no key"
         )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"the key in {variable} must be plain ASCII without spaces; set it again, without quotes")
     return key
 
 

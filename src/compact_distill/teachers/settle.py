@@ -94,7 +94,7 @@ def _status(answer: Answer, thought: str, said: str, found: str | None, repeated
         return DrawStatus.EMPTY
     if repeated:
         return DrawStatus.DUPLICATE
-    if answer.finish_reason == "length":
+    if answer.finish_reason in ("length", "max_tokens"):
         return DrawStatus.TRUNCATED
     return DrawStatus.UNPARSED if found is None else DrawStatus.OK
 

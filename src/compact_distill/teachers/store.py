@@ -141,8 +141,15 @@ class Store(StoreReader):
             raise RunError(reason) from None
 
     def sync(self) -> None:
-        """Wait until the rows are on the disk itself: a power cut loses only what came after."""
-        os.fsync(self._file)
+        """Wait until the rows are on the disk itself: a power cut loses only what came after.
+
+        Raises:
+            RunError: the disk is full or gone.
+        """
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise RunError(f"{self.path} could not be written: {error.strerror}; free space and run again") from None
 
     def rewrite(self, rows: Iterable[Row]) -> None:
         """Replace the rows, all of them or none: a new file is filled, then it takes the old one's place.
@@ -166,9 +173,11 @@ class Store(StoreReader):
 
     def close(self) -> None:
         """Write all to the disk and let the next process in."""
-        os.fsync(self._file)
-        os.close(self._file)
-        self._lock.close()
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
+            self._lock.close()
 
 
 def _key(problem_id: str, sample: int, request: str) -> int:

@@ -36,6 +36,7 @@ class TransformersTeacher:
         # One thread: the model writes one batch at a time, and the event loop stays free.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"teacher-{name}")
         self._loaded: tuple[Any, Any] | None = None
+        self._closing = False
 
     async def ask(self, request: Request) -> Answer:
         """Queue one request and wait for its batch.
@@ -52,7 +53,9 @@ class TransformersTeacher:
         return await pending.future
 
     async def close(self) -> None:
-        self._thread.shutdown(wait=True)
+        """End the batch that is being written, if one was given up, and free the model."""
+        self._closing = True
+        self._thread.shutdown(wait=True, cancel_futures=True)
         self._loaded = None
 
     async def _work(self) -> None:
@@ -142,7 +145,8 @@ class TransformersTeacher:
                     input_ids=ids,
                     attention_mask=mask,
                     generation_config=settings,
-                    logits_processor=_samplers(decoding, [p.request.seed for p in batch], model.device),
+                    logits_processor=_samplers(decoding, [p.request.seed for p in batch]),
+                    stopping_criteria=[lambda ids, scores: torch.full((len(ids),), self._closing, device=ids.device)],
                 )[:, longest:].tolist()
         except torch.OutOfMemoryError:
             message = f"no memory for {len(batch)} rationales of {new} tokens; lower batch_size or max_tokens"
@@ -182,7 +186,7 @@ class _SeededChoice:
         return scores.double() + noise.to(scores.device)
 
 
-def _samplers(decoding: Decoding, seeds: list[int], device: Any) -> Any:
+def _samplers(decoding: Decoding, seeds: list[int]) -> Any:
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
     samplers = LogitsProcessorList()
