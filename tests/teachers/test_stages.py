@@ -18,6 +18,7 @@ from compact_distill import pipeline
 from compact_distill.cli import app
 from compact_distill.config import config_from, dump_config
 from compact_distill.errors import InputError, RunError
+from compact_distill.lab.problems import arithmetic
 from compact_distill.runs import RunFolder
 from compact_distill.teachers import stages
 from models import byte_level_tokenizer, save_student, tiny_model
@@ -290,3 +291,16 @@ def test_verify_and_teachers_print_the_table(configure, servers, compact):
     assert rows["right"][-1] == "0.0%"  # they never agree
     assert compact("teachers", configure()).stdout == text.partition("\n")[2]
     assert asked(servers) == [6, 6]
+
+
+def test_the_labs_scripted_teachers_go_the_same_way(configure, tmp_path):
+    asked = arithmetic("train", 8, seed=0)
+    rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in asked]
+    config = configure().model_dump()
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config["teachers"] = [{"name": n, "backend": "lab", "model": n} for n in ("terse", "verbose", "erring", "foreign")]
+    folder = pipeline.run(config_from(config))
+    assert (folder.student_path / "adapter_model.safetensors").exists()
+    assert [[r["teacher"] for r in row["rationales"]] for row in joined(folder)] == [
+        ["terse", "verbose", "erring", "foreign"]
+    ] * 8
