@@ -24,18 +24,18 @@ from transformers import Trainer, TrainerControl, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from compact_distill.aggregator import aggregate
-from compact_distill.checkpoints import newest_complete, require_complete, seal
 from compact_distill.compatibility.evaluator import Evaluator
 from compact_distill.compatibility.score import score_row
 from compact_distill.config import CompatibilityConfig, TextConfig
 from compact_distill.errors import ConfigError, DataError
-from compact_distill.metrics import TrainingMetrics
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.runs import ScoreTrace
-from compact_distill.sampling import LengthGroupedSampler
 from compact_distill.student.one_pass import attach
 from compact_distill.student.passes import Job, plan_jobs, read_job
 from compact_distill.student.tokens import EncodedProblem, Encoder
+from compact_distill.training.checkpoints import newest_complete, require_complete, seal
+from compact_distill.training.metrics import TrainingMetrics
+from compact_distill.training.sampling import LengthGroupedSampler
 
 if TYPE_CHECKING:
     from peft import PeftConfig

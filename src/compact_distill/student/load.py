@@ -121,18 +121,13 @@ def load_student(
     Raises:
         StudentError: with everything that `check_student` finds.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     wrong = check_student(student)
     if wrong:
         raise StudentError(wrong)
-    folder = Path(student)
-    adapter = folder if (folder / _ADAPTER).is_file() else None
-    base = str(student)
-    if adapter is not None:
-        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    with_tokenizer = adapter if adapter and any((adapter / n).is_file() for n in _TOKENIZER_FILES) else base
-    tokenizer = AutoTokenizer.from_pretrained(with_tokenizer, trust_remote_code=False)
+    adapter, base = _adapter_and_base(student)
+    tokenizer = load_tokenizer(student)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False, use_safetensors=True)
     if adapter is not None:
         from peft import PeftModel
@@ -141,3 +136,21 @@ def load_student(
     if device is not None:
         model = model.to(device)
     return model, tokenizer
+
+
+def load_tokenizer(student: str | Path) -> PreTrainedTokenizerBase:
+    """Load a student's tokenizer alone: the adapter folder's own where it has one, else its base model's."""
+    from transformers import AutoTokenizer
+
+    adapter, base = _adapter_and_base(student)
+    own = adapter is not None and any((adapter / name).is_file() for name in _TOKENIZER_FILES)
+    return AutoTokenizer.from_pretrained(adapter if own else base, trust_remote_code=False)
+
+
+def _adapter_and_base(student: str | Path) -> tuple[Path | None, str]:
+    """The adapter folder, or None where the student is a model of its own; and the (base) model."""
+    folder = Path(student)
+    if not (folder / _ADAPTER).is_file():
+        return None, str(student)
+    base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return folder, base

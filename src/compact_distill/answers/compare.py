@@ -1,0 +1,86 @@
+"""Compare an answer with the gold answer without mathematics: numbers, letters, yes/no and words.
+
+The gold answer decides what kind of comparison it is. What needs algebra is left to `Verifier`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from compact_distill.answers.extract import MAX_CHARACTERS, tidy
+from compact_distill.answers.number import parse_number
+from compact_distill.records import Verdict
+
+_TRUTH = re.compile(r"(yes|no|true|false)(?:\s*[.,;:!(].*)?", re.IGNORECASE | re.DOTALL)
+_TRUTH_GOLDS = frozenset(("yes", "no", "true", "false"))
+_GOLD_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\].]?")
+_LETTER = re.compile(
+    r"(?:(?:option|choice|answer)\s+)?"
+    r"(?:[(\[]([A-Za-z])[)\]](?:[\s.:].*)?|([A-Za-z])[).:](?:\s.*)?|([A-Za-z]))",
+    re.IGNORECASE | re.DOTALL,
+)
+_TEXT_COMMAND = re.compile(r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|textit)\s*\{([^{}]*)\}")
+_COMMAND = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_WORD = re.compile(r"[A-Za-z]{2,}")
+_LONG_WORD = re.compile(r"[A-Za-z]{3,}")
+_OPERATOR = re.compile(r"[\\=+*/^_<>{}|]")  # what makes a gold answer with words in it mathematics all the same
+_WORD_SIGNS = re.compile(r"[^\w\s]+")
+_FUNCTION = re.compile(
+    r"(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|exp|sqrt|frac|max|min|gcd|lcm|mod|det|pi|oo|inf|infinity"
+)
+
+
+def compare_answers(answer: str | None, gold: str) -> Verdict | None:
+    """Compare an extracted answer with the gold answer; None means that only `Verifier` can tell.
+
+    - A number compares by value, whatever its separators, currency, unit or percent sign (`Number.equals`).
+    - A single letter compares as a label: (B) = B = b = "(B) bookstore".
+    - yes/no and true/false compare as labels; "yes, because ..." is yes.
+    - Words ("Evelyn") compare by their letters and digits, in any case.
+    - Anything else is mathematics: undecided, unless both are written the same.
+
+    An answer that is None, or is not of the gold answer's kind ("a few" for 18), or is too long, is unparsed.
+
+    Raises:
+        ValueError: the gold answer is empty.
+    """
+    gold = tidy(gold)
+    if not gold:
+        raise ValueError("gold answer must not be empty; mend the problem's `answer`")
+    answer = tidy(answer) if answer and len(answer) <= MAX_CHARACTERS else ""
+    if not answer:
+        return Verdict.UNPARSED
+    plain_gold = _TEXT_COMMAND.sub(r"\1", gold).strip()
+    plain = _TEXT_COMMAND.sub(r"\1", answer).strip()
+    if plain_gold.lower() in _TRUTH_GOLDS:
+        return _labels(_TRUTH.fullmatch(plain), plain_gold)
+    letter = _GOLD_LETTER.fullmatch(plain_gold)
+    if letter:
+        return _labels(_LETTER.fullmatch(plain), letter[1])
+    if answer.split() == gold.split():
+        return Verdict.CORRECT
+    number = parse_number(gold)
+    if number:
+        stated = parse_number(answer)
+        if stated:
+            return Verdict.CORRECT if number.equals(stated) else Verdict.WRONG
+        return Verdict.UNPARSED if _has_words(plain) else None
+    if _LONG_WORD.search(plain_gold) and _has_words(plain_gold) and not _OPERATOR.search(plain_gold):
+        return Verdict.CORRECT if _words(plain) == _words(plain_gold) else Verdict.WRONG
+    return None
+
+
+def _labels(stated: re.Match[str] | None, gold: str) -> Verdict:
+    if stated is None:
+        return Verdict.UNPARSED
+    label = next(group for group in stated.groups() if group)
+    return Verdict.CORRECT if label.lower() == gold.lower() else Verdict.WRONG
+
+
+def _has_words(text: str) -> bool:
+    """Whether a text holds words of a language, besides LaTeX commands and the names of functions."""
+    return any(not _FUNCTION.fullmatch(word.lower()) for word in _WORD.findall(_COMMAND.sub(" ", text)))
+
+
+def _words(text: str) -> list[str]:
+    return _WORD_SIGNS.sub(" ", text).casefold().split()

@@ -1,0 +1,153 @@
+"""The pool of worker processes: right, lazy, one verdict a pair in order, and an end whatever a worker does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from compact_distill.answers import Verifier, verifier
+from compact_distill.errors import RunError
+from compact_distill.records import Verdict
+
+CORRECT, WRONG, UNPARSED, TIMED_OUT = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED, Verdict.TIMED_OUT
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Verifier]:
+    with Verifier(workers=1, timeout=20.0) as shared:
+        yield shared
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict"),
+    [
+        ("\\sqrt{324}", "18", CORRECT),
+        ("\\frac{\\sqrt{12}}{2}", "\\sqrt{3}", CORRECT),
+        ("1.7320508", "\\sqrt{3}", CORRECT),
+        ("5, 3", "3, 5", CORRECT),
+        ("$3$ and $5$", "3, 5", CORRECT),
+        ("\\{1, -2\\}", "1,-2", CORRECT),
+        ("x=1 or x=-2", "1,-2", CORRECT),
+        ("(2, 3)", "(2, 3]", WRONG),
+        ("-2 \\le x \\le 7", "x \\in [-2,7]", CORRECT),
+        ("(5+a)(2+b)", "(a+5)(b+2)", CORRECT),
+        ("2x + 3", "y = 2x + 3", CORRECT),
+        ("2x + 4", "y = 2x + 3", WRONG),
+        ("1 \\pm \\sqrt{19}", "1 - \\sqrt{19}, 1 + \\sqrt{19}", CORRECT),
+        ("4\\pi", "12", WRONG),
+        ("\\frac{", "\\pi", UNPARSED),
+        ("\\begin{pmatrix} 1/3 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} \\frac13 \\\\ 2 \\end{pmatrix}", CORRECT),
+    ],
+)
+def test_mathematics_compares_by_meaning(pool: Verifier, answer: str, gold: str, verdict: Verdict) -> None:
+    assert pool.verify(answer, gold) is verdict
+
+
+def test_a_tower_of_powers_ends_with_timed_out_and_the_next_pair_is_answered() -> None:
+    with Verifier(workers=1, timeout=1.5) as pool:
+        start = time.monotonic()
+        verdicts = pool.verify_many([("9^(9^(9^9))", "18"), ("9^{9^{9^{9}}}", "\\pi"), ("\\sqrt{324}", "18")])
+        assert verdicts[:2] == [TIMED_OUT, TIMED_OUT]
+        assert verdicts[2] in (CORRECT, TIMED_OUT)  # a busy machine may need longer than 1.5 s for the third
+        assert time.monotonic() - start < 60
+
+
+# A worker that does what the answer says, in the real protocol.
+PROGRAM = """
+import json, os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print('"ready"', flush=True)
+for line in sys.stdin:
+    seconds, answer, gold = json.loads(line)
+    if "hang" in answer:
+        while True:
+            time.sleep(1)
+    if "die" in answer:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "late" in answer:
+        time.sleep(0.2)
+    print(json.dumps("correct" if answer == gold + "+0" else "wrong"), flush=True)
+    if "leave" in answer:
+        os._exit(0)
+"""
+
+
+@pytest.fixture
+def obedient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "worker.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    monkeypatch.setattr(verifier, "_PROGRAM", program)
+
+
+@pytest.mark.usefixtures("obedient")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_hanging_and_dying_workers_cost_only_their_own_verdict(workers: int) -> None:
+    pairs = [(f"{i}+0", str(i)) for i in range(30)]
+    pairs[4] = ("\\hang", "\\pi")
+    pairs[11] = ("\\die", "\\pi")
+    pairs[12] = ("\\leave", "\\pi")
+    pairs[13] = ("\\late", "\\pi")
+    pairs[20] = ("19", "20")
+    expected = [CORRECT] * 30
+    expected[4] = expected[11] = TIMED_OUT
+    expected[12] = expected[13] = expected[20] = WRONG
+    with Verifier(workers=workers, timeout=2.0) as pool:
+        assert pool.verify_many(pairs) == expected
+        assert pool.verify("7+0", "7") is CORRECT
+
+
+@pytest.mark.usefixtures("obedient")
+def test_a_worker_that_ignores_signals_is_gone_after_close() -> None:
+    pool = Verifier(workers=2, timeout=600.0)
+    done: list[object] = []
+
+    def ask() -> None:
+        try:
+            done.append(pool.verify("\\hang", "\\pi"))
+        except BaseException as error:
+            done.append(error)
+
+    waiting = threading.Thread(target=ask)
+    waiting.start()
+    while not any(worker._process for worker in pool._workers):
+        time.sleep(0.01)
+    processes = [worker._process for worker in pool._workers if worker._process]
+    time.sleep(0.3)
+    pool.close()
+    waiting.join(timeout=30)
+    assert not waiting.is_alive()
+    assert done
+    assert done[0] is not CORRECT
+    assert [process.poll() is not None for process in processes] == [True] * len(processes)
+
+
+def test_no_process_starts_before_the_first_pair_that_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier, "_PROGRAM", Path("does-not-exist.py"))
+    with Verifier() as pool:
+        pairs = [("18.0", "18"), ("b", "(B)"), ("no", "yes"), (None, "\\pi"), ("\\pi", "\\pi")]
+        assert pool.verify_many(pairs) == [CORRECT, CORRECT, WRONG, UNPARSED, CORRECT]
+        with pytest.raises(RunError, match="cannot start a process that runs math-verify"):
+            pool.verify("2\\pi", "\\pi")
+
+
+def test_no_pairs_give_no_verdicts() -> None:
+    with Verifier() as pool:
+        assert pool.verify_many([]) == []
+
+
+def test_a_closed_verifier_refuses_mathematics() -> None:
+    pool = Verifier()
+    pool.close()
+    assert pool.verify("18.0", "18") is CORRECT
+    with pytest.raises(RunError, match="closed"):
+        pool.verify("2\\pi", "\\pi")
+
+
+@pytest.mark.parametrize("arguments", [{"workers": 0}, {"timeout": 0.0}, {"timeout": float("nan")}])
+def test_limits_must_be_positive(arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Verifier(**arguments)  # type: ignore[arg-type]
