@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import ARCHITECTURES, byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
 from transformers import GenerationConfig
 
-from compact_distill.student.one_pass import attach
 from compact_distill.student.generation import Decoding, Generator, Written, plan_batches, sample
+from compact_distill.student.one_pass import attach
+from models import ARCHITECTURES, byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
 
 PROMPTS = [
     "Question: Ann has 7 apples and buys 5 more. How many apples does she have?\nAnswer:",
@@ -24,10 +24,8 @@ def encode(tokenizer, texts=PROMPTS) -> list[list[int]]:
 
 
 def peer(model, tokenizer, prompt: list[int], limit: int) -> list[int]:
-    """The new tokens of one prompt by transformers' generate, greedily, unbatched."""
-    settings = GenerationConfig(
-        max_new_tokens=limit, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    """The new tokens of one prompt by transformers' generate, greedily, unbatched, and beyond any end token."""
+    settings = GenerationConfig(max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     ids = torch.tensor([prompt])
     with torch.no_grad():
         out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
@@ -40,13 +38,15 @@ def test_a_batch_writes_what_transformers_writes_row_by_row(architecture):
     model = tiny_model(architecture)
     prompts = encode(tokenizer)
     expected = [peer(model, tokenizer, prompt, 24) for prompt in prompts]
-    end = expected[0][7]  # so that rows end at different times, and the batch shrinks
-    model.generation_config.eos_token_id = [end]
-    expected = [row[: row.index(end) + 1] if end in row else row for row in expected]
-    assert len(set(map(len, expected))) > 1
-    for row, own in zip(expected, Generator(model, tokenizer, Decoding(24))(prompts), strict=True):
-        ended = row[-1] == end
-        assert own == Written(tokenizer.decode(row[:-1] if ended else row, skip_special_tokens=True), ended, len(row))
+    ends = {expected[0][7], tokenizer.eos_token_id}  # so that rows end at different times, and the batch shrinks
+    model.generation_config.eos_token_id = [expected[0][7]]
+    lengths = [next((n for n, token in enumerate(row, 1) if token in ends), 24) for row in expected]
+    assert len(set(lengths)) > 1
+    written = Generator(model, tokenizer, Decoding(24))(prompts)
+    for row, length, own in zip(expected, lengths, written, strict=True):
+        ended = row[length - 1] in ends
+        text = tokenizer.decode(row[: length - ended], skip_special_tokens=True)
+        assert own == Written(text, ended, length)
 
 
 def test_a_model_in_training_with_adapters_and_our_attention_writes_the_same_and_stays_in_training():
@@ -79,6 +79,7 @@ def test_an_end_token_of_the_models_own_config_ends_a_row_too():
     model = tiny_model("qwen2")
     prompt = encode(tokenizer)[:1]
     first = peer(model, tokenizer, prompt[0], 6)
+    assert tokenizer.eos_token_id not in first
     model.generation_config.eos_token_id = [first[3]]
     index = first.index(first[3])
     assert Generator(model, tokenizer, Decoding(6))(prompt) == [
