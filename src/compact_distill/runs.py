@@ -105,7 +105,8 @@ class RunFolder:
             known = (path / "manifest.json").is_file()
             manifest = _read_manifest(path / "manifest.json") if known else _new_manifest()
             run = cls(path, lock, manifest)
-            run._save_manifest()
+            if not known:
+                run._save_manifest()
         except BaseException:
             _give_back(path, lock)
             raise
