@@ -3,6 +3,7 @@
     validate_run    everything that is wrong, before any work
     dry_run         what would be read, dropped and done
     train           load -> train
+    evaluate        base and student on the benchmarks, compared; how far the student moved
     run             all stages
 
 A stage records a fingerprint of its inputs in the run folder. Run twice, the second run does nothing; with other
@@ -101,11 +102,40 @@ def train(config: RunConfig) -> RunFolder:
     return folder
 
 
+def evaluate(run_folder: str | Path, overrides: Mapping[str, Any], only: Sequence[str] = ()) -> RunFolder:
+    """Evaluate a run's base and student on its benchmarks, compare them, and measure the drift.
+
+    Args:
+        run_folder: a run whose training has finished.
+        overrides: values that replace those of its configuration, by dotted key: {"eval.limit": 100}.
+        only: benchmarks instead of the configuration's.
+
+    Raises:
+        InputError: with everything that is wrong with the benchmarks.
+        RunError: no run, or no trained student in it.
+    """
+    config = load_config(RunFolder.open(run_folder).config_path, {**overrides, "output": str(run_folder)})
+    with _claim(config) as folder:
+        _evaluate(config, _exam(config, load_instances(**_sources(config)), only), folder)
+    return folder
+
+
+def evaluate_checkpoint(run_folder: str | Path, step: int, overrides: Mapping[str, Any], only: Sequence[str]) -> None:
+    """Evaluate the student as it was after `step` optimizer steps. Raises as `evaluate` does."""
+    config = load_config(RunFolder.open(run_folder).config_path, {**overrides, "output": str(run_folder)})
+    with _claim(config) as folder:
+        label = checkpoint_label(step)
+        student = require_complete(folder.student_path / label)
+        exam = _exam(config, load_instances(**_sources(config)), only)
+        examine_folder(str(student), trained_subject(student, label), exam, folder.eval_path / label)
+
+
 def run(config: RunConfig) -> RunFolder:
     """Run all stages. Raises as `train` does."""
     instances = require_valid(config)
     with _claim(config) as folder:
         _train(config, instances, folder)
+        _evaluate(config, _exam(config, instances), folder)
         if not folder.manifest["finished"]:
             folder.finish()
     return folder
@@ -127,10 +157,29 @@ def _train(config: RunConfig, instances: Sequence[Instance], folder: RunFolder) 
         return
     if not folder.stage_was_begun("train", inputs):
         folder.clear_student()
+        forget_training(folder.eval_path)
     folder.write_config(dump_config(config))
     folder.update_manifest(**made_of)
     with folder.stage("train", inputs) as summary:
-        summary.update(fit(config, instances, folder))
+        summary.update(fit(config, instances, folder, _exam(config, instances)))
+
+
+def _exam(config: RunConfig, instances: Sequence[Instance], only: Sequence[str] = ()) -> Exam:
+    return prepare(config.eval, config.text, config.seed, instances, only)
+
+
+def _evaluate(config: RunConfig, exam: Exam, folder: RunFolder) -> None:
+    if not exam or int(os.environ.get("RANK", "0")) > 0:
+        return
+    trained = folder.manifest["stages"].get("train", {})
+    if not trained.get("finished"):
+        raise RunError(f"{folder.path} holds no trained student yet; finish the training with `compact run`")
+    inputs = fingerprint({"exam": exam.fingerprint, "train": trained["inputs"]})
+    if folder.stage_is_done("eval", inputs):
+        say("eval: done already with these inputs")
+        return
+    with folder.stage("eval", inputs) as summary:
+        summary.update(examine_run(config.student, folder.student_path, exam, folder.eval_path))
 
 
 def _claim(config: RunConfig) -> RunFolder:

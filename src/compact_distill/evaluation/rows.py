@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compact_distill.answers import compare_answers
@@ -43,6 +43,10 @@ class TaskRows:
     def hash(self) -> str:
         """SHA-256 of ids, prompts and gold answers, in order."""
         return fingerprint([[row.id, row.prompt, row.gold] for row in self.rows])
+
+    def first(self, count: int) -> TaskRows:
+        """The same with its first rows only."""
+        return replace(self, rows=self.rows[:count], limit=count)
 
 
 class Training:
