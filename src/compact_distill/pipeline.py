@@ -13,19 +13,32 @@ inputs it redoes exactly the stages that they touch; stopped, it goes on where i
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from compact_distill.compatibility.score import score
-from compact_distill.config import RunConfig, dump_config
+from compact_distill.config import RunConfig, dump_config, load_config
 from compact_distill.data import load_instances
 from compact_distill.environment import hardware, versions
-from compact_distill.errors import DataError, InputError
+from compact_distill.errors import ConfigError, DataError, InputError, RunError
+from compact_distill.evaluation.examine import (
+    Exam,
+    examine_drift,
+    examine_folder,
+    examine_run,
+    forget_training,
+    prepare,
+    trained_subject,
+)
+from compact_distill.evaluation.harness import Subject
+from compact_distill.evaluation.results import STUDENT, checkpoint_label
+from compact_distill.evaluation.subjects import student_hash
 from compact_distill.files import atomic_write, content_hash, fingerprint, json_line
 from compact_distill.fit import fit, training_arguments
 from compact_distill.preview import Preview, preview
@@ -33,6 +46,7 @@ from compact_distill.progress import progress, say
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.runs import RunFolder, output_problem, score_fields
 from compact_distill.student.load import check_student, load_student
+from compact_distill.training.checkpoints import require_complete
 
 # Settings of `train:` that change what is shown or kept, not what is learned.
 _WITHOUT_EFFECT = ("logging_", "log_", "report_to", "run_name", "project", "trackio_", "save_", "disable_tqdm", "hub_")
@@ -40,14 +54,14 @@ _WITHOUT_EFFECT = ("logging_", "log_", "report_to", "run_name", "project", "trac
 
 def validate_run(config: RunConfig) -> list[str]:
     """Everything that would keep a run from working, as messages; empty where it can start."""
-    problems, _ = _check_inputs(config)
-    return problems + _check_run(config)
+    problems, instances = _check_inputs(config)
+    return problems + _check_run(config, instances)
 
 
 def require_valid(config: RunConfig) -> list[Instance]:
     """The run's problems with their rationales. Raises InputError with everything that is wrong with the run."""
     problems, instances = _check_inputs(config)
-    problems += _check_run(config)
+    problems += _check_run(config, instances)
     if problems:
         raise InputError(problems)
     return instances
@@ -102,32 +116,50 @@ def train(config: RunConfig) -> RunFolder:
     return folder
 
 
-def evaluate(run_folder: str | Path, overrides: Mapping[str, Any], only: Sequence[str] = ()) -> RunFolder:
+def evaluate(
+    run_folder: str | Path, overrides: Mapping[str, Any], only: Sequence[str] = (), checkpoint: int | None = None
+) -> Path:
     """Evaluate a run's base and student on its benchmarks, compare them, and measure the drift.
 
     Args:
         run_folder: a run whose training has finished.
         overrides: values that replace those of its configuration, by dotted key: {"eval.limit": 100}.
         only: benchmarks instead of the configuration's.
+        checkpoint: evaluate the student as it was after so many steps, and nothing else.
+
+    Returns:
+        The folder of the results.
 
     Raises:
         InputError: with everything that is wrong with the benchmarks.
-        RunError: no run, or no trained student in it.
+        RunError: no run, no such checkpoint, or no trained student yet.
     """
     config = load_config(RunFolder.open(run_folder).config_path, {**overrides, "output": str(run_folder)})
     with _claim(config) as folder:
-        _evaluate(config, _exam(config, load_instances(**_sources(config)), only), folder)
-    return folder
+        exam = _exam(config, _instances(config), only)
+        if checkpoint is None:
+            _evaluate(config, exam, folder)
+        else:
+            label = checkpoint_label(checkpoint)
+            student = require_complete(folder.student_path / label)
+            examine_folder(str(student), trained_subject(student, label), exam, folder.eval_path / label)
+    return folder.eval_path
 
 
-def evaluate_checkpoint(run_folder: str | Path, step: int, overrides: Mapping[str, Any], only: Sequence[str]) -> None:
-    """Evaluate the student as it was after `step` optimizer steps. Raises as `evaluate` does."""
-    config = load_config(RunFolder.open(run_folder).config_path, {**overrides, "output": str(run_folder)})
-    with _claim(config) as folder:
-        label = checkpoint_label(step)
-        student = require_complete(folder.student_path / label)
-        exam = _exam(config, load_instances(**_sources(config)), only)
-        examine_folder(str(student), trained_subject(student, label), exam, folder.eval_path / label)
+def evaluate_student(config: RunConfig, tasks: Sequence[str], out: Path) -> Path:
+    """Evaluate a student that belongs to no run; returns the folder of the results, `out`."""
+    exam = prepare(config.eval, config.text, config.seed, only=tasks)
+    if not exam:
+        raise ConfigError("eval needs a benchmark, got none; name one with --task")
+    name = re.sub(r"[^\w.\-]+", "_", config.student.rstrip("/").rpartition("/")[2]).strip("._-") or STUDENT
+    examine_folder(config.student, Subject(name, config.student, student_hash(config.student)), exam, out / name)
+    return out
+
+
+def drift(config: RunConfig, base: str, out: Path, benchmarks: bool = True) -> Path:
+    """Measure how far `config.student` moved from `base`; returns the folder of the results, `out`."""
+    examine_drift(base, config.student, prepare(config.eval, config.text, config.seed), out, benchmarks)
+    return out
 
 
 def run(config: RunConfig) -> RunFolder:
@@ -211,23 +243,31 @@ def _ingredients(config: RunConfig, instances: Sequence[Instance]) -> dict[str, 
 def _check_inputs(config: RunConfig) -> tuple[list[str], list[Instance]]:
     """What is wrong with student and data, and the instances where nothing is."""
     problems = check_student(config.student)
-    source = config.problems
-    options: dict[str, Any] = (
-        {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
-    )
     try:
-        return problems, load_instances(config.rationales, **options)
+        return problems, _instances(config)
     except DataError as error:
         return problems + error.problems, []
 
 
-def _check_run(config: RunConfig) -> list[str]:
-    """What is wrong with the settings of training and the run folder."""
+def _instances(config: RunConfig) -> list[Instance]:
+    source = config.problems
+    options: dict[str, Any] = (
+        {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
+    )
+    return load_instances(config.rationales, **options)
+
+
+def _check_run(config: RunConfig, instances: Sequence[Instance]) -> list[str]:
+    """What is wrong with the settings of training, the benchmarks and the run folder."""
     problems = []
     if config.teachers:
         problems.append("teachers: this version cannot ask them; have their answers in a file, see `rationales:`")
-    if config.eval.learned or config.eval.retained:
-        problems.append("eval: this version does not run it; remove `learned:` and `retained:`")
+    try:
+        _exam(config, instances)
+    except InputError as error:
+        problems += error.problems
+    if config.eval.every_epoch and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems.append("eval.every_epoch works in one process only; use `compact eval RUN --checkpoint N` instead")
     wrong_output = output_problem(config.output)
     problems += [wrong_output] if wrong_output else []
     with tempfile.TemporaryDirectory() as scratch:

@@ -205,7 +205,7 @@ def test_too_few_prompts_are_refused(folders):
     with pytest.raises(DataError, match="at least 3 prompts for a plane, got 2"):
         measure_drift(str(folders / "base"), str(folders / "base"), {"learned": [task_rows(QUESTIONS[:2])]})
     with pytest.raises(DataError, match="drift needs prompts"):
-        measure_drift(str(folders / "base"), str(folders / "base"), {"learned": []})
+        measure_drift(str(folders / "base"), str(folders / "base"), {})
 
 
 # ---- what identifies a student

@@ -36,9 +36,7 @@ class ExamineEveryEpoch(TrainerCallback):
         model = self.trainer.model
         label = checkpoint_label(state.global_step)
         subject = Subject(label, f"{STUDENT}/{label}", _weights_hash(model), state.global_step, float(state.epoch))
-        writer = StudentWriter(
-            model, self.trainer.processing_class, self.exam.text, self.exam.settings.batch_tokens
-        )
+        writer = StudentWriter(model, self.trainer.processing_class, self.exam.text, self.exam.settings.batch_tokens)
         documents = examine(writer, subject, self.exam, self.folder / label)
         was_training = model.training
         model.eval()  # so that the trainer does not take this log for one of its training metrics

@@ -12,13 +12,14 @@ from compact_distill.evaluation.statistics import RESAMPLES, bootstrap_mean, mcn
 from compact_distill.records import Verdict
 
 
-def compare_students(before: Path, after: Path, seed: int = 42) -> dict[str, Any]:
+def compare_students(before: Path, after: Path, seed: int = 42, names: tuple[str, str] | None = None) -> dict[str, Any]:
     """Compare two students on every task that one of them has done, as `changes.json` has it.
 
     Args:
         before: a student's folder of results, such as RUN/eval/base.
         after: another one's.
         seed: of the bootstrap.
+        names: what the two are called; None: as their folders.
     """
     changes: list[dict[str, Any]] = []
     missing: list[dict[str, str]] = []
@@ -27,7 +28,8 @@ def compare_students(before: Path, after: Path, seed: int = 42) -> dict[str, Any
             changes.append(compare_results(before, after, task, seed))
         except RunError as error:
             missing.append({"task": task, "why": str(error)})
-    return {"format": FORMAT, "before": before.name, "after": after.name, "changes": changes, "missing": missing}
+    first, second = names or (before.name, after.name)
+    return {"format": FORMAT, "before": first, "after": second, "changes": changes, "missing": missing}
 
 
 def compare_results(before: Path, after: Path, task: str, seed: int = 42) -> dict[str, Any]:
@@ -68,14 +70,17 @@ def compare_results(before: Path, after: Path, task: str, seed: int = 42) -> dic
     }
 
 
-def describe_change(change: Mapping[str, Any]) -> str:
-    """One line of a comparison."""
-    test = "" if change["mcnemar_p"] is None else f", McNemar p = {change['mcnemar_p']:.3g}"
-    return (
-        f"{change['task']}: {100 * change['before']['accuracy']:.1f} -> {100 * change['after']['accuracy']:.1f} %, "
-        f"{100 * change['difference']:+.1f} points ({100 * change['low']:+.1f} to {100 * change['high']:+.1f}), "
-        f"{change['rows']} rows{test}"
-    )
+def describe_changes(document: Mapping[str, Any]) -> list[str]:
+    """A line for each task: the comparison, or why there is none."""
+    lines = []
+    for change in document["changes"]:
+        test = "" if change["mcnemar_p"] is None else f", McNemar p = {change['mcnemar_p']:.3g}"
+        before, after, points = change["before"]["accuracy"], change["after"]["accuracy"], change["difference"]
+        lines.append(
+            f"{change['task']}: {100 * before:.1f} -> {100 * after:.1f} %, {100 * points:+.1f} points "
+            f"({100 * change['low']:+.1f} to {100 * change['high']:+.1f}), {change['rows']} rows{test}"
+        )
+    return lines + [f"{entry['task']}: not compared, {entry['why']}" for entry in document["missing"]]
 
 
 def _same(first: Mapping[str, Any], second: Mapping[str, Any], before: Path, after: Path) -> None:

@@ -26,7 +26,8 @@ from compact_distill.student.load import adapter_base, load_student, load_tokeni
 from compact_distill.student.tokens import Encoder
 
 _BATCH_TOKENS = 4096
-_MIN_ROWS = 3
+MIN_PROMPTS = 3
+"""Fewer points than these always lie in a plane."""
 
 
 def measure_drift(
@@ -47,7 +48,7 @@ def measure_drift(
     Args:
         base: hub name, model folder or adapter folder.
         student: the same.
-        sets: tasks whose prompts are read, by role (`learned`, `retained`); empty ones are left out.
+        sets: tasks whose prompts are read, by role: `learned`, `retained`.
         text: the prompt template of students without chat template.
         dtype: of the weights; coarser ones add rounding to the drift.
         device: where the models go; None: the CPU.
@@ -57,8 +58,7 @@ def measure_drift(
         StudentError: models that cannot be loaded or compared; tokenizers or chat templates that differ.
         DataError: fewer than 3 prompts in a set.
     """
-    sets = {role: tasks for role, tasks in sets.items() if tasks}
-    _check_sets(sets)
+    check_sets(sets)
     prompts = _encode(base, student, text, sets)
     readers = _load(base, student, dtype, device)
     layers, width, _ = readers[0].shape
@@ -88,14 +88,20 @@ def describe_drift(document: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _check_sets(sets: Mapping[str, Sequence[TaskRows]]) -> None:
+def prompts_in(tasks: Sequence[TaskRows]) -> int:
+    """How many prompts tasks hold together."""
+    return sum(len(task.rows) for task in tasks)
+
+
+def check_sets(sets: Mapping[str, Sequence[TaskRows]]) -> None:
+    """Raise DataError unless every set has enough prompts."""
     if not sets:
-        raise DataError("drift needs prompts: name learned or retained tasks")
+        raise DataError("drift needs prompts: name learned or retained benchmarks, and drift_rows > 0")
     for role, tasks in sets.items():
-        rows = sum(len(task.rows) for task in tasks)
-        if rows < _MIN_ROWS:
+        if prompts_in(tasks) < MIN_PROMPTS:
             raise DataError(
-                f"{role}: drift needs at least {_MIN_ROWS} prompts for a plane, got {rows}; raise the limit"
+                f"{role}: drift needs at least {MIN_PROMPTS} prompts for a plane, got {prompts_in(tasks)}; "
+                "raise the limit"
             )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import torch
 
 from compact_distill.config import EvalConfig, TextConfig
 from compact_distill.errors import CompactError, InputError, RunError
-from compact_distill.evaluation.compare import compare_students
-from compact_distill.evaluation.drift import measure_drift
-from compact_distill.evaluation.harness import Subject, evaluate
+from compact_distill.evaluation.compare import compare_students, describe_changes
+from compact_distill.evaluation.drift import MIN_PROMPTS, check_sets, describe_drift, measure_drift, prompts_in
+from compact_distill.evaluation.harness import Subject, describe, evaluate
 from compact_distill.evaluation.results import (
     BASE,
     CHANGES,
@@ -33,6 +33,7 @@ from compact_distill.evaluation.subjects import student_hash
 from compact_distill.evaluation.task import load_tasks
 from compact_distill.evaluation.writers import StudentWriter, Writer
 from compact_distill.files import fingerprint
+from compact_distill.progress import say
 from compact_distill.student.load import load_student
 
 ROLES = ("learned", "retained")
@@ -131,8 +132,11 @@ def examine_run(base: str, student: Path, exam: Exam, folder: Path) -> dict[str,
     documents = examine_folder(base, Subject(BASE, base, student_hash(base), 0, 0.0), exam, folder / BASE)
     documents += examine_folder(str(student), trained_subject(student, STUDENT), exam, folder / STUDENT)
     write_changes(folder, BASE, STUDENT, exam.seed)
-    if exam.settings.drift_rows and any(role for role, _ in exam.rows):
-        write_drift(folder, base, str(student), STUDENT, exam)
+    sets = drift_sets(exam)
+    for role in [role for role in sets if prompts_in(sets[role]) < MIN_PROMPTS]:
+        say(f"drift: {role} has {prompts_in(sets.pop(role))} prompts, needs {MIN_PROMPTS}; not measured")
+    if sets:
+        write_drift(folder, base, str(student), STUDENT, exam, sets)
     summary: dict[str, Any] = {}
     for document in documents:
         of_student = summary.setdefault(document["student"]["label"], {})
@@ -151,6 +155,37 @@ def trained_subject(student: Path, label: str) -> Subject:
     return Subject(label, name, student_hash(student), step, epoch)
 
 
+def examine_drift(base: str, student: str, exam: Exam, folder: Path, benchmarks: bool = True) -> None:
+    """Measure the drift of any student from any base; with `benchmarks` both sit the retained ones too."""
+    sets = drift_sets(exam)
+    check_sets(sets)
+    retained = replace(exam, rows=tuple(pair for pair in exam.rows if pair[0] == "retained"))
+    if benchmarks and retained:
+        for label, name in ((BASE, base), (STUDENT, student)):
+            examine_folder(name, Subject(label, name, student_hash(name)), retained, folder / label)
+        write_changes(folder, BASE, STUDENT, exam.seed)
+    write_drift(folder, base, student, student, exam, sets)
+
+
+def drift_sets(exam: Exam) -> dict[str, list[TaskRows]]:
+    """The prompts that drift is measured on, by role: the first `drift_rows` of each benchmark."""
+    count = exam.settings.drift_rows
+    sets = {role: [rows.first(count) for own, rows in exam.rows if own == role and count] for role in ROLES}
+    return {role: rows for role, rows in sets.items() if rows}
+
+
+def summary_lines(folder: Path) -> list[str]:
+    """What an eval folder holds, a line each: results, changes, what cannot be compared, drift."""
+    lines = []
+    for student in sorted(path for path in folder.iterdir() if path.is_dir()):
+        lines += [describe(read_result(result_path(student, task))) for task in tasks_done(student)]
+    if (folder / CHANGES).is_file():
+        lines += describe_changes(read_result(folder / CHANGES))
+    if (folder / DRIFT).is_file():
+        lines += describe_drift(read_result(folder / DRIFT))
+    return lines
+
+
 def write_changes(eval_folder: Path, before: str, after: str, seed: int) -> dict[str, Any]:
     """Compare two students of an eval folder on the same rows and write `changes.json`."""
     document = compare_students(eval_folder / before, eval_folder / after, seed)
@@ -158,12 +193,15 @@ def write_changes(eval_folder: Path, before: str, after: str, seed: int) -> dict
     return document
 
 
-def write_drift(eval_folder: Path, base: str, student: str, student_name: str, exam: Exam) -> dict[str, Any]:
-    """Measure the drift on the exam's prompts, unless that was done, and write `drift.json`.
+def write_drift(
+    eval_folder: Path, base: str, student: str, name: str, exam: Exam, sets: Mapping[str, Sequence[TaskRows]]
+) -> dict[str, Any]:
+    """Measure the drift on sets of prompts, unless that was done, and write `drift.json`; `name` is the student's.
 
     The retained benchmarks' changes are taken from `changes.json`, where it is.
     """
-    key = fingerprint([student_hash(base), student_hash(student), exam.fingerprint])
+    prompts = {role: [rows.hash for rows in tasks] for role, tasks in sets.items()}
+    key = fingerprint([student_hash(base), student_hash(student), prompts, exam.text.model_dump(), exam.seed])
     path = eval_folder / DRIFT
     changes: list[dict[str, Any]] = []
     if (eval_folder / CHANGES).is_file():
@@ -172,10 +210,8 @@ def write_drift(eval_folder: Path, base: str, student: str, student_name: str, e
         found = read_result(path)
         if found.get("key") == key and found.get("changes") == changes:
             return found
-    count = exam.settings.drift_rows
-    sets = {role: [rows.first(count) for own, rows in exam.rows if own == role] for role in ROLES}
     measured = measure_drift(base, student, sets, text=exam.text, device=device(), seed=exam.seed)
-    measured["student"]["name"] = student_name
+    measured["student"]["name"] = name
     document = {"format": measured.pop("format"), "key": key, **measured, "changes": changes}
     eval_folder.mkdir(parents=True, exist_ok=True)
     write_result(path, document)

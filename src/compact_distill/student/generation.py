@@ -210,7 +210,7 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
     """Tokens that end a text: the tokenizer's eos, then those of the model's generation config."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     others = configured if isinstance(configured, list) else [] if configured is None else [configured]
-    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *map(int, others)]))  # type: ignore[arg-type]
+    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *map(int, others)]))
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
