@@ -332,7 +332,8 @@ def test_everything_wrong_is_listed_at_once(configure, tmp_path):
     config = configure(
         student=str(tmp_path / "nowhere"),
         rationales=str(write_data(tmp_path / "bad.jsonl", rows)),
-        eval={"learned": ["gsm8k"]},
+        eval={"learned": ["gsm9k"]},
+        compatibility={"extra_scores": {"style": 1.0}},
         train={"eval_strategy": "steps", "load_best_model_at_end": True, "save_strategy": "epoch"},
     )
     found = pipeline.validate_run(config)
@@ -341,8 +342,9 @@ def test_everything_wrong_is_listed_at_once(configure, tmp_path):
         "line 2: id 'p1' stands already in line 1",
         "line 3: question must be text",
         "run holds other files",
+        "no score 'style' is registered",
         "train: transformers refuses these settings",
-        "eval: this version does not run it",
+        "task must be one of",
     ):
         assert sum(part in message for message in found) == 1, (part, found)
     with pytest.raises(InputError) as caught:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from compact_distill.compatibility.evaluator import Evaluator
 from compact_distill.compatibility.score import score
 from compact_distill.config import RunConfig, dump_config, load_config
 from compact_distill.data import load_instances
@@ -262,6 +263,10 @@ def _check_run(config: RunConfig, instances: Sequence[Instance]) -> list[str]:
     problems = []
     if config.teachers:
         problems.append("teachers: this version cannot ask them; have their answers in a file, see `rationales:`")
+    try:
+        Evaluator(config.compatibility)
+    except InputError as error:
+        problems += error.problems
     try:
         _exam(config, instances)
     except InputError as error:
