@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,9 +73,21 @@ def read_task(task: Task, limit: int | None = None, training: Training | None = 
         DataError: everything that is wrong with the rows, each with its line; no row is left.
     """
     faults = Faults(f"task {task.name}, {task.data.path}" if task.data.path else f"task {task.name}")
+    read = _lab_rows(task) if task.data.lab else read_rows(str(task.data.path), task.data.split, faults)
+    rows = _rows_of(task, read, faults)
+    unseen = [row for row in rows if training is None or not training.holds(row)]
+    if not unseen:
+        raise DataError(
+            f"task {task.name}: the student was trained on all {len(rows)} rows, so none is left to examine it with; "
+            "give other data"
+        )
+    return TaskRows(task, tuple(unseen[:limit]), len(rows) - len(unseen), limit)
+
+
+def _rows_of(task: Task, read: Iterable[Row], faults: Faults) -> list[TaskRow]:
     ids: dict[str, str] = {}
     rows: list[TaskRow] = []
-    for source in _lab_rows(task) if task.data.lab else read_rows(str(task.data.path), task.data.split, faults):
+    for source in read:
         row = _mapped(source, task, faults)
         problem = to_problem(row, faults) if row is not None else None
         if problem is None:
@@ -86,13 +98,7 @@ def read_task(task: Task, limit: int | None = None, training: Training | None = 
         made = _to_row(problem, task, source.where, faults)
         rows += [made] if made is not None else []
     raise_if_any([faults])
-    unseen = [row for row in rows if training is None or not training.holds(row)]
-    if not unseen:
-        raise DataError(
-            f"task {task.name}: the student was trained on all {len(rows)} rows, so none is left to examine it with; "
-            "give other data"
-        )
-    return TaskRows(task, tuple(unseen[:limit]), len(rows) - len(unseen), limit)
+    return rows
 
 
 def _lab_rows(task: Task) -> Iterator[Row]:
