@@ -287,6 +287,93 @@ def run(config: ConfigArgument, max_errors: MaxErrorsOption = None, settings: Se
     print(f"run folder: {folder.path}")
 
 
+TaskOption = Annotated[
+    list[str],
+    typer.Option("--task", metavar="TASK", help="gsm8k, gsm8k=FILE, a file of problems, or a task's YAML; repeat it."),
+]
+
+
+@app.command("eval")
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|STUDENT", help="A run folder; or a student's folder or name.")],
+    task: TaskOption = [],  # noqa: B006
+    checkpoint: Annotated[int | None, typer.Option(help="Of a run: the student after so many steps.")] = None,
+    out: Annotated[Path, typer.Option(help="Of a student: folder for the results.")] = Path("eval"),
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Measure students on benchmarks.
+
+    Of a run: its base and its student, compared, and how far the student moved. Stopped, it goes on where it was.
+
+    \b
+    Example:
+      compact eval runs/first --set eval.limit=200
+      compact eval Qwen/Qwen2.5-0.5B --task gsm8k --task my-problems.jsonl
+    """
+    from compact_distill import pipeline
+
+    if (Path(target) / "manifest.json").is_file():
+        folder = pipeline.evaluate(target, _overrides(settings), task, checkpoint)
+    elif checkpoint is not None:
+        raise ConfigError(f"--checkpoint needs a run folder, but {target} holds no manifest.json; name the run")
+    else:
+        folder = pipeline.evaluate_student(_student_config(target, settings), task, out)
+    _print_results(folder)
+
+
+@app.command()
+def drift(
+    base: Annotated[str, typer.Argument(help="Folder or hub name of the student before training.")],
+    student: Annotated[str, typer.Argument(help="Folder or hub name of the student after; an adapter is not merged.")],
+    learned: Annotated[list[str], typer.Option(help="A benchmark that should improve; repeat it.")] = [],  # noqa: B006
+    retained: Annotated[list[str], typer.Option(help="A benchmark not to be forgotten; repeat it.")] = [],  # noqa: B006
+    benchmarks: Annotated[bool, typer.Option(help="Also measure both on the retained benchmarks.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("drift"),
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Measure how far a student moved.
+
+    On the prompts of what it learned and of what it was to retain, layer by layer. Without --learned and --retained:
+    the published benchmarks.
+
+    \b
+    Example:
+      compact drift Qwen/Qwen2.5-1.5B runs/first/student --retained csqa --no-benchmarks
+    """
+    from compact_distill import pipeline
+
+    named = {"eval.learned": learned, "eval.retained": retained}
+    if not learned and not retained:
+        named = {"eval.learned": ["gsm8k", "svamp", "math500"], "eval.retained": ["csqa", "strategyqa"]}
+    _print_results(pipeline.drift(_student_config(student, settings, named), base, out, benchmarks))
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="A run folder, or a student's results such as RUN/eval/base.")],
+    after: Annotated[Path, typer.Argument(help="The same of another student.")],
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
+    """Compare two students on the same rows.
+
+    Paired bootstrap and exact McNemar test, for every benchmark that both have done.
+
+    \b
+    Example:
+      compact compare runs/first runs/second
+    """
+    from compact_distill.evaluation.compare import compare_students, describe_changes
+    from compact_distill.evaluation.results import write_result
+
+    if out is not None:
+        _check_target(out)
+    document = compare_students(_results_of(before), _results_of(after), names=(str(before), str(after)))
+    for line in describe_changes(document):
+        print(line)
+    if out is not None:
+        write_result(out, document)
+
+
 @app.command()
 def export(
     data: Annotated[str, typer.Argument(help="Problems with rationales: JSONL, Parquet, datasets folder or hub name.")],
@@ -332,6 +419,29 @@ def _load(path: Path, settings: list[str], max_errors: float | None = None) -> A
 
     more = {} if max_errors is None else {"generation.max_errors": max_errors}
     return load_config(path, {**_overrides(settings), **more})
+
+
+def _student_config(student: str, settings: list[str], more: dict[str, Any] | None = None) -> Any:
+    """Settings of an evaluation that belongs to no run."""
+    from compact_distill.config import config_from
+
+    # A run needs a source of rationales; nothing reads it here.
+    return config_from({"student": student, "rationales": "none"}, {**(more or {}), **_overrides(settings)})
+
+
+def _print_results(folder: Path) -> None:
+    from compact_distill.evaluation.examine import summary_lines
+
+    for line in summary_lines(folder):
+        print(line)
+    print(f"results: {folder}")
+
+
+def _results_of(path: Path) -> Path:
+    folder = path / "eval" / "student" if (path / "manifest.json").is_file() else path
+    if not folder.is_dir():
+        raise ConfigError(f"{path} must be a run folder or a student's results, but {folder} is no folder")
+    return folder
 
 
 def _overrides(settings: list[str]) -> dict[str, Any]:

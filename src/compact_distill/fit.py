@@ -14,6 +14,8 @@ import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from compact_distill.config import LoraConfig, RunConfig
+from compact_distill.evaluation.callback import ExamineEveryEpoch
+from compact_distill.evaluation.examine import Exam
 from compact_distill.progress import say
 from compact_distill.records import Instance
 from compact_distill.runs import RunFolder
@@ -41,8 +43,10 @@ def training_arguments(config: RunConfig, output: Path, trace: Path) -> CompactC
     )
 
 
-def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder) -> dict[str, Any]:
+def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder, exam: Exam) -> dict[str, Any]:
     """Train, going on from the newest complete checkpoint in the run folder, and save the student there.
+
+    With `eval.every_epoch` the student sits the exam after each epoch.
 
     Returns:
         What the stage's summary holds: steps, loss, seconds and peak memory of this part of the run, and how many
@@ -69,6 +73,8 @@ def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder) -> dic
     for shown_twice in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(shown_twice)
     trainer.add_callback(ShowProgress())
+    if exam and config.eval.every_epoch:
+        trainer.add_callback(ExamineEveryEpoch(trainer, exam, run.eval_path))
     dataset = trainer.train_dataset
     if trainer.is_world_process_zero():
         say(f"train: {dataset.summary()}")
