@@ -56,6 +56,8 @@ def test_defaults_are_the_published_settings(load):
         "num_train_epochs": 5,
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 4,
+        "save_strategy": "epoch",
+        "save_total_limit": 2,
     }
 
 
@@ -63,6 +65,11 @@ def test_one_train_setting_keeps_the_other_published_ones(load):
     train = load(MINIMAL + "train: {learning_rate: 2e-4}\n").train
     assert train["learning_rate"] == 2e-4
     assert train["num_train_epochs"] == 5
+
+
+def test_asking_for_checkpoints_by_steps_gives_them(load):
+    assert load(MINIMAL + "train: {save_steps: 10}\n").train["save_strategy"] == "steps"
+    assert load(MINIMAL + "train: {save_steps: 10, save_strategy: no}\n").train["save_strategy"] == "no"
 
 
 def test_python_and_yaml_give_the_same_configuration(load):

@@ -68,5 +68,6 @@ def aggregate(
     likelihood = (weights_BK * difficulty_BK).sum()
     if not coefficient:
         return LossTerms(likelihood, likelihood.detach(), torch.zeros_like(likelihood))
-    disagreement = consistency(weights_BK, gold_logprob, problems).sum()
+    with torch.autocast(difficulty_BK.device.type, enabled=False):  # its products would round to half precision
+        disagreement = consistency(weights_BK, gold_logprob, problems).sum()
     return LossTerms(likelihood + coefficient * disagreement, likelihood.detach(), disagreement.detach())

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from compact_distill.config_messages import key_path, messages
-from compact_distill.config_train import TRAIN_DEFAULTS, check_train
+from compact_distill.config_train import TRAIN_DEFAULTS, check_train, with_defaults
 from compact_distill.errors import ConfigError
 from compact_distill.strict_yaml import Document, parse
 
@@ -193,7 +193,7 @@ class RunConfig(_Strict):
     @field_validator("train")
     @classmethod
     def _published_defaults(cls, train: dict[str, Any]) -> dict[str, Any]:
-        return {**TRAIN_DEFAULTS, **train}
+        return with_defaults(train)
 
     @model_validator(mode="after")
     def _has_sources(self) -> RunConfig:
@@ -242,11 +242,12 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     return config
 
 
-def config_from(data: Mapping[str, Any]) -> RunConfig:
+def config_from(data: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Check and complete a run's settings that are already in memory. Raises ConfigError with everything wrong."""
-    config, found = _validate(dict(data))
-    if config is None:
-        raise ConfigError([message for _, message in found])
+    merged, unset = _with_overrides(dict(data), overrides or {})
+    config, found = _validate(merged)
+    if config is None or unset:
+        raise ConfigError([message for _, message in found] + unset)
     return config
 
 

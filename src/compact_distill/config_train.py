@@ -13,12 +13,14 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from compact_distill.config_messages import show
 from compact_distill.errors import nearest
 
-# The published runs' settings (arXiv 2601.13992, section 4.1).
+# The published runs' settings (arXiv 2601.13992, section 4.1), and a checkpoint an epoch to go on from.
 TRAIN_DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-5,
     "num_train_epochs": 5,
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 4,
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
 }
 
 # What the run decides itself, and what must not stand in a file.
@@ -33,6 +35,12 @@ _NOT_HERE = {
     "local_rank": "is set by the launcher (torchrun, accelerate); remove it",
 }
 _POSITIVE = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate")
+
+
+def with_defaults(train: Mapping[str, Any]) -> dict[str, Any]:
+    """The given settings and the defaults of the others; who gives save_steps wants checkpoints by steps."""
+    by_steps = {"save_strategy": "steps"} if "save_steps" in train else {}
+    return {**TRAIN_DEFAULTS, **by_steps, **train}
 
 
 def check_train(train: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:

@@ -111,6 +111,13 @@ class RunFolder:
             raise
         return run
 
+    @classmethod
+    def follow(cls, path: str | Path) -> RunFolder:
+        """Work on a run that another rank of the same job claims and writes: all that is written here goes nowhere."""
+        path = Path(path)
+        known = (path / "manifest.json").is_file()
+        return _Follower(path, None, _read_manifest(path / "manifest.json") if known else _new_manifest())
+
     def __enter__(self) -> RunFolder:
         return self
 
@@ -200,6 +207,22 @@ class RunFolder:
         with atomic_write(self.manifest_path) as file:
             json.dump(self.manifest, file, indent=2, ensure_ascii=False, allow_nan=False)
             file.write("\n")
+
+
+class _Follower(RunFolder):
+    """A run folder for ranks other than the first: it knows the stages, and leaves the writing to the first rank."""
+
+    def write_config(self, text: str) -> None:
+        pass
+
+    def clear_student(self) -> None:
+        pass
+
+    def _must_write(self) -> None:
+        pass
+
+    def _save_manifest(self) -> None:
+        pass
 
 
 class ScoreTrace:

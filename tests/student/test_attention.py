@@ -68,7 +68,9 @@ def fake_varlen_attn(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, wind
     assert window_size[1] == 0, "causal"
     outputs = []
     for i in range(len(cu_q) - 1):
-        q, k, v = (x[a:b] for x, a, b in ((query, cu_q[i], cu_q[i + 1]), *((x, cu_k[i], cu_k[i + 1]) for x in (key, value))))
+        q, k, v = (
+            x[a:b] for x, a, b in ((query, cu_q[i], cu_q[i + 1]), *((x, cu_k[i], cu_k[i + 1]) for x in (key, value)))
+        )
         assert len(q) <= max_q
         assert len(k) <= max_k
         place = torch.arange(len(q))[:, None] + len(k) - len(q)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-import models
 import pytest
 import torch
 
+import models
 from compact_distill.errors import StudentError
 from compact_distill.student.load import check_student, load_student
 from compact_distill.student.one_pass import attach

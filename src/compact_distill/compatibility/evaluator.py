@@ -74,7 +74,11 @@ class Evaluator:
         return PassOptions(gold=consistency > 0, max_probes=max_probes, pool=self.config.pool)
 
     def scores(self, outputs: StudentOutputs) -> dict[str, Tensor]:
-        """All scores, [B, K] each; difficulty is differentiable."""
+        """All scores, [B, K] each, in fp32 at least whatever autocast is on; difficulty is differentiable."""
+        with torch.autocast(outputs.present_BK.device.type, enabled=False):
+            return self._scores(outputs)
+
+    def _scores(self, outputs: StudentOutputs) -> dict[str, Tensor]:
         scores = {
             "consensus": consensus(outputs),
             "adaptability": adaptability(outputs, self.config.gain, self.config.off_weight),

@@ -1,0 +1,240 @@
+"""The `compact` command: reads arguments, calls the pipeline, prints. Results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from compact_distill.errors import CompactError, ConfigError, InputError
+
+# What the user did is wrong (2, as for wrong arguments); stopped by Ctrl-C (128 + SIGINT).
+_BAD_INPUT, _INTERRUPTED = 2, 130
+
+
+class _Commands(TyperGroup):
+    """Commands in the order of work; errors made on purpose end as a message, never as a traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            for problem in error.problems:
+                print(f"error: {problem}", file=sys.stderr)
+            if len(error.problems) > 1:
+                print(f"{len(error.problems)} errors; nothing was done", file=sys.stderr)
+        except CompactError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(_BAD_INPUT)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run; see `compact init`.")]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the file, as --set train.max_steps=10."),
+]
+
+
+class ExportFormat(enum.StrEnum):
+    """Row shapes that other trainers read."""
+
+    PROMPT_COMPLETION = "prompt_completion"
+    MESSAGES = "messages"
+
+
+def _version(show: bool) -> None:
+    if show:
+        import importlib.metadata
+
+        print(f"compact-distill {importlib.metadata.version('compact-distill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train a small language model on the rationales of several teachers.
+
+    Each rationale counts as much as it fits this student, now. Start with `compact demo`, or with `compact init` for
+    data of your own.
+    """
+    # Before anything imports them: one progress display is enough, and it is ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("compact.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a commented configuration.
+
+    It is valid as it stands; edit student and rationales.
+
+    \b
+    Example:
+      compact init my-run.yaml
+    """
+    from compact_distill.config_template import template
+    from compact_distill.files import atomic_write
+
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists already; choose another name or pass --force to replace it")
+    _check_target(path)
+    with atomic_write(path) as file:
+        file.write(template())
+    print(f"wrote {path}; edit it, then: compact validate {path} --dry-run")
+
+
+@app.command()
+def validate(
+    config: ConfigArgument,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Also count problems, rationales and tokens. Nothing is trained.")
+    ] = False,
+    settings: SetOption = [],  # noqa: B006 - typer wants a list
+) -> None:
+    """Check a configuration; all errors at once.
+
+    Data and student are checked too. --dry-run adds what the run would read, drop and do.
+
+    \b
+    Example:
+      compact validate my-run.yaml --dry-run
+    """
+    from compact_distill import pipeline
+
+    run_config = _load(config, settings)
+    instances = pipeline.require_valid(run_config)
+    print(f"{config} is valid")
+    if dry_run:
+        print(pipeline.dry_run(run_config, instances))
+
+
+@app.command()
+def score(
+    student: Annotated[str, typer.Option(help="Folder or hub name of the student.")],
+    data: Annotated[str, typer.Option(help="Problems with rationales: JSONL, Parquet, datasets folder or hub name.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write, one line a problem.")],
+    config: Annotated[Path | None, typer.Option(help="YAML file whose settings of the scores are used.")] = None,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Score and weigh rationales with a student.
+
+    Nothing is trained. One line a problem, in the order of the input: id, teachers, consensus, adaptability,
+    difficulty and weights.
+
+    \b
+    Example:
+      compact score --student Qwen/Qwen2.5-0.5B --data rationales.jsonl --out scores.jsonl
+    """
+    from compact_distill import pipeline
+    from compact_distill.config import config_from, load_config
+
+    _check_target(out)
+    given = {**_overrides(settings), "student": student, "rationales": data}
+    summary = pipeline.score_file(load_config(config, given) if config else config_from({}, given), out)
+    print(f"wrote {out}: {summary}")
+
+
+@app.command()
+def train(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B006
+    """Train the student on existing rationales.
+
+    A run that was stopped goes on from its newest complete checkpoint.
+
+    \b
+    Example:
+      compact train my-run.yaml --set output=runs/second
+    """
+    from compact_distill import pipeline
+
+    folder = pipeline.train(_load(config, settings))
+    print(f"student: {folder.student_path}")
+
+
+@app.command()
+def run(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B006
+    """Run all stages, each from where it stopped.
+
+    A stage that is done is skipped; a stage whose inputs changed is done again.
+
+    \b
+    Example:
+      compact run my-run.yaml
+    """
+    from compact_distill import pipeline
+
+    folder = pipeline.run(_load(config, settings))
+    print(f"run folder: {folder.path}")
+
+
+@app.command()
+def env() -> None:
+    """Print versions and hardware.
+
+    For bug reports; no paths, user names or keys.
+
+    \b
+    Example:
+      compact env
+    """
+    from compact_distill.environment import hardware, versions
+
+    for name, value in {**versions(), **hardware()}.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{name}: {shown or 'none'}")
+
+
+def _load(path: Path, settings: list[str]) -> Any:
+    from compact_distill.config import load_config
+
+    return load_config(path, _overrides(settings))
+
+
+def _overrides(settings: list[str]) -> dict[str, Any]:
+    """`["train.max_steps=10"]` as `{"train.max_steps": 10}`, by the file's own rules."""
+    from compact_distill.strict_yaml import parse_value
+
+    overrides = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set must be KEY=VALUE, got {setting!r}; as in --set train.max_steps=10")
+        overrides[key] = parse_value(value)
+    return overrides
+
+
+def _check_target(path: Path) -> None:
+    """Refuse a file that cannot be written before any work is done for it."""
+    if path.is_dir():
+        raise ConfigError(f"{path} must be a file to write, but is a folder; add a file name")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: folder {path.parent} does not exist; make it first")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ConfigError(f"{path} cannot be written: no permission; choose another place")

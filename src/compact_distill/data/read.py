@@ -1,0 +1,159 @@
+"""Read rows, as they are, from a JSONL or Parquet file, a `datasets` folder or a dataset on the hub."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compact_distill.data.faults import Faults, short
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(?:/[A-Za-z0-9][\w.\-]*)?")
+_FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".csv", ".txt", ".gz")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: its fields, its place among the rows (from 0), and where a user finds it ("line 3")."""
+
+    fields: dict[str, Any]
+    index: int
+    where: str
+
+
+def read_rows(source: str | Path, split: str, faults: Faults) -> Iterator[Row]:
+    """Yield the rows of an input, in order; what cannot be read is noted in `faults` and left out.
+
+    Args:
+        source: a `.parquet` file; any other file is read as JSONL: UTF-8 (a byte-order mark is allowed), one object a
+            line, lines end with LF or CRLF, blank lines are left out. A folder that `datasets` saved. Otherwise the
+            name of a dataset on the hub, whose code is never run.
+        split: split of a `datasets` folder or hub dataset.
+    """
+    path = Path(source)
+    try:
+        if path.is_dir():
+            rows = _read_folder(path, split, faults)
+        elif path.is_file():
+            rows = _read_parquet(path, faults) if path.suffix == ".parquet" else _read_jsonl(path, faults)
+        elif _HUB_NAME.fullmatch(str(source)) and path.suffix not in _FILE_SUFFIXES:
+            rows = _read_hub(str(source), split, faults)
+        else:
+            faults.add("", "no such file or folder; check the path")
+            return
+        number = 0
+        for index, (where, fields) in enumerate(rows):
+            number = index + 1
+            if not isinstance(fields, dict):
+                faults.add(where, f"must be an object like {{...}}, got {short(fields)}; write one object a line")
+            elif _has_half_pair(fields):
+                faults.add(
+                    where, "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character; remove it"
+                )
+            else:
+                yield Row(fields, index, where)
+        if number == 0 and faults.count == 0:
+            faults.add("", "holds no rows; write at least one")
+    except OSError as error:
+        faults.add("", f"cannot be read: {error.strerror or error}; check the path and its permissions")
+
+
+def _read_jsonl(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
+    offset = 0
+    # A binary file splits its lines at "\n" only; text methods would also split at U+2028 inside a string.
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"line {number}"
+            if number == 1 and line.startswith(_UTF16):
+                faults.add(where, "is UTF-16; save the file as UTF-8")
+                return
+            content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if content.strip():
+                try:
+                    yield where, json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+                except UnicodeDecodeError as error:
+                    column = error.start + len(line) - len(content)
+                    faults.add(
+                        where,
+                        f"not UTF-8: byte 0x{content[error.start]:02x} at position {column} of the line, "
+                        f"{offset + column} of the file; save the file as UTF-8",
+                    )
+                except json.JSONDecodeError as error:
+                    faults.add(where, f"broken JSON at column {error.colno}: {error.msg}; write one object a line")
+                except (ValueError, RecursionError) as error:
+                    faults.add(where, f"unreadable JSON: {error}; mend the line")
+            offset += len(line)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} stands twice in one object")
+    return fields
+
+
+def _read_parquet(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        number = 0
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", fields
+    except ArrowException as error:
+        faults.add("", f"not a readable Parquet file: {error}; write it again")
+
+
+def _read_folder(path: Path, split: str, faults: Faults) -> Iterator[tuple[str, Any]]:
+    if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        faults.add("", "is a folder, but not one that `datasets` saved (save_to_disk); give a file in it instead")
+        return
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        dataset = load_from_disk(str(path))
+    except Exception as error:
+        faults.add("", f"cannot be loaded by `datasets`: {type(error).__name__}: {error}; save it again")
+        return
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            faults.add("", f"split must be one of {', '.join(dataset)}, got {split!r}; choose one of them")
+            return
+        dataset = dataset[split]
+    for number, fields in enumerate(dataset, start=1):
+        yield f"row {number}", fields
+
+
+def _read_hub(name: str, split: str, faults: Faults) -> Iterator[tuple[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(name, split=split)
+    except Exception as error:
+        faults.add(
+            "",
+            f"no such file or folder, and split {split!r} of a hub dataset of that name cannot be loaded "
+            f"({type(error).__name__}: {error}); check the name, the split and the network",
+        )
+        return
+    for number, fields in enumerate(dataset, start=1):
+        yield f"row {number}", fields
+
+
+def _has_half_pair(value: Any) -> bool:
+    """Whether a text somewhere in a value has no UTF-8 form."""
+    if isinstance(value, str):
+        return not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value)
+    if isinstance(value, dict):
+        return any(_has_half_pair(key) or _has_half_pair(item) for key, item in value.items())
+    return isinstance(value, list) and any(_has_half_pair(item) for item in value)

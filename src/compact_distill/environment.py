@@ -1,0 +1,80 @@
+"""What a run or a bug report needs to know about the machine: versions and hardware; no names, paths or secrets."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "compact-distill",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "safetensors",
+    "math-verify",
+    "numpy",
+    "pydantic",
+)
+_OPTIONAL = ("flash-attn", "deepspeed", "lm-eval", "ray", "trackio", "trl", "vllm")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on; optional ones where they are installed."""
+    found = {"python": platform.python_version()}
+    for name in (*_PACKAGES, *_OPTIONAL):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name in _PACKAGES:
+                found[name] = "not installed"
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """System, processor, memory and accelerators (memory in GiB); this imports torch."""
+    import torch
+
+    gpus = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(index)
+            gpus.append(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute {gpu.major}.{gpu.minor}")
+    elif torch.backends.mps.is_available():
+        gpus.append("Apple MPS")
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": _cores(),
+        "memory_gib": _memory_gib(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError):  # a system that does not tell
+        return None
