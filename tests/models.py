@@ -55,7 +55,7 @@ def tiny_model(
     heads: int = 4,
     key_heads: int = 2,
     tied: bool = False,
-    lora: bool = False,
+    lora: bool | dict[str, Any] = False,
     dtype: torch.dtype = torch.float64,
     dropout: float = 0.0,
     lora_dropout: float = 0.0,
@@ -66,8 +66,8 @@ def tiny_model(
 ) -> Any:
     """Return a random model (a PeftModel with `lora`) in evaluation mode; the same arguments give the same weights.
 
-    `dropout` is dropout on attention weights, `lora_dropout` dropout on the adapters' input; `changes` are further
-    fields of the architecture's config.
+    `lora` may hold fields of peft's LoraConfig. `dropout` is dropout on attention weights, `lora_dropout` dropout on
+    the adapters' input; `changes` are further fields of the architecture's config.
     """
     shape: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -104,8 +104,9 @@ def tiny_model(
         raise ValueError(f"architecture must be one of {ARCHITECTURES}, got {architecture!r}")
     model = kind(config)
     if lora:
-        adapter = LoraConfig(r=4, lora_alpha=8, lora_dropout=lora_dropout, target_modules=LINEAR, task_type="CAUSAL_LM")
-        model = get_peft_model(model, adapter)
+        fields: dict[str, Any] = {"r": 4, "lora_alpha": 8, "lora_dropout": lora_dropout, "target_modules": LINEAR}
+        fields |= lora if isinstance(lora, dict) else {}
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **fields))
     randomise(model, seed)
     model = model.to(dtype).eval()
     if dtype == torch.float64:

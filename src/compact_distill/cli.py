@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,6 +86,8 @@ def main(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Libraries tell each other about changes to come; who runs a command cannot act on that.
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 @app.command()
@@ -192,6 +195,29 @@ def run(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B006
 
     folder = pipeline.run(_load(config, settings))
     print(f"run folder: {folder.path}")
+
+
+@app.command()
+def export(
+    data: Annotated[str, typer.Argument(help="Problems with rationales: JSONL, Parquet, datasets folder or hub name.")],
+    out: Annotated[Path, typer.Argument(help="JSONL file to write, one line a rationale.")],
+    shape: Annotated[
+        ExportFormat, typer.Option("--format", help="Shape of the rows.")
+    ] = ExportFormat.PROMPT_COMPLETION,
+) -> None:
+    """Write rationales for other trainers.
+
+    TRL, axolotl and LLaMA-Factory read these rows.
+
+    \b
+    Example:
+      compact export rationales.jsonl sft.jsonl --format messages
+    """
+    from compact_distill.data import export_instances, load_instances
+
+    _check_target(out)
+    counts = export_instances(load_instances(data), out, shape.value)
+    print(f"wrote {out}: {counts.written} rows, left out: {counts.missing} missing, {counts.unparsed} unparsed")
 
 
 @app.command()

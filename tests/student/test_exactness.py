@@ -14,16 +14,19 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor
 
 import reference
 from compact_distill.aggregator import aggregate
 from compact_distill.compatibility.evaluator import Evaluator
 from compact_distill.config import CompatibilityConfig
+from compact_distill.errors import StudentError
 from compact_distill.records import RationaleStatus
 from compact_distill.student import head
 from compact_distill.student.one_pass import attach
 from compact_distill.student.passes import plan_jobs, read_job
+from compact_distill.student.probes import choose_points
 from compact_distill.student.tokens import Branch, EncodedProblem
 from models import ARCHITECTURES, SLIDING_WINDOW, tiny_model
 from reference import Encoded, Settings
@@ -242,6 +245,29 @@ def test_gradient_checkpointing_changes_nothing(architecture: str, lora: bool) -
         model.eval()
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head", "embed_tokens"]},
+    ],
+    ids=["embeddings", "dora", "saved_head"],
+)
+def test_other_adapters_are_the_reference(fields: dict[str, Any]) -> None:
+    model = tiny_model("llama", layers=2, lora=fields)
+    expected = references(model, PROBLEMS[:2], PROBE)
+    assert_equal(packages(model, PROBLEMS[:2], PROBE), expected)
+
+
+def test_adapters_that_the_pass_would_leave_out_are_refused() -> None:
+    with pytest.raises(StudentError, match=r"LM head is unsupported.*modules_to_save"):
+        attach(tiny_model("llama", layers=1, lora={"target_modules": ["q_proj", "lm_head"]}))
+    virtual = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(StudentError, match="PROMPT_TUNING adds tokens of its own"):
+        attach(get_peft_model(tiny_model("llama", layers=1), virtual))
+
+
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 1), (8, 4)])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_heads_and_ties_are_the_reference(heads: int, key_heads: int, tied: bool) -> None:
@@ -305,6 +331,14 @@ def test_random_shapes_are_the_reference(seed: int) -> None:
     expected = references(model, tuple(problems), settings)
     for budget in (WHOLE, rng.randrange(10, 60)):
         assert_equal(packages(model, tuple(problems), settings, budget), expected)
+
+
+def test_probe_points_are_those_of_the_reference() -> None:
+    for count in range(1, 60):
+        branch = reference.Branch(list(range(count)), [(t, t) for t in range(count - 1)], [0], EOS)
+        stops = tuple(last + 1 for _, last in branch.thinking)
+        for most in range(2, count + 3):
+            assert choose_points(stops, count, most) == reference.probe_points(branch, most)
 
 
 @pytest.mark.parametrize("keep", [0, 2**24], ids=["logits_again", "logits_kept"])

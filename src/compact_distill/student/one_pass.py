@@ -22,7 +22,7 @@ from compact_distill.student.head import label_logprobs, log_softmax_rows
 from compact_distill.student.layout import BranchRows, Layout
 from compact_distill.student.outputs import Reading
 from compact_distill.student.probes import lay_out_probes
-from compact_distill.student.support import architecture_problems, innermost
+from compact_distill.student.support import adapter_problems, architecture_problems, innermost
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ def attach(model: nn.Module) -> None:
     """Teach `model` to read layouts. Idempotent.
 
     Raises:
-        StudentError: the architecture is not supported.
+        StudentError: the architecture or the kind of adapter is not supported.
     """
     core = innermost(model)
-    if getattr(core, "_compact_attached", False):
-        return
-    wrong = architecture_problems(core.config)
+    wrong = architecture_problems(core.config) + adapter_problems(model)
     if wrong:
         raise StudentError(wrong)
+    if getattr(core, "_compact_attached", False):
+        return
     register()
     core.config._attn_implementation = IMPLEMENTATION
     ordinary = core.forward

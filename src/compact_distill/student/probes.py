@@ -36,8 +36,7 @@ def choose_points(stops: tuple[int, ...], length: int, max_probes: int) -> list[
     points = sorted({0, *stops, length})
     if len(points) <= max_probes:
         return points
-    step = (len(points) - 1) / (max_probes - 1)
-    return [points[round(i * step)] for i in range(max_probes)]
+    return [points[round(i * (len(points) - 1) / (max_probes - 1))] for i in range(max_probes)]
 
 
 def lay_out_probes(layout: Layout, max_probes: int) -> Probes:

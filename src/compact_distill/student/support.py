@@ -38,6 +38,20 @@ def architecture_problems(config: Any) -> list[str]:
     return wrong
 
 
+def adapter_problems(model: nn.Module) -> list[str]:
+    """Everything in a model's adapters that the one pass would leave out, as messages; empty where it is fine."""
+    wrong = []
+    for config in (getattr(model, "peft_config", None) or {}).values():
+        if getattr(config, "is_prompt_learning", False):
+            wrong.append(f"adapter {config.peft_type.value} adds tokens of its own, which is unsupported; use LoRA")
+    if hasattr(innermost(model).get_output_embeddings(), "base_layer"):
+        wrong.append(
+            "an adapter on the LM head is unsupported (the head is read in chunks, past it); take lm_head out of "
+            "target_modules, or train it whole with modules_to_save=['lm_head']"
+        )
+    return wrong
+
+
 def innermost(model: nn.Module) -> Any:
     """The causal language model inside wrappers (DistributedDataParallel, torch.compile, peft)."""
     inner: Any = model
