@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from compact_distill.errors import InputError
 from compact_distill.files import atomic_write
@@ -24,7 +25,12 @@ __all__ = ["RunData", "read_run", "summary", "write_report"]
 
 
 def write_report(
-    runs: Sequence[str | Path], out: str | Path | None = None, export: str | Path | None = None, *, png: bool = True
+    runs: Sequence[str | Path],
+    out: str | Path | None = None,
+    export: str | Path | None = None,
+    *,
+    png: bool = True,
+    paired: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write the report of a run, or one page that compares several.
 
@@ -33,6 +39,8 @@ def write_report(
         out: the file to write; default: `report.html` in the run folder, or `compare.html` in the current folder.
         export: also write every figure's files into this folder.
         png: whether `export` writes PNG besides CSV and SVG.
+        paired: for each run after the first, its student compared with the first run's on the same rows, as
+            `eval/changes.json` has it; without it the comparison shows no differences.
 
     Returns:
         The page's path.
@@ -47,8 +55,8 @@ def write_report(
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise InputError(f"{path} must be a file in an existing folder; choose another --out")
     if export is not None:
-        export_figures(figures(data[0]) if len(data) == 1 else compare_figures(data), Path(export), png=png)
-    page = run_page(data[0]) if len(data) == 1 else compare_page(data)
+        export_figures(figures(data[0]) if len(data) == 1 else compare_figures(data, paired), Path(export), png=png)
+    page = run_page(data[0]) if len(data) == 1 else compare_page(data, paired)
     with atomic_write(path) as file:
         file.write(page)
     return path

@@ -114,16 +114,17 @@ def interval_chart(
     joined: bool = False,
 ) -> Sheet:
     """Rows of points with intervals; `joined` draws an arrow from a row's first point to its last."""
-    step = 28 + 11 * max((len(marks) for _, marks in rows), default=1)
-    sheet = Sheet(title, height=34 + step * max(len(rows), 1) + 44, left=8, right=12)
+    tops = [34]
+    for _, marks in rows:
+        tops.append(tops[-1] + 28 + 11 * max(len(marks), 1))
+    sheet = Sheet(title, height=tops[-1] + 44, left=8, right=12)
     values = [v for _, marks in rows for mark in marks for v in (mark.value, mark.low, mark.high)]
     sheet.x_range = x_range or padded([*values, *([] if reference is None else [reference])])
     sheet.x_grid()
     sheet.x_axis(x_label, show=show)
     if reference is not None:
         sheet.mark("line", "zero", x1=sheet.x(reference), x2=sheet.x(reference), y1=sheet.y0, y2=sheet.y1)
-    for r, (label, marks) in enumerate(rows):
-        top = 34 + step * r
+    for top, (label, marks) in zip(tops, rows, strict=False):
         sheet.text(sheet.x0, top + 14, short(label, 50), "row")
         places = [top + 26 + 11 * m for m in range(len(marks))]
         if joined and len(marks) > 1 and all(math.isfinite(m.value) for m in (marks[0], marks[-1])):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -17,8 +17,9 @@ from compact_distill.report.figures.training import TRAIN_POINTS, loss_curve
 from compact_distill.report.headline import headline, mean_weights
 from compact_distill.report.page import render
 from compact_distill.report.read import RunData
+from compact_distill.report.read_eval import read_changes
 from compact_distill.report.svg import series
-from compact_distill.report.text import DASH, clean, duration, listed, percent, plural, short
+from compact_distill.report.text import DASH, clean, duration, listed, percent, plural, points, short
 
 
 def run_names(runs: Sequence[RunData]) -> list[str]:
@@ -33,15 +34,15 @@ def run_names(runs: Sequence[RunData]) -> list[str]:
     return names
 
 
-def compare_figures(runs: Sequence[RunData]) -> list[Figure]:
+def compare_figures(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> list[Figure]:
     """The figures of the comparison, those without data left out."""
     names = run_names(runs)
-    found = (_accuracy(runs, names), _weights(runs, names), _loss(runs, names))
+    found = (_accuracy(runs, names), _change(names, paired), _weights(runs, names), _loss(runs, names))
     return [figure for figure in found if figure is not None]
 
 
-def compare_page(runs: Sequence[RunData]) -> str:
-    """The page that compares runs, as HTML."""
+def compare_page(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The page that compares runs, as HTML; `paired` as `write_report` has it."""
     names = run_names(runs)
     section = [("overview", "Runs"), ("figures", "Figures"), ("settings", "Settings")]
     return render(
@@ -53,7 +54,7 @@ def compare_page(runs: Sequence[RunData]) -> str:
         headline=_verdict(runs, names),
         overview=overview(runs),
         verdicts=[(name, headline(run).verdict) for name, run in zip(names, runs, strict=True)],
-        figures=compare_figures(runs),
+        figures=compare_figures(runs, paired),
         settings=differing_settings(runs),
         missing=[(name, line) for name, run in zip(names, runs, strict=True) for line in run.missing],
     )
@@ -150,6 +151,28 @@ def _accuracy(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
         [interval_chart("Accuracy", rows, x_label="share of right answers", show=lambda v: percent(v, 0))],
         Table(("run", "task", "role", "accuracy", "low", "high", "rows"), table),
         legend=_keys(names),
+    )
+
+
+def _change(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Each later run's student minus the first run's, on the same rows."""
+    found = [(i, change) for i, document in enumerate(paired, start=1) for change in read_changes(document, [])]
+    if not found:
+        return None
+    tasks = list(dict.fromkeys(change.task for _, change in found))
+    rows = [
+        (task, [Mark(names[i], c.difference, c.low, c.high, series(i), i) for i, c in found if c.task == task])
+        for task in tasks
+    ]
+    columns = ("task", "role", "rows", "difference", "low", "high", "gained", "lost", "mcnemar_p")
+    return Figure(
+        "compare_change",
+        f"Change against {short(names[0], 40)}",
+        "A bar that crosses zero may be chance. Differences of the students on the same rows, in percentage points, with "
+        "95 % intervals of a paired bootstrap; p is the exact McNemar test.",
+        [interval_chart("Difference, points", rows, x_label="points", show=lambda v: points(v, 0), reference=0.0)],
+        Table(("run", *columns), [(names[i], *(getattr(c, key) for key in columns)) for i, c in found]),
+        legend=_keys(names)[1:],
     )
 
 

@@ -7,7 +7,8 @@ model text can close a tag. What the page reads (explorer.js):
     problem  {"q", "a", "e": epochs, "r": [{"k", "x", "v", "s", "n", "a", "w", "c", "g"}, ...]}
 
 k teacher, x text, v verdict, s status, n tokens, a answer, w weights and c scores per epoch, g gains by student:
-[start, belief, lengths of the steps, gains in hundredths of a nat, thinking spans as start, length, ...].
+[start, belief, lengths of the steps, gains in hundredths of a nat, thinking spans as start, length, ...]. Steps whose
+gain is too small for a colour have gain 0, and neighbours of that kind are one step.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from compact_distill.report.trace import Trace
 _EPOCHS = 12  # shown per problem
 _UNIT = 100  # gains are stored in hundredths of a nat
 _SCALE_PERCENTILE = 97  # of all gains: the colour is full there
+_VISIBLE = 0.15  # share of a full colour from which on a gain is coloured; explorer.js has the same
 
 Gains = dict[str, dict[str, Any]]  # by "before" or "after", then teacher
 
@@ -150,8 +152,26 @@ def _read_gains(run: RunData) -> tuple[dict[str, Gains], float]:
             sample += [abs(g) for gains in packed.values() for g in gains[3] if g]
     if damaged:
         run.missing.append(f"gains.jsonl has {damaged} damaged lines, left out")
-    scale = float(np.percentile(sample, _SCALE_PERCENTILE)) / _UNIT if sample else 0.0
-    return found, max(round(scale, 2), 0.01)
+    scale = max(round(float(np.percentile(sample, _SCALE_PERCENTILE)) / _UNIT, 2) if sample else 0.0, 0.01)
+    for by_student in found.values():
+        for by_teacher in by_student.values():
+            for packed in by_teacher.values():
+                packed[2:4] = _merged(packed[2], packed[3], scale * _UNIT * _VISIBLE)
+    return found, scale
+
+
+def _merged(lengths: list[int], gains: list[int], least: float) -> tuple[list[int], list[int]]:
+    """Steps with gains below `least` set to 0, neighbours of that kind made one."""
+    kept_lengths: list[int] = []
+    kept: list[int] = []
+    for length, gain in zip(lengths, gains, strict=True):
+        gain = gain if abs(gain) >= least else 0
+        if kept and not gain and not kept[-1]:
+            kept_lengths[-1] += length
+        else:
+            kept_lengths.append(length)
+            kept.append(gain)
+    return kept_lengths, kept
 
 
 def _packed_gains(row: dict[str, Any], problem: UsedProblem | None) -> Iterator[tuple[str, list[Any]]]:

@@ -50,8 +50,8 @@ def _of_role(changes: Sequence[Change], role: str) -> list[Change]:
     return [c for c in changes if c.role == role or (role == "learned" and c.role is None)]
 
 
-def _named(changes: Sequence[Change]) -> str:
-    return listed([f"{short(c.task, 40)} ({points(c.difference)} points)" for c in changes])
+def _named(changes: Sequence[Change], unit: bool = False) -> str:
+    return listed([f"{short(c.task, 40)} ({points(c.difference)}{' points' if unit and i == 0 else ''})" for i, c in enumerate(changes)])
 
 
 def _spans(changes: Sequence[Change]) -> list[str]:
@@ -73,11 +73,11 @@ def _learned_clause(run: RunData) -> str:
     same = [c for c in changes if c not in up and c not in down]
     parts = []
     if up:
-        parts.append(f"the student got better at {_named(up)}")
+        parts.append(f"the student got better at {_named(up, unit=True)}")
     if down:
-        parts.append(f"{'but worse' if up else 'the student got worse'} at {_named(down)}")
+        parts.append(f"{'but worse' if up else 'the student got worse'} at {_named(down, unit=not up)}")
     if same:
-        parts.append(f"{'with' if parts else 'the student shows'} no clear change on {_named(same)}")
+        parts.append(f"{'with' if parts else 'the student shows'} no clear change on {_named(same, unit=not parts)}")
     return ", ".join(parts)
 
 
@@ -150,7 +150,7 @@ def _trust_clause(run: RunData) -> str:
     (first, weight, _), (_, runner_up, _) = weights[:2]
     if weight - runner_up < _EVEN:
         return "it learned from all its teachers about equally"
-    return f"it learned most from {short(first, 60)} (weight {share_text(weight)} of 1)"
+    return f"it learned most from {short(first, 60)}"
 
 
 def _trust(run: RunData) -> Answer:
@@ -206,6 +206,7 @@ def _cost_fact(run: RunData) -> tuple[str, str, str]:
             total[key] = total.get(key, 0.0) + value
     if not total:
         return ("cost", DASH, "no answers of teachers were bought in this run")
-    tokens = f"{number(total['completion_tokens'], 4)} tokens written, {number(total['prompt_tokens'], 4)} read by teachers"
+    prices = "in your prices' currency; " if "cost" in total else ""
+    tokens = f"{prices}{number(total['completion_tokens'], 4)} tokens written, {number(total['prompt_tokens'], 4)} read by teachers"
     money = f"{number(total['cost'], 4)}" if "cost" in total else DASH
     return ("cost", money, f"{tokens}{'' if 'cost' in total else '; their price is not known'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,18 @@ def read_results(folder: Path, missing: list[str]) -> tuple[list[Result], list[C
     if not results:
         missing.append("eval/ holds no results: whether the student got better is unknown; run `compact eval`")
         return [], []
+    return results, read_changes(_json(folder / "changes.json", "comparison of before and after", missing), missing)
+
+
+def read_changes(document: Mapping[str, Any], missing: list[str]) -> list[Change]:
+    """The comparisons of a changes.json; what is wrong goes to `missing`."""
     changes = []
-    for entry in _json(folder / "changes.json", "comparison of before and after", missing).get("changes", ()):
+    for entry in document.get("changes", ()):
         try:
             changes.append(_change(entry))
         except (KeyError, TypeError, ValueError):
             missing.append("eval/changes.json holds an entry that cannot be read, left out")
-    return results, changes
+    return changes
 
 
 def _result(student: str, row: dict[str, Any]) -> Result:

@@ -48,7 +48,7 @@ def status(run: RunData) -> Figure | None:
     return Figure(
         "data_status",
         "What became of the rationales",
-        "Blue and orange parts trained the student; everything patterned in grey was left out, never cut or guessed. A teacher "
+        "Blue and orange parts trained the student; everything grey was left out, never cut or guessed. A teacher "
         "with much grey needs a longer max_length (over length) or a clearer end of its answers (unparsed).",
         [stack_chart("Rationales", rows, classes, x_label="rationales")],
         Table(("teacher", "part", "count"), [(n, part, counts[n, part]) for n in order for part in classes if counts[n, part]]),
