@@ -92,6 +92,7 @@ def test_the_last_statement_wins(text: str, answer: str) -> None:
         "Therefore, the answer (arabic numerals) is 18.",
         "**The answer is 18.**",
         "\\boxed{18}",
+        "\\boxed{\\boxed{18}}",
         "Thus, $\\boxed{18}$.",
         "The final answer is $\\boxed{18}$.",
         "\\[\n\\boxed{18}\n\\]",

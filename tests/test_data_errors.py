@@ -253,7 +253,8 @@ def test_everything_wrong_with_problems_and_stores_is_told_together(tmp_path: Pa
 
 def test_broken_problems_do_not_make_their_rationales_unknown(tmp_path: Path) -> None:
     problems = write(tmp_path / "problems.jsonl", {**GOOD, "id": "x", "question": ""}, b"{")
-    store = write(tmp_path / "store.jsonl", {"id": "x", "teacher": "t", "text": "A: 1"})
+    # "w" may be the id in the broken line.
+    store = write(tmp_path / "store.jsonl", *({"id": i, "teacher": "t", "text": "A: 1"} for i in ("x", "w")))
     with pytest.raises(DataError) as caught:
         load_instances(store, problems=problems)
     assert [message.removeprefix(f"{problems}, ").split(":")[0] for message in caught.value.problems] == [

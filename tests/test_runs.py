@@ -177,8 +177,8 @@ def test_a_trace_line_holds_scores_weights_and_statuses(tmp_path):
             "consensus": [0.25, None],
             "adaptability": [1.5, None],
             "difficulty": [2.0, None],
-            "length": [3.0, None],
             "weights": [1.0, 0.0],
+            "extra_scores": {"length": [3.0, None]},
             "statuses": ["ok", "missing"],
         }
     ]

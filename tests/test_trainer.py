@@ -83,7 +83,7 @@ def test_resuming_takes_the_newest_complete_checkpoint(tmp_path):
     resumed.train(resume_from_checkpoint=True)
     assert largest_difference(weights(whole), weights(resumed)) == 0.0
     (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
-    with pytest.raises(RunError, match="optimizer.pt is missing"):
+    with pytest.raises(RunError, match=r"optimizer\.pt is missing"):
         trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from compact_distill.compatibility.evaluator import Evaluator
 from compact_distill.compatibility.score import score
 from compact_distill.config import RunConfig, dump_config
 from compact_distill.data import load_instances
@@ -179,6 +180,10 @@ def _check_run(config: RunConfig) -> list[str]:
         problems.append("teachers: this version cannot ask them; have their answers in a file, see `rationales:`")
     if config.eval.learned or config.eval.retained:
         problems.append("eval: this version does not run it; remove `learned:` and `retained:`")
+    try:
+        Evaluator(config.compatibility)
+    except InputError as error:
+        problems += error.problems
     wrong_output = output_problem(config.output)
     problems += [wrong_output] if wrong_output else []
     with tempfile.TemporaryDirectory() as scratch:

@@ -7,7 +7,7 @@ Shape suffixes used across the package:
     T  tokens                          H  attention heads
     N  rows, of whatever the text says D  width of the student's hidden state
 
-`weights_BK` is a [B, K] tensor; a missing teacher has weight 0 and NaN scores. Log-probabilities are in nats,
+`weights_BK` is a [B, K] tensor; a missing teacher has weight 0 and no scores. Log-probabilities are in nats,
 losses in nats per token, durations in seconds, positions in tokens from the start of the prompt.
 """
 
@@ -16,10 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Verdict(StrEnum):
@@ -54,7 +51,7 @@ class Rationale:
     answer: str | None = None
     sample: int = 0
     verdict: Verdict | None = None
-    extra: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class Problem:
     id: str
     question: str
     answer: str
-    extra: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ class Instance:
     question: str
     answer: str
     rationales: tuple[Rationale, ...]
-    extra: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -97,4 +94,4 @@ class ScoreRow:
     difficulty: tuple[float | None, ...]
     weights: tuple[float, ...]
     statuses: tuple[RationaleStatus, ...]
-    extra_scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=lambda: _NOTHING)
+    extra_scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)

@@ -120,7 +120,8 @@ class RunFolder:
             known = (path / "manifest.json").is_file()
             manifest = _read_manifest(path / "manifest.json") if known else _new_manifest()
             run = cls(path, lock, manifest)
-            run._save_manifest()
+            if not known:
+                run._save_manifest()
         except BaseException:
             _give_back(path, lock)
             raise
@@ -343,15 +344,16 @@ def read_trace(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def score_fields(row: ScoreRow) -> dict[str, Any]:
-    """A row of scores as `compact score` and the trace write it; user-registered scores stand beside the others."""
+    """A row of scores as `compact score` and the trace write it; `extra_scores` only where users registered some."""
+    extra = {name: list(values) for name, values in row.extra_scores.items()}
     return {
         "id": row.id,
         "teachers": list(row.teachers),
         "consensus": list(row.consensus),
         "adaptability": list(row.adaptability),
         "difficulty": list(row.difficulty),
-        **{name: list(values) for name, values in row.extra_scores.items()},
         "weights": list(row.weights),
+        **({"extra_scores": extra} if extra else {}),
     }
 
 

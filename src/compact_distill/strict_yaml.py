@@ -22,7 +22,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed file: its top-level mapping, the line of each key and item, and problems found on the way (line, text)."""
+    """A parsed file: its top-level mapping, the line of each key and item, and problems with their lines."""
 
     data: dict[str, Any]
     lines: dict[Path, int]

@@ -38,7 +38,7 @@ def test_difficulty_is_the_mean_over_each_rationales_own_tokens():
 
 
 def test_positive_gain_sums_rises_and_counts_other_tokens_a_tenth():
-    # first: 2 at a thinking token + 0.1 * 3; second: 1 at a thinking token (the fall of 0.5 and the padding are nothing)
+    # first: 2 at a thinking token + 0.1 * 3; second: 1 at a thinking token (falls and padding are nothing)
     assert adaptability(outputs())[0].tolist() == pytest.approx([2.3, 1.0])
     assert adaptability(outputs(), off_weight=1.0)[0].tolist() == pytest.approx([5.0, 1.0])
 

@@ -343,7 +343,7 @@ def test_probe_points_are_those_of_the_reference() -> None:
 
 @pytest.mark.parametrize("keep", [0, 2**24], ids=["logits_again", "logits_kept"])
 def test_chunks_of_logits_change_nothing(keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "CHUNK_NUMBERS", 448 * 5)
+    monkeypatch.setattr(head, "CHUNK_ROWS", 5)
     monkeypatch.setattr(head, "KEEP_NUMBERS", keep)
     model, expected = judged("llama", PROBE)
     assert_equal(packages(model, PROBLEMS, PROBE), expected)

@@ -15,7 +15,7 @@ import sys
 from typing import Any, TextIO
 
 _MEMORY_BYTES = 4 * 2**30
-_CPU_MARGIN_SECONDS = 30
+_CPU_MARGIN_SECONDS = 5
 
 
 def _limit(kind: str, value: int) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Logits of a chunk, in numbers: large enough for a fast matmul, small enough (64 MiB in fp32) to vanish beside a model.
-CHUNK_NUMBERS = 2**24
-# Chunks are kept for the backward pass up to this many numbers a pass, and computed again beyond it.
-KEEP_NUMBERS = 2**24
+# Rows of a chunk: enough for a fast matmul, few enough for its logits to stay near the processor.
+CHUNK_ROWS = 256
+# What the backward needs of the chunks is kept up to this many numbers a pass (128 MiB in fp32), and computed again
+# beyond it.
+KEEP_NUMBERS = 2**25
 
 
 class _LabelLogProbs(torch.autograd.Function):
@@ -24,23 +25,23 @@ class _LabelLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, gold_NA: Tensor
     ) -> tuple[Tensor, Tensor]:
-        full = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-        rows = max(1, CHUNK_NUMBERS // weight_VD.shape[0])
-        keep = any(ctx.needs_input_grad) and len(hidden_ND) * weight_VD.shape[0] <= KEEP_NUMBERS
-        logprobs, beliefs, norms, kept = [], [], [], []
-        for start in range(0, len(hidden_ND), rows):
-            part = slice(start, start + rows)
+        keep = any(ctx.needs_input_grad) and len(hidden_ND) * len(weight_VD) <= KEEP_NUMBERS
+        logprobs, beliefs, tops, sums, kept = [], [], [], [], []
+        for part in _chunks(len(hidden_ND)):
             logits_NV = _logits(hidden_ND[part], weight_VD, bias_V)
-            norm_N1 = torch.logsumexp(logits_NV.to(full), dim=-1, keepdim=True)
-            logprobs.append(logits_NV.gather(1, labels_N[part, None]).to(full) - norm_N1)
+            label_N1, gold = logits_NV.gather(1, labels_N[part, None]), logits_NV.gather(1, gold_NA[part].clamp_min(0))
+            top_N1 = logits_NV.amax(-1, keepdim=True)
+            exp_NV = logits_NV.sub_(top_N1).exp_()  # logits are 0 at most, so nothing overflows
+            sum_N1 = exp_NV.sum(-1, keepdim=True)
+            norm_N1 = top_N1 + sum_N1.log()
             present = gold_NA[part] >= 0
-            gold = logits_NV.gather(1, gold_NA[part].clamp_min(0)).to(full) - norm_N1
-            beliefs.append((gold * present).sum(-1) / present.sum(-1).clamp_min(1))
-            norms.append(norm_N1)
+            logprobs.append(label_N1 - norm_N1)
+            beliefs.append(((gold - norm_N1) * present).sum(-1) / present.sum(-1).clamp_min(1))
+            tops.append(top_N1)
+            sums.append(sum_N1)
             if keep:
-                kept.append(logits_NV)
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, torch.cat(norms), *kept)
-        ctx.rows = rows
+                kept.append(exp_NV.to(hidden_ND.dtype))
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, torch.cat(tops), torch.cat(sums), *kept)
         belief_N = torch.cat(beliefs)
         ctx.mark_non_differentiable(belief_N)
         return torch.cat(logprobs)[:, 0], belief_N
@@ -48,18 +49,20 @@ class _LabelLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_N = grads[0]
-        hidden_ND, weight_VD, bias_V, labels_N, norm_N1, *kept = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, labels_N, top_N1, sum_N1, *kept = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_weight = torch.zeros_like(weight_VD) if wants_weight else None
         grad_bias = torch.zeros_like(bias_V) if wants_bias and bias_V is not None else None
-        for index, start in enumerate(range(0, len(hidden_ND), ctx.rows)):
-            part = slice(start, start + ctx.rows)
-            logits_NV = kept[index] if kept else _logits(hidden_ND[part], weight_VD, bias_V)
+        for index, part in enumerate(_chunks(len(hidden_ND))):
+            if kept:
+                exp_NV = kept[index]
+            else:
+                exp_NV = _logits(hidden_ND[part], weight_VD, bias_V).sub_(top_N1[part]).exp_().to(hidden_ND.dtype)
             # d logp / d logits = onehot(label) - softmax(logits), times the gradient of the row
-            grad_NV = torch.exp(logits_NV.to(norm_N1.dtype) - norm_N1[part]).mul_(-grad_N[part, None])
-            grad_NV.scatter_add_(1, labels_N[part, None], grad_N[part, None].to(grad_NV.dtype))
-            grad_NV = grad_NV.to(hidden_ND.dtype)
+            scale_N1 = -grad_N[part, None] / sum_N1[part]
+            grad_NV = exp_NV * scale_N1
+            grad_NV = grad_NV.scatter_add_(1, labels_N[part, None], grad_N[part, None]).to(hidden_ND.dtype)
             if grad_hidden is not None:
                 torch.mm(grad_NV, weight_VD, out=grad_hidden[part])
             if grad_weight is not None:
@@ -69,9 +72,16 @@ class _LabelLogProbs(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
+def _chunks(rows: int) -> list[slice]:
+    return [slice(start, start + CHUNK_ROWS) for start in range(0, rows, CHUNK_ROWS)]
+
+
 def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    """Logits of a chunk, [N, V], fp32 or fp64."""
     logits_NV = hidden_ND @ weight_VD.t()
-    return logits_NV if bias_V is None else logits_NV.add_(bias_V)
+    if bias_V is not None:
+        logits_NV = logits_NV.add_(bias_V)
+    return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
 
 
 def label_logprobs(

@@ -1,0 +1,400 @@
+"""The pipeline: what it refuses, what it writes, what it redoes, and that a stopped run ends like one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from compact_distill import pipeline
+from compact_distill.compatibility.score import score
+from compact_distill.config import RunConfig, config_from, dump_config
+from compact_distill.data import load_instances
+from compact_distill.errors import InputError, RunError
+from compact_distill.preview import optimizer_steps
+from compact_distill.records import RationaleStatus
+from compact_distill.runs import RunFolder
+from compact_distill.student.load import load_student, load_tokenizer
+from compact_distill.training.callbacks import StopInOrder
+from models import byte_level_tokenizer, save_student, tiny_model
+
+
+def problem(number: int, *texts: str | None) -> dict:
+    rationales = [{"teacher": f"t{k}", "text": text} for k, text in enumerate(texts)]
+    return {
+        "id": f"p{number}",
+        "question": f"What is {number} + 1?",
+        "answer": str(number + 1),
+        "rationales": rationales,
+    }
+
+
+def write_data(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    model = tiny_model("qwen2", layers=2, dtype=torch.float32, seed=1)
+    return save_student(tmp_path_factory.mktemp("students") / "tiny", model, byte_level_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    rows = [
+        problem(n, f"First, we add 1 to {n}. The answer is {n + 1}.", f"So {n} + 1 = {n}.\nThe answer is {n}.")
+        for n in range(6)
+    ]
+    return write_data(tmp_path_factory.mktemp("data") / "data.jsonl", rows)
+
+
+@pytest.fixture
+def configure(student, data, tmp_path):
+    """A configuration of six problems, two epochs, two problems a step: three steps an epoch."""
+
+    def make(**changes) -> RunConfig:
+        train = {"learning_rate": 0.01, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "use_cpu": True}
+        settings = {"student": str(student), "rationales": str(data), "output": str(tmp_path / "run")}
+        settings |= {"lora": {"r": 2}, **changes}
+        return config_from({**settings, "train": {**train, **settings.get("train", {})}})
+
+    return make
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(folder.student_path / "adapter_model.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
+
+
+# ---- running
+
+
+def test_a_run_writes_its_folder_and_a_second_run_does_nothing(configure, capsys, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "sk-very-secret")
+    config = configure()
+    folder = pipeline.run(config)
+
+    assert RunFolder.open(folder.path).manifest == folder.manifest
+    made_of = folder.manifest
+    assert made_of["finished"]
+    assert made_of["seeds"]["seed"] == 42
+    assert made_of["teachers"] == ["t0", "t1"]
+    assert made_of["versions"]["torch"] == torch.__version__
+    assert made_of["student"]["sha256"]
+    assert list(made_of["data"]["files"]) == list(config.rationales)
+    summary = folder.stage_summary("train")
+    assert summary["steps"] == 6
+    assert summary["statuses"] == {"ok": 12}
+    assert folder.config_path.read_text() == dump_config(config)
+
+    rows = list(folder.read_scores())
+    assert [row["step"] for row in rows] == [step for step in range(6) for _ in range(2)]
+    for epoch in (0, 1):  # every problem once an epoch
+        assert sorted(row["id"] for row in rows[6 * epoch : 6 * epoch + 6]) == [f"p{n}" for n in range(6)]
+    assert all(sum(row["weights"]) == pytest.approx(1) for row in rows)
+
+    model, _ = load_student(folder.student_path)  # the folder is a student of its own
+    assert model.peft_config
+
+    before = state_of(folder.path)
+    assert "sk-very-secret" not in repr(before)
+    capsys.readouterr()
+    assert pipeline.run(config).path == folder.path
+    assert state_of(folder.path) == before
+    assert "train: done already" in capsys.readouterr().err
+
+
+def test_only_inputs_that_matter_make_a_run_train_again(configure, data, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(pipeline, "fit", lambda config, instances, folder: trained.append(1) or {})
+
+    def trains(**changes) -> bool:
+        trained.clear()
+        pipeline.run(configure(**changes))
+        return bool(trained)
+
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    same_rows = write_data(tmp_path / "same.jsonl", [{"note": "x", **row} for row in rows])
+    other_rows = write_data(tmp_path / "other.jsonl", rows[:-1])
+    assert trains()
+    assert not trains()
+    assert not trains(train={"logging_steps": 5, "save_total_limit": 1})
+    assert not trains(rationales=str(same_rows))  # the same problems and rationales in another file
+    assert trains(rationales=str(other_rows))
+    assert trains(compatibility={"temperature": 0.5})
+    assert trains(compatibility={"temperature": 0.5}, seed=1)
+    assert trains(compatibility={"temperature": 0.5}, seed=1, train={"learning_rate": 0.02})
+    assert not trains(compatibility={"temperature": 0.5}, seed=1, train={"learning_rate": 0.02})
+
+
+def test_changed_inputs_leave_nothing_of_the_old_student(configure):
+    folder = pipeline.run(configure())
+    (folder.student_path / "left-over").write_text("old")
+    again = pipeline.run(configure(train={"max_steps": 1}))
+    assert not (again.student_path / "left-over").exists()
+    assert {row["step"] for row in again.read_scores()} == {0}
+    assert sorted(p.name for p in again.student_path.glob("checkpoint-*")) == ["checkpoint-1"]
+
+
+def test_the_seed_alone_decides_what_a_run_learns(configure, tmp_path):
+    first = pipeline.train(configure(output=str(tmp_path / "a"), train={"max_steps": 2}))
+    torch.manual_seed(999)  # whatever ran before
+    second = pipeline.train(configure(output=str(tmp_path / "b"), train={"max_steps": 2}))
+    other = pipeline.train(configure(output=str(tmp_path / "c"), train={"max_steps": 2}, seed=7))
+    assert same(weights(first), weights(second))
+    assert not same(weights(first), weights(other))
+
+
+def test_a_crashed_run_ends_with_the_weights_and_trace_of_one_that_was_not(configure, tmp_path, monkeypatch):
+    whole = pipeline.train(configure(output=str(tmp_path / "whole"), train={"save_steps": 2}))
+    config = configure(train={"save_steps": 2})
+    steps = 0
+
+    def crash(trainer, *arguments, **named):
+        nonlocal steps
+        steps += 1
+        if steps == 10:  # two batches a step: in the middle of the fifth, after checkpoint-4
+            raise RuntimeError("the machine lost power")
+        return training_step(trainer, *arguments, **named)
+
+    training_step = pipeline.fit.__globals__["CompactTrainer"].training_step
+    with monkeypatch.context() as patch:
+        patch.setattr("compact_distill.trainer.CompactTrainer.training_step", crash)
+        with pytest.raises(RuntimeError, match="lost power"):
+            pipeline.train(config)
+    interrupted = Path(config.output) / "student" / "checkpoint-5"
+    interrupted.mkdir()  # and it was writing this one
+    (interrupted / "adapter_model.safetensors").write_bytes(b"half")
+
+    again = pipeline.train(config)
+    assert same(weights(again), weights(whole))
+    assert list(again.read_scores()) == list(whole.read_scores())
+    assert not interrupted.exists()
+
+
+def test_sigterm_saves_a_checkpoint_and_the_next_run_goes_on(configure, tmp_path):
+    train = {"num_train_epochs": 15, "save_strategy": "no"}
+    config = configure(train=train)
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    code = "import sys; from compact_distill.cli import app; sys.argv[0] = 'compact'; app()"
+    command = subprocess.Popen(
+        [sys.executable, "-c", code, "train", str(path)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    scores = Path(config.output) / "scores.jsonl"
+    try:
+        while command.poll() is None and not (scores.exists() and scores.stat().st_size):
+            time.sleep(0.02)
+        command.send_signal(signal.SIGTERM)
+        said = command.communicate(timeout=120)[1]
+    finally:
+        command.kill()
+    assert command.returncode == 128 + signal.SIGTERM
+    assert "stopping after this step" in said
+    assert "Traceback" not in said
+    (checkpoint,) = Path(config.output, "student").glob("checkpoint-*")
+    done = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert 0 < done < 45
+    whole = pipeline.train(configure(output=str(tmp_path / "whole"), train=train))
+    assert same(weights(pipeline.train(config)), weights(whole))
+
+
+def test_a_student_without_adapter_trains_all_weights(configure, student):
+    folder = pipeline.train(configure(lora=None, train={"max_steps": 2}))
+    before, after = (load_file(path / "model.safetensors") for path in (student, folder.student_path))
+    unchanged = [name for name in before if torch.equal(before[name], after[name])]
+    assert unchanged == []
+
+
+def test_an_adapter_folder_is_trained_further(configure, tmp_path, capsys):
+    first = pipeline.train(configure(train={"max_steps": 1}))
+    second = pipeline.train(
+        configure(student=str(first.student_path), output=str(tmp_path / "second"), train={"max_steps": 1})
+    )
+    assert weights(first).keys() == weights(second).keys()
+    assert not same(weights(first), weights(second))
+    assert "this adapter is trained further" in capsys.readouterr().err
+
+
+def test_two_runs_cannot_share_a_folder(configure):
+    config = configure()
+    with RunFolder.claim(config.output), pytest.raises(RunError, match="is being written"):
+        pipeline.run(config)
+
+
+# ---- stopping
+
+
+def test_the_first_signal_stops_after_the_step_and_the_second_at_once():
+    class Control:
+        should_save = should_training_stop = False
+
+    class Arguments:
+        world_size = 1
+
+    control = Control()
+
+    def work() -> None:
+        with StopInOrder() as stop:
+            stop.on_step_end(Arguments, None, control)
+            assert not control.should_training_stop
+            os.kill(os.getpid(), signal.SIGINT)
+            stop.on_step_end(Arguments, None, control)
+            assert control.should_save
+            assert control.should_training_stop
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert signal.getsignal(signal.SIGINT) is before
+
+    reached = []
+
+    def impatient() -> None:
+        with StopInOrder():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append("the end")
+
+    with pytest.raises(SystemExit) as caught:
+        impatient()
+    assert caught.value.code == 143
+    assert not reached
+
+
+# ---- scoring
+
+
+def test_a_score_file_holds_the_scores_in_the_inputs_order(configure, tmp_path, student):
+    rows = [
+        problem(1, "We add. The answer is 2.", None, "So it is 2. The answer is 2."),
+        problem(0, "The answer is 1.", "Thus one. The answer is 1." + " more" * 400),
+    ]
+    path = write_data(tmp_path / "data.jsonl", rows)
+    config = configure(rationales=str(path), max_length=200)
+    out = tmp_path / "scores.jsonl"
+    summary = pipeline.score_file(config, out)
+    assert summary == "2 problems; rationales: 1 missing, 3 ok, 1 over_length"
+
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    keys = ["id", "teachers", "consensus", "adaptability", "difficulty", "weights"]
+    assert [list(row) for row in found] == [keys, keys]
+    assert [row["id"] for row in found] == ["p1", "p0"]
+    assert found[0]["teachers"] == ["t0", "t1", "t2"]
+    assert found[0]["difficulty"][1] is None
+    assert found[0]["weights"][1] == 0
+    assert found[1]["weights"] == [1, 0]
+    assert not (tmp_path / "run").exists()  # scoring makes no run folder
+
+    model, tokenizer = load_student(student)
+    expected = list(score(model, tokenizer, load_instances(path), config.compatibility, max_length=200))
+    assert [tuple(row["weights"]) for row in found] == [row.weights for row in expected]
+
+
+def test_scoring_that_fails_leaves_the_old_file(configure, tmp_path, monkeypatch):
+    out = tmp_path / "scores.jsonl"
+    out.write_text("old")
+
+    def fail(*arguments, **named):
+        raise RuntimeError("out of memory")
+        yield
+
+    monkeypatch.setattr(pipeline, "score", fail)
+    with pytest.raises(RuntimeError):
+        pipeline.score_file(configure(), out)
+    assert out.read_text() == "old"
+
+
+# ---- checking
+
+
+def test_everything_wrong_is_listed_at_once(configure, tmp_path):
+    rows = [problem(1, "The answer is 2."), problem(1, "The answer is 2."), {**problem(2, "x"), "question": " "}]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    config = configure(
+        student=str(tmp_path / "nowhere"),
+        rationales=str(write_data(tmp_path / "bad.jsonl", rows)),
+        eval={"learned": ["gsm8k"]},
+        compatibility={"extra_scores": {"style": 1.0}},
+        train={"eval_strategy": "steps", "load_best_model_at_end": True, "save_strategy": "epoch"},
+    )
+    found = pipeline.validate_run(config)
+    for part in (
+        "nowhere does not exist",
+        "line 2: id 'p1' stands already in line 1",
+        "line 3: question must be text",
+        "run holds other files",
+        "no score 'style' is registered",
+        "train: transformers refuses these settings",
+        "eval: this version does not run it",
+    ):
+        assert sum(part in message for message in found) == 1, (part, found)
+    with pytest.raises(InputError) as caught:
+        pipeline.run(config)
+    assert caught.value.problems == found
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["notes.txt"]
+
+
+def test_a_run_without_faults_has_nothing_to_list(configure):
+    assert pipeline.validate_run(configure()) == []
+
+
+def test_what_a_dry_run_counts_is_what_the_run_does(configure, tmp_path, student):
+    rows = [
+        problem(1, "We add.\nThe answer is 2.", None),
+        problem(2, "I do not know", "so it is 3. The answer is 3."),
+        problem(3, "It is four. The answer is 4." + " x" * 500, "no idea"),
+    ]
+    config = configure(rationales=str(write_data(tmp_path / "data.jsonl", rows)), max_length=200)
+    instances = pipeline.require_valid(config)
+    shown = pipeline.dry_run(config, instances)
+
+    ok, missing, unparsed, long = (RationaleStatus(s) for s in ("ok", "missing", "unparsed", "over_length"))
+    assert shown.teachers[0].statuses == {ok: 1, unparsed: 1, long: 1}
+    assert shown.teachers[1].statuses == {ok: 1, missing: 1, unparsed: 1}
+    assert (shown.problems, shown.without_rationale) == (2, 1)
+    tokenizer = load_tokenizer(student)  # transformers makes a Qwen2 tokenizer of what was saved
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    # Reasoning and answer segment are tokenised apart; eos is one more.
+    first = count(" We add.") + count("\nThe answer is 2.") + 1
+    prompts = [count(f"Question: What is {n} + 1?\nAnswer:") for n in (1, 2)]
+    assert shown.teachers[0].lengths == (first,)
+    assert shown.prompt_tokens == sum(prompts)
+    assert shown.tokens_per_epoch == sum(prompts) + sum(sum(t.lengths) for t in shown.teachers)
+    page = str(shown)
+    assert "problems: 2, 1 left out" in page
+    assert len({len(line) for line in page.splitlines()[1:4]}) == 1  # the columns stand under each other
+
+    folder = pipeline.run(config)
+    assert folder.stage_summary("train")["steps"] == shown.steps
+    assert folder.stage_summary("train")["statuses"] == {"missing": 1, "ok": 2, "over_length": 1, "unparsed": 2}
+
+
+@pytest.mark.parametrize(
+    ("problems", "settings", "steps"),
+    [(200, {}, 250), (201, {}, 255), (3, {}, 5), (201, {"max_steps": 7}, 7), (9, {"num_train_epochs": 0.5}, 2)],
+)
+def test_optimizer_steps_are_counted_as_transformers_does(problems, settings, steps):
+    train = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "num_train_epochs": 5, **settings}
+    assert optimizer_steps(problems, train) == steps
