@@ -22,7 +22,7 @@ LIGHT: dict[str, str] = {
     "s4": "#e69f00",
     "s5": "#56b4e9",
     "s6": "#1b1d21",
-    "s7": "#8d9199",
+    "s7": "#a3aaa6",
     "right": "#0072b2",
     "wrong": "#d55e00",
     "before": "#7b8089",

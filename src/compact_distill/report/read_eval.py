@@ -81,7 +81,10 @@ def _json(path: Path, holds: str, missing: list[str]) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         missing.append(f"eval/{path.name} cannot be read ({clean(error)}): no {holds}")
         return {}
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        missing.append(f"eval/{path.name} holds no object: no {holds}")
+        return {}
+    return value
 
 
 def read_results(folder: Path, missing: list[str]) -> tuple[list[Result], list[Change]]:

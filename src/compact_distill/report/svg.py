@@ -176,19 +176,22 @@ def series(index: int) -> str:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Labels' places moved apart so that neighbours keep `gap`, within [low, high] as far as they fit."""
+    """Labels' places moved apart, as little as possible, so that neighbours keep `gap`; within [low, high] if they fit."""
     order = sorted(range(len(places)), key=lambda i: places[i])
-    moved = [min(max(p, low), high) for p in places]
-    for _ in range(60):
-        shifted = False
-        for a, b in zip(order, order[1:], strict=False):
-            lack = gap - (moved[b] - moved[a])
-            if lack > 0.05:
-                moved[a] = max(moved[a] - lack / 2, low)
-                moved[b] = min(moved[b] + lack / 2, high)
-                shifted = True
-        if not shifted:
-            break
+    # With i * gap taken off, labels that keep their distance are a rising sequence: isotonic regression finds the
+    # nearest one by making neighbours that fall one group at their mean.
+    groups: list[tuple[float, int]] = []
+    for i, index in enumerate(order):
+        mean, size = places[index] - i * gap, 1
+        while groups and groups[-1][0] > mean:
+            before, count = groups.pop()
+            mean, size = (mean * size + before * count) / (size + count), size + count
+        groups.append((mean, size))
+    room = max(high - (len(places) - 1) * gap, low)
+    level = [min(max(mean, low), room) for mean, size in groups for _ in range(size)]
+    moved = [0.0] * len(places)
+    for i, index in enumerate(order):
+        moved[index] = level[i] + i * gap
     return moved
 
 

@@ -121,7 +121,7 @@ def agreement(run: RunData) -> Figure | None:
         ],
         Table(("a", "b", "share", "n"), table),
         python(
-            DATA + "v=v[v.answer.notna()]; p=v.merge(v,on='id'); p=p[p.teachers_x!=p.teachers_y]; "
+            DATA + "v=v[v.answer.notna()]; p=v.merge(v,on='id'); p=p[~(p.teachers_x==p.teachers_y)]; "
             "p['same']=(p.answer_x.str.strip()==p.answer_y.str.strip())|((p.verdict_x=='correct')&(p.verdict_y=='correct')); "
             "print(p.groupby(['teachers_x','teachers_y']).same.agg(share='mean',n='size').rename_axis(['a','b']).to_csv())"
         ),

@@ -53,7 +53,7 @@ def training(run: RunData) -> Figure | None:
         python(
             "d=pd.read_json('training_log.jsonl',lines=True); d=d[d.loss.notna()].reset_index(drop=True); "
             f"d=d.groupby(d.index//-(-len(d)//{TRAIN_POINTS})).mean(numeric_only=True); "
-            f"print(d[['epoch',*(k for k in {keys} if k in d)]].to_csv(index=False))".replace('"', "'"),
+            f"print(d[['epoch',*(k for k in {[key for key, *_ in CURVES]} if k in d)]].to_csv(index=False))",
             "import pandas as pd; ",
         ),
     )

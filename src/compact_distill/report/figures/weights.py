@@ -121,7 +121,7 @@ def scores_over_training(run: RunData) -> Figure | None:
         sheets,
         Table(("epoch", "teacher", "score", "mean", "sem", "n"), table),
         python(
-            SCORES + BINS + LONG + "d=d.melt(['epoch','teachers'],[c for c in s if c!='weights'],'score'); "
+            SCORES + BINS + LONG + "d=d.melt(['epoch','teachers'],s[1:],'score'); "
             "print(d.groupby(['epoch','teachers','score']).value.agg(mean='mean',sem='sem',n='size')"
             ".rename_axis(['epoch','teacher','score']).to_csv())"
         ),
