@@ -14,7 +14,22 @@ from typing import Any
 
 TEACHERS = ("qwq", "llama-70b", "qwen-72b", "r1-distill")
 TASKS = (("gsm8k", "learned"), ("svamp", "learned"), ("csqa", "retained"), ("strategyqa", "retained"))
-WORDS = "first we add so then because eggs apples each day twice half of the total gives therefore check again".split()
+WORDS = (
+    "first",
+    "we",
+    "add",
+    "so",
+    "then",
+    "because",
+    "eggs",
+    "each",
+    "day",
+    "half",
+    "of",
+    "the",
+    "total",
+    "therefore",
+)
 
 
 def make_run(
@@ -88,7 +103,13 @@ def _problem(
                 "sample": 0,
                 "text": text,
                 "answer": None if status != "ok" else answer,
-                "verdict": None if status == "missing" else "unparsed" if status == "unparsed" else "correct" if right else "wrong",
+                "verdict": None
+                if status == "missing"
+                else "unparsed"
+                if status == "unparsed"
+                else "correct"
+                if right
+                else "wrong",
                 "status": status,
                 "tokens": length + 8 if status == "ok" else None,
             }
@@ -163,7 +184,10 @@ def _log(rng: random.Random, problems: int, epochs: int) -> list[dict[str, Any]]
                 "weight_entropy": 1.2,
             }
         )
-    return [*rows, {"step": steps, "epoch": float(epochs), "train_runtime": 99.0, "train_loss": 1.3, "memory_mib": 3920.0}]
+    return [
+        *rows,
+        {"step": steps, "epoch": float(epochs), "train_runtime": 99.0, "train_loss": 1.3, "memory_mib": 3920.0},
+    ]
 
 
 def _gains(rng: random.Random, row: dict[str, Any], student: str) -> dict[str, Any]:
@@ -221,7 +245,13 @@ def _manifest(folder: Path, teachers: list[str]) -> None:
 def _store(folder: Path, data: list[dict[str, Any]]) -> None:
     folder.mkdir()
     rows = [
-        {"id": row["id"], "teacher": r["teacher"], "prompt_tokens": 80, "completion_tokens": r["tokens"] or 0, "cost": 0.0004}
+        {
+            "id": row["id"],
+            "teacher": r["teacher"],
+            "prompt_tokens": 80,
+            "completion_tokens": r["tokens"] or 0,
+            "cost": 0.0004,
+        }
         for row in data
         for r in row["rationales"]
     ]
@@ -258,7 +288,9 @@ def _evaluation(rng: random.Random, folder: Path, epochs: int, checkpoints: bool
                 "seed": 42,
             }
         )
-    _json(folder / "changes.json", {"format": 1, "before": "base", "after": "student", "changes": changes, "missing": []})
+    _json(
+        folder / "changes.json", {"format": 1, "before": "base", "after": "student", "changes": changes, "missing": []}
+    )
 
 
 def _result(task: str, role: str, student: str, epoch: float, accuracy: float) -> dict[str, Any]:

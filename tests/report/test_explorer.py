@@ -53,9 +53,7 @@ def test_weights_and_scores_follow_the_epochs(folder, packed):
     for rationale in problem["r"]:
         k = rationale["k"]
         absent = own[0]["statuses"][k] != "ok"
-        assert rationale["w"] == (
-            [None] * 5 if absent else pytest.approx([row["weights"][k] for row in own], abs=1e-4)
-        )
+        assert rationale["w"] == ([None] * 5 if absent else pytest.approx([row["weights"][k] for row in own], abs=1e-4))
         for name, values in zip(index["scores"], rationale["c"], strict=True):
             expected = [row[name][k] for row in own]
             assert values == (expected if absent else pytest.approx(expected, abs=1e-4))

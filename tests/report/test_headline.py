@@ -14,7 +14,9 @@ from compact_distill.report.trace import arrange_trace
 
 
 def change(task, difference, margin, role="learned"):
-    return Change(task, role, 200, 0.5, 0.5 + difference, difference, difference - margin, difference + margin, 3, 1, 0.5)
+    return Change(
+        task, role, 200, 0.5, 0.5 + difference, difference, difference - margin, difference + margin, 3, 1, 0.5
+    )
 
 
 def run(*changes, trace=None, **more):

@@ -12,9 +12,15 @@ from compact_distill.report.palette import DARK, LIGHT, SERIES, with_colours
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
 VISION = {
     "usual": np.eye(3),
-    "protan": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
-    "deutan": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
-    "tritan": np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]),
+    "protan": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deutan": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritan": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
 }
 
 
@@ -52,4 +58,7 @@ def test_text_is_readable_on_both_backgrounds(theme):
 
 def test_both_themes_name_the_same_colours_and_pictures_hold_no_variables():
     assert LIGHT.keys() == DARK.keys()
-    assert with_colours("a{fill:var(--ink);color:rgba(var(--up),.5)}", LIGHT) == "a{fill:#1b1d21;color:rgba(0, 114, 178,.5)}"
+    assert (
+        with_colours("a{fill:var(--ink);color:rgba(var(--up),.5)}", LIGHT)
+        == "a{fill:#1b1d21;color:rgba(0, 114, 178,.5)}"
+    )

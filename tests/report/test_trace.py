@@ -41,7 +41,12 @@ def test_teachers_join_by_name_never_by_position():
 
 
 def test_first_and_last_reading_follow_the_order_of_training():
-    rows = [line("p", 0.0, [0.1, 0.9]), line("q", 0.5, [0.2, 0.8]), line("q", 1.0, [0.3, 0.7]), line("p", 1.5, [0.4, 0.6])]
+    rows = [
+        line("p", 0.0, [0.1, 0.9]),
+        line("q", 0.5, [0.2, 0.8]),
+        line("q", 1.0, [0.3, 0.7]),
+        line("p", 1.5, [0.4, 0.6]),
+    ]
     trace = arrange_trace(rows)
     assert trace.ids == ("p", "q")
     assert trace.weights_NK[trace.first, 0].tolist() == [0.1, 0.2]

@@ -1,10 +1,10 @@
 """Run folders to one HTML file that needs no network; no torch here.
 
-    read        a run folder as plain values; what is missing is listed, never fatal
-    figures/    its figures: drawings, numbers, what to look for, how to compute them again
-    headline    the three answers on top
-    explorer    the problems, packed
-    page/       templates, style, script
+read        a run folder as plain values; what is missing is listed, never fatal
+figures/    its figures: drawings, numbers, what to look for, how to compute them again
+headline    the three answers on top
+explorer    the problems, packed
+page/       templates, style, script
 """
 
 from __future__ import annotations

@@ -93,7 +93,11 @@ def _interval(line: Line, i: int, show: Show) -> str:
 
 def _name_ends(sheet: Sheet, lines: Sequence[Line], reference: tuple[float, str] | None) -> None:
     named = [
-        (sheet.y(next(v for v in reversed(line.y) if math.isfinite(v))), line.name, f"end {line.css or series(line.index)}")
+        (
+            sheet.y(next(v for v in reversed(line.y) if math.isfinite(v))),
+            line.name,
+            f"end {line.css or series(line.index)}",
+        )
         for line in lines
     ]
     if reference:
@@ -158,7 +162,13 @@ class Ridge:
 
 
 def ridge_chart(
-    title: str, edges: Sequence[float], ridges: Sequence[Ridge], *, x_label: str, above: str = "right", below: str = "wrong"
+    title: str,
+    edges: Sequence[float],
+    ridges: Sequence[Ridge],
+    *,
+    x_label: str,
+    above: str = "right",
+    below: str = "wrong",
 ) -> Sheet:
     """Histograms of two groups, back to back, a row each; `above` and `below` are classes that colour them."""
     step = 58 if any(sum(r.below) for r in ridges) else 44

@@ -116,9 +116,7 @@ def _verdict(runs: Sequence[RunData], names: Sequence[str]) -> str:
         return f"{plural(len(runs), 'run')} without a learned benchmark in common."
     means = [sum(table[t].accuracy for t in shared) / len(shared) for table in tables]
     best = max(range(len(runs)), key=lambda i: means[i])
-    clear = all(
-        any(tables[best][t].low > table[t].high for t in shared) for i, table in enumerate(tables) if i != best
-    )
+    clear = all(any(tables[best][t].low > table[t].high for t in shared) for i, table in enumerate(tables) if i != best)
     ties = [names[i] for i, mean in enumerate(means) if mean == means[best]]
     if len(ties) > 1:
         return f"{listed([short(name, 60) for name in ties])} are equal on {listed(shared)}: {percent(means[best])}."
@@ -168,8 +166,8 @@ def _change(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> Figure
     return Figure(
         "compare_change",
         f"Change against {short(names[0], 40)}",
-        "A bar that crosses zero may be chance. Differences of the students on the same rows, in percentage points, with "
-        "95 % intervals of a paired bootstrap; p is the exact McNemar test.",
+        "A bar that crosses zero may be chance. Differences of the students on the same rows, in percentage points, "
+        "with 95 % intervals of a paired bootstrap; p is the exact McNemar test.",
         [interval_chart("Difference, points", rows, x_label="points", show=lambda v: points(v, 0), reference=0.0)],
         Table(("run", *columns), [(names[i], *(getattr(c, key) for key in columns)) for i, c in found]),
         legend=_keys(names)[1:],

@@ -12,7 +12,6 @@ from compact_distill.report.read_eval import Change
 from compact_distill.report.text import DASH, duration, listed, number, percent, plural, points, share_text, short
 from compact_distill.report.trace import mean_sem
 
-
 _EVEN = 0.01  # weights closer than this are not told apart
 
 
@@ -51,7 +50,12 @@ def _of_role(changes: Sequence[Change], role: str) -> list[Change]:
 
 
 def _named(changes: Sequence[Change], unit: bool = False) -> str:
-    return listed([f"{short(c.task, 40)} ({points(c.difference)}{' points' if unit and i == 0 else ''})" for i, c in enumerate(changes)])
+    return listed(
+        [
+            f"{short(c.task, 40)} ({points(c.difference)}{' points' if unit and i == 0 else ''})"
+            for i, c in enumerate(changes)
+        ]
+    )
 
 
 def _spans(changes: Sequence[Change]) -> list[str]:
@@ -182,7 +186,9 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
     facts = []
     seconds = run.seconds()
     if seconds:
-        facts.append(("time", duration(sum(seconds.values())), ", ".join(f"{k} {duration(v)}" for k, v in seconds.items())))
+        facts.append(
+            ("time", duration(sum(seconds.values())), ", ".join(f"{k} {duration(v)}" for k, v in seconds.items()))
+        )
     facts.append(_cost_fact(run))
     problems = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
     if problems:
@@ -207,6 +213,7 @@ def _cost_fact(run: RunData) -> tuple[str, str, str]:
     if not total:
         return ("cost", DASH, "no answers of teachers were bought in this run")
     prices = "in your prices' currency; " if "cost" in total else ""
-    tokens = f"{prices}{number(total['completion_tokens'], 4)} tokens written, {number(total['prompt_tokens'], 4)} read by teachers"
+    written, read = (number(total[key], 4) for key in ("completion_tokens", "prompt_tokens"))
+    tokens = f"{prices}{written} tokens written, {read} read by teachers"
     money = f"{number(total['cost'], 4)}" if "cost" in total else DASH
     return ("cost", money, f"{tokens}{'' if 'cost' in total else '; their price is not known'}")

@@ -216,7 +216,8 @@ def _costs(folder: Path) -> dict[str, dict[str, float]]:
             if row is None:
                 continue
             total = totals.setdefault(
-                clean(row.get("teacher", path.stem)), dict.fromkeys(("answers", "prompt_tokens", "completion_tokens"), 0.0)
+                clean(row.get("teacher", path.stem)),
+                dict.fromkeys(("answers", "prompt_tokens", "completion_tokens"), 0.0),
             )
             total["answers"] += 1
             for key in ("prompt_tokens", "completion_tokens", "cost"):

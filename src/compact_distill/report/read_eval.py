@@ -151,8 +151,6 @@ def _change(row: dict[str, Any]) -> Change:
     )
 
 
-
-
 def read_drift(path: Path, missing: list[str]) -> list[DriftSet]:
     """The sets of drift.json; what is wrong goes to `missing`."""
     sets = []

@@ -58,7 +58,10 @@ def sections(run: RunData) -> list[Section]:
             "Three scores make the weight: consensus with the other rationales, adaptability (how much the belief in "
             "the gold answer rises while reading), and difficulty, which lowers it.",
             _there(
-                scores.distributions(run), scores.separation(run), scores.weight_by_verdict(run), scores.correlations(run)
+                scores.distributions(run),
+                scores.separation(run),
+                scores.weight_by_verdict(run),
+                scores.correlations(run),
             ),
             "This needs scores.jsonl, and verdicts in data.jsonl.",
         ),
@@ -92,7 +95,8 @@ def sections(run: RunData) -> list[Section]:
             "data",
             "Data",
             "What was it given?",
-            "The training data as it was used. Nothing was cut or guessed: what could not be used was left out, and counted.",
+            "The training data as it was used. Nothing was cut or guessed: what could not be used was left out, and is "
+            "counted here.",
             _there(data.status(run), data.lengths(run), data.agreement(run), data.right_per_problem(run)),
             "data.jsonl holds no problems.",
         ),
@@ -105,8 +109,8 @@ def sections(run: RunData) -> list[Section]:
     ]
 
 
-def run_page(run: RunData) -> str:
-    """The page of a run, as HTML of at most about `MAX_BYTES` bytes."""
+def run_page(run: RunData, max_bytes: int = MAX_BYTES) -> str:
+    """The page of a run, as HTML of at most `max_bytes` bytes; the explorer holds as many problems as fit."""
     parts = sections(run)
     values: dict[str, Any] = {
         "title": f"{short(run.name, 60)} · compact-distill report",
@@ -119,7 +123,7 @@ def run_page(run: RunData) -> str:
         "facts_table": _facts_table(run),
     }
     bare = render("run.html.jinja", ["page.js", "explorer.js"], explorer=None, **values)
-    explorer: Explorer | None = pack_explorer(run, MAX_BYTES - len(bare.encode()) - 10_000)
+    explorer: Explorer | None = pack_explorer(run, max_bytes - len(bare.encode()) - 10_000)
     return render("run.html.jinja", ["page.js", "explorer.js"], explorer=explorer, **values)
 
 
@@ -142,7 +146,8 @@ def _about(run: RunData) -> str:
     teachers = [short(t, 40) for t in run.teachers]
     if teachers:
         some = listed(teachers) if len(teachers) <= 4 else f"{', '.join(teachers[:3])} and {len(teachers) - 3} more"
-        text += f", worked out by {plural(len(teachers), 'larger model')}, its {'teacher' if len(teachers) == 1 else 'teachers'}: {some}"
+        noun = "teacher" if len(teachers) == 1 else "teachers"
+        text += f", worked out by {plural(len(teachers), 'larger model')}, its {noun}: {some}"
     started = run.manifest.get("started")
     return text + (f". Started {clean(started)[:16].replace('T', ' ')} UTC." if started else ".")
 

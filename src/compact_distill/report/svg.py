@@ -89,10 +89,10 @@ class Sheet:
 
     # ---- marks
 
-    def mark(self, tag: str, css: str, tip: str = "", parent: ET.Element | None = None, **places: object) -> ET.Element:
+    def mark(self, tag: str, css: str, tip: str = "", **places: object) -> ET.Element:
         """Add an element; underscores in names of attributes become hyphens."""
         values = {name.replace("_", "-"): _plain(value) for name, value in places.items()}
-        element = ET.SubElement(self.root if parent is None else parent, tag, {"class": css} | values)
+        element = ET.SubElement(self.root, tag, {"class": css} | values)
         if tip:
             element.set("data-tip", tip)
         return element
@@ -157,15 +157,26 @@ class Sheet:
             self.mark("line", "grid", x1=x, x2=x, y1=self.y0, y2=self.y1)
 
 
-# Corners around (0, 0), size 1: square, triangle, diamond, triangle down, plus, pentagon-like star, bar.
+def _plus() -> list[tuple[float, float]]:
+    inner, outer = 0.4, 1.2
+    quarter = [(-inner, -outer), (inner, -outer), (inner, -inner)]
+    turns = (lambda x, y: (x, y), lambda x, y: (-y, x), lambda x, y: (-x, -y), lambda x, y: (y, -x))
+    return [turn(x, y) for turn in turns for x, y in quarter]
+
+
+def _star() -> list[tuple[float, float]]:
+    rays = [(math.pi * i / 5, 0.6 if i % 2 else 1.4) for i in range(10)]
+    return [(math.sin(angle) * reach, -math.cos(angle) * reach) for angle, reach in rays]
+
+
+# Corners around (0, 0), size 1: square, triangle, diamond, triangle down, plus, star, bar; 0 is the circle.
 _SHAPES: dict[int, list[tuple[float, float]]] = {
     1: [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
     2: [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
     3: [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
     4: [(0, 1.2), (1.1, -0.9), (-1.1, -0.9)],
-    5: [(-0.4, -1.2), (0.4, -1.2), (0.4, -0.4), (1.2, -0.4), (1.2, 0.4), (0.4, 0.4)]
-    + [(0.4, 1.2), (-0.4, 1.2), (-0.4, 0.4), (-1.2, 0.4), (-1.2, -0.4), (-0.4, -0.4)],
-    6: [(math.sin(a) * r, -math.cos(a) * r) for i in range(10) for a, r in [(math.pi * i / 5, 1.4 if i % 2 == 0 else 0.6)]],
+    5: _plus(),
+    6: _star(),
     7: [(-1.3, -0.5), (1.3, -0.5), (1.3, 0.5), (-1.3, 0.5)],
 }
 
@@ -176,7 +187,7 @@ def series(index: int) -> str:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Labels' places moved apart, as little as possible, so that neighbours keep `gap`; within [low, high] if they fit."""
+    """Labels' places moved apart, as little as possible, so that neighbours keep `gap`; in [low, high] if they fit."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     # With i * gap taken off, labels that keep their distance are a rising sequence: isotonic regression finds the
     # nearest one by making neighbours that fall one group at their mean.

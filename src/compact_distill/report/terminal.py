@@ -28,7 +28,9 @@ def summary(run: RunData) -> str:
         lines.append("  teachers by mean weight, last reading")
         for name, weight, wins in weights:
             bar = "█" * round(weight * _BAR)
-            lines.append(f"  {short(name, _NAME):<{width}}  {bar:<{_BAR}} {share_text(weight):>5}   wins {percent(wins, 0)}")
+            lines.append(
+                f"  {short(name, _NAME):<{width}}  {bar:<{_BAR}} {share_text(weight):>5}   wins {percent(wins, 0)}"
+            )
         lines.append("")
     facts = [f"{name} {value}" for name, value, _ in head.facts if value != "–"]
     lines.append(f"  {' · '.join(facts)}")

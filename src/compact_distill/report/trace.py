@@ -135,7 +135,8 @@ def _values(row: dict[str, Any]) -> dict[str, list[float]] | None:
     teachers, weights = row.get("teachers"), row.get("weights")
     if "id" not in row or not isinstance(teachers, list) or not _is_column(weights, teachers):
         return None
-    read = row["difficulty"] if _is_column(row.get("difficulty"), teachers) else weights
+    difficulty = row.get("difficulty")
+    read: list[Any] = difficulty if _is_column(difficulty, teachers) else weights  # type: ignore[assignment]
     present = [value is not None for value in read]
     found = {}
     for name, column in row.items():

@@ -51,9 +51,13 @@ def status(run: RunData) -> Figure | None:
         "Blue and orange parts trained the student; everything grey was left out, never cut or guessed. A teacher "
         "with much grey needs a longer max_length (over length) or a clearer end of its answers (unparsed).",
         [stack_chart("Rationales", rows, classes, x_label="rationales")],
-        Table(("teacher", "part", "count"), [(n, part, counts[n, part]) for n in order for part in classes if counts[n, part]]),
+        Table(
+            ("teacher", "part", "count"),
+            [(n, part, counts[n, part]) for n in order for part in classes if counts[n, part]],
+        ),
         python(
-            DATA + "v['part']=[{'correct':'right','wrong':'wrong',None:'not checked'}.get(a if a==a else None,'unparsed') "
+            DATA
+            + "v['part']=[{'correct':'right','wrong':'wrong',None:'not checked'}.get(a if a==a else None,'unparsed') "
             "if s=='ok' else s.replace('_',' ') for s,a in zip(v.status,v.verdict)]; "
             "print(v.groupby(['teachers','part']).size().rename_axis(['teacher','part']).rename('count').to_csv())",
         ),
@@ -65,7 +69,9 @@ def status(run: RunData) -> Figure | None:
 def lengths(run: RunData) -> Figure | None:
     """Tokens of each teacher's completions."""
     order = run.teachers
-    tokens = {name: [r.tokens for p in run.problems.values() if (r := p.rationales.get(name)) and r.tokens] for name in order}
+    tokens = {
+        name: [r.tokens for p in run.problems.values() if (r := p.rationales.get(name)) and r.tokens] for name in order
+    }
     longest = max((t for values in tokens.values() for t in values), default=0)
     if not longest:
         return None
@@ -114,15 +120,12 @@ def agreement(run: RunData) -> Figure | None:
         "Who agrees with whom",
         "Teachers that always agree teach the same thing twice; one that agrees with nobody is either the best or "
         "the worst, and the weights should tell which. Two answers agree if both are right or their texts are equal.",
-        [
-            heat_chart(
-                "Same answer", order, cells, show=lambda v: percent(v, 0), level=lambda v: round(4 * max(v, 0.0))
-            )
-        ],
+        [heat_chart("Same answer", order, cells, show=lambda v: percent(v, 0), level=lambda v: round(4 * max(v, 0.0)))],
         Table(("a", "b", "share", "n"), table),
         python(
             DATA + "v=v[v.answer.notna()]; p=v.merge(v,on='id'); p=p[~(p.teachers_x==p.teachers_y)]; "
-            "p['same']=(p.answer_x.str.strip()==p.answer_y.str.strip())|((p.verdict_x=='correct')&(p.verdict_y=='correct')); "
+            "p['same']=(p.answer_x.str.strip()==p.answer_y.str.strip())"
+            "|((p.verdict_x=='correct')&(p.verdict_y=='correct')); "
             "print(p.groupby(['teachers_x','teachers_y']).same.agg(share='mean',n='size').rename_axis(['a','b']).to_csv())"
         ),
     )

@@ -21,7 +21,9 @@ def planes(run: RunData) -> Figure | None:
             layer = part.layers[index].layer
             if not part.base[index]:
                 continue
-            sheets.append(plane_chart(f"{part.role} prompts, layer {layer}", part.base[index], part.student[index], part.ids))
+            sheets.append(
+                plane_chart(f"{part.role} prompts, layer {layer}", part.base[index], part.student[index], part.ids)
+            )
             for who, cloud in (("base", part.base[index]), ("student", part.student[index])):
                 table += [(part.role, layer, who, name, x, y) for name, (x, y) in zip(part.ids, cloud, strict=True)]
     if not sheets:
@@ -56,7 +58,9 @@ def layer_curves(run: RunData) -> Figure | None:
         for key, name, dashes in (("centroid_shift", "centroid", ""), ("row_shift", "rows", " dashed")):
             values = [_or_nan(getattr(layer, key) if layer else None) for layer in own]
             shifts.append(Line(f"{part.role} {name}", values, _role_index(part.role, index), css=css + dashes))
-        same.append(Line(part.role, [_or_nan(layer.cka if layer else None) for layer in own], _role_index(part.role, index)))
+        same.append(
+            Line(part.role, [_or_nan(layer.cka if layer else None) for layer in own], _role_index(part.role, index))
+        )
     sheets = [
         line_chart("Shift, in spreads of the base", layers, shifts, x_label="layer", zero=True),
         line_chart("Linear CKA (1 = the same)", layers, same, x_label="layer"),

@@ -6,7 +6,8 @@ import math
 
 from compact_distill.report.charts import Line, Mark, interval_chart, line_chart
 from compact_distill.report.figure import Figure, Key, Table
-from compact_distill.report.read import Result, RunData
+from compact_distill.report.read import RunData
+from compact_distill.report.read_eval import Result
 from compact_distill.report.text import percent, points
 
 _BEFORE, _AFTER = "base", "student"
@@ -55,7 +56,7 @@ def accuracy(run: RunData) -> Figure | None:
                 for r in run.results
             ],
         ),
-        'python -c "import glob, json; print(\'student,task,accuracy,low,high\'); [print(p.split(\'/\')[1], '
+        "python -c \"import glob, json; print('student,task,accuracy,low,high'); [print(p.split('/')[1], "
         "r['task']['name'], *(r['result'][k] for k in ('accuracy','low','high')), sep=',') "
         "for p in sorted(glob.glob('eval/*/*.json')) for r in [json.load(open(p))]]\"",
         legend=[Key("before (base)", "before", 0), Key("after (student)", "after", 2)],
@@ -70,7 +71,15 @@ def change(run: RunData) -> Figure | None:
     rows = [
         (
             f"{c.task}: {points(c.difference)} points",
-            [Mark("after - before", c.difference, c.low, c.high, "after" if c.low > 0 else "wrong" if c.high < 0 else "s7")],
+            [
+                Mark(
+                    "after - before",
+                    c.difference,
+                    c.low,
+                    c.high,
+                    "after" if c.low > 0 else "wrong" if c.high < 0 else "s7",
+                )
+            ],
         )
         for c in order
     ]
@@ -86,7 +95,7 @@ def change(run: RunData) -> Figure | None:
         "Gained rows turned right, lost rows turned wrong; p is the exact McNemar test of the two counts.",
         [sheet],
         Table(columns, [tuple(getattr(c, name) for name in columns) for c in order]),
-        'python -c "import json; print(\'task,difference,low,high\'); [print(*(c[k] for k in '
+        "python -c \"import json; print('task,difference,low,high'); [print(*(c[k] for k in "
         "('task','difference','low','high')), sep=',') for c in json.load(open('eval/changes.json'))['changes']]\"",
     )
 
@@ -110,7 +119,7 @@ def accuracy_over_training(run: RunData) -> Figure | None:
         "that is where training could have ended. Bands are 95 % Wilson intervals.",
         [line_chart("Accuracy of the checkpoints", epochs, lines, x_label="epoch", show=lambda v: percent(v, 0))],
         Table(("epoch", "task", "accuracy", "low", "high"), sorted(rows)),
-        'python -c "import glob, json; print(\'epoch,task,accuracy\'); [print(r[\'student\'][\'epoch\'], '
+        "python -c \"import glob, json; print('epoch,task,accuracy'); [print(r['student']['epoch'], "
         "r['task']['name'], r['result']['accuracy'], sep=',') for p in sorted(glob.glob('eval/*/*.json')) "
         'for r in [json.load(open(p))]]"',
     )

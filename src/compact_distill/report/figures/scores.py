@@ -69,8 +69,12 @@ def distributions(run: RunData) -> Figure | None:
         sheets,
         Table(("score", "teacher", "verdict", "from", "to", "count", "median"), table),
         python(
-            SCORES + "d=d.drop_duplicates('id',keep='last'); " + LONG + DATA
-            + "e={c:np.linspace(*np.percentile(d[c],[1,99]),25) for c in s[1:]}; " + JOIN
+            SCORES
+            + "d=d.drop_duplicates('id',keep='last'); "
+            + LONG
+            + DATA
+            + "e={c:np.linspace(*np.percentile(d[c],[1,99]),25) for c in s[1:]}; "
+            + JOIN
             + "print('score,teacher,verdict,from,count,median'); [print(c,*g,a,n,x[c].median(),sep=',') "
             "for c in s[1:] for g,x in d.groupby(['teachers','verdict']) if g[1] in ('correct','wrong') "
             "for a,n in zip(e[c],np.histogram(x[c].clip(e[c][0],e[c][-1]),e[c])[0])]",
@@ -90,8 +94,8 @@ def separation(run: RunData) -> Figure | None:
     table = []
     for name, values_NK in [("weight", trace.weights_NK), *trace.scores.items()]:
         sign = -1.0 if name == "difficulty" else 1.0
-        for reading, rows in (("first", trace.first), ("last", trace.last)):
-            chance, pairs = pair_order(sign * values_NK[rows], right, wrong)
+        for reading, chosen in (("first", trace.first), ("last", trace.last)):
+            chance, pairs = pair_order(sign * values_NK[chosen], right, wrong)
             table.append((name, reading, chance, pairs))
     if not any(pairs for *_, pairs in table):
         return None
@@ -117,15 +121,11 @@ def separation(run: RunData) -> Figure | None:
         [sheet],
         Table(("score", "reading", "chance", "pairs"), table),
         python(
-            "".join(
-                (
-                    SCORES + LONG + DATA + JOIN,
-                    "d['difficulty']*=-1; d=d[d.verdict.isin(['correct','wrong'])]; print('score,reading,chance,pairs'); ",
-                    "[print('weight' if c=='weights' else c,k,((p[c+'_x']>p[c+'_y'])+.5*(p[c+'_x']==p[c+'_y'])).mean(),",
-                    "len(p),sep=',') for k in ('first','last') for q in [d.drop_duplicates(['id','teachers'],keep=k)] ",
-                    "for p in [q[q.verdict=='correct'].merge(q[q.verdict=='wrong'],on='id')] for c in s]",
-                )
-            )
+            SCORES + LONG + DATA + JOIN + "d['difficulty']*=-1; d=d[d.verdict.isin(['correct','wrong'])]; "
+            "print('score,reading,chance,pairs'); [print('weight' if c=='weights' else c,k,"
+            "((p[c+'_x']>p[c+'_y'])+.5*(p[c+'_x']==p[c+'_y'])).mean(),len(p),sep=',') for k in ('first','last') "
+            "for q in [d.drop_duplicates(['id','teachers'],keep=k)] "
+            "for p in [q[q.verdict=='correct'].merge(q[q.verdict=='wrong'],on='id')] for c in s]"
         ),
         legend=[Key("first reading", "before", 0), Key("last reading", "after", 2)],
         finding=f"In the last readings a right rationale weighs more than a wrong one of the same problem in "
@@ -165,7 +165,11 @@ def weight_by_verdict(run: RunData) -> Figure | None:
         [interval_chart("Mean weight, last reading", rows, x_label="weight")],
         Table(("teacher", "verdict", "weight", "sem", "n"), table),
         python(
-            SCORES + "d=d.drop_duplicates('id',keep='last'); " + LONG + DATA + JOIN
+            SCORES
+            + "d=d.drop_duplicates('id',keep='last'); "
+            + LONG
+            + DATA
+            + JOIN
             + "print(d.groupby(['teachers','verdict']).weights.agg(weight='mean',sem='sem',n='size')"
             ".rename_axis(['teacher','verdict']).to_csv())"
         ),
@@ -186,11 +190,19 @@ def correlations(run: RunData) -> Figure | None:
         "correlations",
         "Do the scores say the same?",
         "Values near 0 mean that scores add something to each other; near 1 or −1 that one of them would do. The "
-        "last row shows which score decides the weight. Spearman's rank correlation over the rationales' last readings.",
-        [heat_chart("Rank correlation", names, cells, show=lambda v: number(round(v, 2)), level=lambda v: round(v * 4))],
-        Table(("a", "b", "correlation"), [(a, b, cells[i][j]) for i, a in enumerate(names) for j, b in enumerate(names)]),
+        "last row shows which score decides the weight. Spearman's rank correlation over the last readings.",
+        [
+            heat_chart(
+                "Rank correlation", names, cells, show=lambda v: number(round(v, 2)), level=lambda v: round(v * 4)
+            )
+        ],
+        Table(
+            ("a", "b", "correlation"), [(a, b, cells[i][j]) for i, a in enumerate(names) for j, b in enumerate(names)]
+        ),
         python(
-            SCORES + "d=d.drop_duplicates('id',keep='last'); " + LONG
+            SCORES
+            + "d=d.drop_duplicates('id',keep='last'); "
+            + LONG
             + "c=d[s].rename(columns={'weights':'weight'}).corr('spearman'); print(c.rename_axis('a').reset_index()"
             ".melt('a',var_name='b',value_name='correlation').to_csv(index=False))"
         ),

@@ -164,5 +164,8 @@ def curriculum(trace: Trace) -> str:
             f"No curriculum shows: between first and last reading no teacher's mean weight moved by more than "
             f"{share_text(largest)} or beyond chance."
         )
-    parts = [f"{name} {'gained' if mean > 0 else 'lost'} {share_text(abs(mean))}" for mean, name in sorted(moved, reverse=True)]
+    parts = [
+        f"{name} {'gained' if mean > 0 else 'lost'} {share_text(abs(mean))}"
+        for mean, name in sorted(moved, reverse=True)
+    ]
     return f"A curriculum shows: between first and last reading {listed(parts)} of mean weight."

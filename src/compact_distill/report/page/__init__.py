@@ -33,10 +33,10 @@ def render(template: str, scripts: Sequence[str], **values: Any) -> str:
         scripts: file names of the scripts, put together into one.
         values: what the template reads.
     """
+    light, dark = (f"color-scheme:{n};{css_variables(c)}" for n, c in (("light", LIGHT), ("dark", DARK)))
     themes = (
-        f":root{{color-scheme:light;{css_variables(LIGHT)}}}"
-        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{css_variables(DARK)}}}}}"
-        f":root[data-theme=dark]{{color-scheme:dark;{css_variables(DARK)}}}"
+        f":root{{{light}}}:root[data-theme=dark]{{{dark}}}"
+        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
     )
     style = themes + read("charts.css") + read("page.css")
     script = "".join(read(name) for name in scripts)
