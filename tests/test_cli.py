@@ -133,6 +133,14 @@ def test_validate_lists_every_error_and_counts_them(compact, config, data):
     assert lines[2] == "2 errors; nothing was done"
 
 
+def test_errors_of_configuration_data_and_student_come_together(compact, config, data, student):
+    data.write_text("{broken\n")
+    config.write_text(config.read_text() + "consistency: -1\nlorra: {r: 2}\n")
+    result = compact("validate", config, "--set", f"student={student.parent}", code=2)
+    for part in ("consistency must be >= 0", "lorra is not a known key", "broken JSON", "holds no model"):
+        assert result.stderr.count(part) == 1
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [("train.max_steps", "--set must be KEY=VALUE"), ("lora.rank=3", "lora.rank is not a known key"), ("a=[", "YAML")],

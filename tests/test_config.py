@@ -54,8 +54,8 @@ def test_defaults_are_the_published_settings(load):
     assert config.train == {
         "learning_rate": 1e-5,
         "num_train_epochs": 5,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 4,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
         "save_strategy": "epoch",
         "save_total_limit": 2,
     }

@@ -17,10 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 EOS = "<|endoftext|>"
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TOKENS_PER_BATCH = 4096
 
 
@@ -36,11 +39,12 @@ def read_texts(path: Path) -> list[str]:
 
 
 def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer in the manner of Qwen2: digits stand alone."""
+    """A byte-level BPE tokenizer that splits text as Qwen2's does, so that it loads as a Qwen2 tokenizer."""
     tokenizer = Tokenizer(models.BPE())
-    digits_alone = pre_tokenizers.Split(Regex(r"\d| ?[^\s\d]+|\s+"), behavior="isolated")
+    tokenizer.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits_alone, byte_level])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[EOS], initial_alphabet=alphabet)
@@ -121,10 +125,13 @@ def main() -> None:
     tokenizer = make_tokenizer(texts, options.vocabulary)
     model = make_model(tokenizer, options.layers, options.width)
     print(f"{len(texts)} texts, {len(tokenizer)} tokens, {model.num_parameters() / 1e6:.1f} M parameters", flush=True)
+    # What others will load is what it must be trained with, so both are saved first and the tokenizer is read again.
+    model.save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+    tokenizer = AutoTokenizer.from_pretrained(options.out)
     sequences = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
     pretrain(model, sequences, options.minutes, options.seed)
     model.save_pretrained(options.out)
-    tokenizer.save_pretrained(options.out)
     print(f"student saved in {options.out}")
 
 

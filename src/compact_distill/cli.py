@@ -150,8 +150,11 @@ def validate(
       compact validate my-run.yaml --dry-run
     """
     from compact_distill import pipeline
+    from compact_distill.config import load_sound_part
 
-    run_config = _load(config, settings)
+    run_config, problems = load_sound_part(config, _overrides(settings))
+    if run_config is None or problems:
+        raise InputError(problems + (pipeline.validate_run(run_config) if run_config else []))
     instances = pipeline.require_valid(run_config)
     print(f"{config} is valid")
     if dry_run:

@@ -225,21 +225,37 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Raises:
         ConfigError: everything that is wrong with the file, at once.
     """
+    config, problems = load_sound_part(path, overrides)
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config
+
+
+def load_sound_part(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[RunConfig | None, list[str]]:
+    """Read a file as `load_config` does, so that what is sound in it can be checked further.
+
+    Returns:
+        The configuration without the top-level keys that are wrong (None where it needs one of them), and everything
+        that is wrong with the file.
+    """
     path = Path(path)
-    text = _read(path)
+    try:
+        text = _read(path)
+    except ConfigError as error:
+        return None, error.problems
     try:
         document = parse(text)
     except ConfigError as error:
-        raise ConfigError([f"{path}, {problem}" for problem in error.problems]) from error
+        return None, [f"{path}, {problem}" for problem in error.problems]
     data, unset = _with_overrides(document.data, overrides or {})
     config, found = _validate(data)
+    if config is None:
+        wrong = {location[0] for location, _ in found if location}
+        config, _ = _validate({key: value for key, value in data.items() if key not in wrong})
     placed = document.problems + [(_line(document, location), message) for location, message in found]
-    if config is None or placed or unset:
-        placed.sort(key=lambda item: item[0] or math.inf)
-        raise ConfigError(
-            [f"{path}, line {line}: {text}" if line else f"{path}: {text}" for line, text in placed] + unset
-        )
-    return config
+    placed.sort(key=lambda item: item[0] or math.inf)
+    problems = [f"{path}, line {line}: {text}" if line else f"{path}: {text}" for line, text in placed]
+    return config, problems + unset
 
 
 def config_from(data: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:

@@ -17,8 +17,9 @@ from compact_distill.errors import nearest
 TRAIN_DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-5,
     "num_train_epochs": 5,
-    "per_device_train_batch_size": 1,
-    "gradient_accumulation_steps": 4,
+    # The published runs step after 4 problems, one at a time; as one batch they give the same gradient, faster.
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
     "save_strategy": "epoch",
     "save_total_limit": 2,
 }

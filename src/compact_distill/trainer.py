@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from compact_distill.aggregator import aggregate
@@ -182,6 +182,7 @@ class CompactTrainer(Trainer):
         if peft_config is not None:
             from peft import get_peft_model
 
+            set_seed(args.seed)  # adapters start from random weights
             model = get_peft_model(model, peft_config)
         super().__init__(
             model=model,

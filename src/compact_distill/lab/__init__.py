@@ -1,0 +1,1 @@
+"""The embedded world: generated problems, scripted teachers and a small student; nothing is downloaded."""

@@ -1,0 +1,126 @@
+"""What the embedded world knows: multi-step arithmetic to be learned, and facts that must not be forgotten."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from typing import Literal
+
+from compact_distill.errors import DataError
+from compact_distill.records import Problem
+
+Split = Literal["train", "tuning", "held_out"]
+
+Terms = tuple[int, ...]
+"""A sum: the number it starts with, then what is added or, negative, taken away."""
+
+LARGEST = 30
+"""Largest number of the world; every total of every problem lies in 0..LARGEST."""
+STARTS = range(5, 21)
+OPERANDS = range(1, 10)
+STEPS = 3
+
+_SPLIT_OF_BUCKET: tuple[Split, ...] = ("held_out", "held_out", "tuning", "tuning") + ("train",) * 6
+_QUESTION = re.compile(r"compute (\d+(?: [+-] \d+)+) \?")
+
+
+def arithmetic(split: Split, count: int, seed: int) -> list[Problem]:
+    """Return `count` different problems such as `compute 7 + 5 - 3 + 2 ?`.
+
+    The question's own hash decides its split, so no two splits share a question, whatever their seeds are.
+    """
+    rng = random.Random(f"{seed}/{split}/problems")
+    problems: dict[str, Problem] = {}
+    while len(problems) < count:
+        terms = draw(rng.choice(STARTS), STEPS, rng)
+        question = f"compute {plain(terms)} ?"
+        if _split_of(question) == split and question not in problems:
+            name = f"{split}-{seed}-{len(problems)}"
+            problems[question] = Problem(id=name, question=question, answer=str(sum(terms)))
+    return list(problems.values())
+
+
+def draw(start: int, steps: int, rng: random.Random) -> Terms:
+    """Return a random sum whose totals are all numbers of the world."""
+    terms = [start]
+    for _ in range(steps):
+        operand = rng.choice(OPERANDS)
+        terms.append(rng.choice([term for term in (operand, -operand) if 0 <= sum(terms) + term <= LARGEST]))
+    return tuple(terms)
+
+
+def plain(terms: Terms) -> str:
+    """Write a sum in the student's own notation: (7, 5, -3) is `7 + 5 - 3`."""
+    first, *rest = terms
+    return " ".join([str(first), *(f"{'+' if term > 0 else '-'} {abs(term)}" for term in rest)])
+
+
+def parse(question: str) -> Terms:
+    """Return the sum that an arithmetic question asks for.
+
+    Raises:
+        DataError: the question is not one of this world's.
+    """
+    match = _QUESTION.fullmatch(question)
+    if match is None:
+        raise DataError(f"question must read like 'compute 7 + 5 - 3 ?', got {question!r}; the lab knows no other kind")
+    return tuple(int(term) for term in match[1].replace("+ ", "+").replace("- ", "-").split())
+
+
+def reduce(terms: Terms) -> list[Terms]:
+    """Return the sum and what is left of it after each step: (7, 5, -3), (12, -3), (9,)."""
+    return [(sum(terms[:done]), *terms[done:]) for done in range(1, len(terms) + 1)]
+
+
+def _split_of(question: str) -> Split:
+    digest = hashlib.sha256(question.encode()).digest()
+    return _SPLIT_OF_BUCKET[int.from_bytes(digest[:4], "big") % len(_SPLIT_OF_BUCKET)]
+
+
+# One thing a row: what kind of thing it is, its color and where it is found.
+_THINGS = {
+    "frog": ("animal", "green", "pond"),
+    "crow": ("animal", "black", "tree"),
+    "fox": ("animal", "red", "forest"),
+    "swan": ("animal", "white", "lake"),
+    "whale": ("animal", "blue", "sea"),
+    "camel": ("animal", "brown", "desert"),
+    "pig": ("animal", "pink", "farm"),
+    "bee": ("animal", "yellow", "garden"),
+    "rose": ("plant", "red", "garden"),
+    "lily": ("plant", "white", "pond"),
+    "fern": ("plant", "green", "forest"),
+    "wheat": ("plant", "yellow", "farm"),
+    "cactus": ("plant", "green", "desert"),
+    "kelp": ("plant", "brown", "sea"),
+    "sugar": ("food", "white", "kitchen"),
+    "cocoa": ("food", "brown", "kitchen"),
+    "ham": ("food", "pink", "kitchen"),
+    "plum": ("food", "blue", "tree"),
+    "coal": ("mineral", "black", "mine"),
+    "ruby": ("mineral", "red", "mine"),
+    "jade": ("mineral", "green", "river"),
+    "gold": ("mineral", "yellow", "river"),
+}
+_KINDS = ("animal", "plant", "food", "mineral")
+
+
+def facts() -> list[Problem]:
+    """Return every fact of the world as a question with a one-word answer."""
+    rows = []
+    for thing, (_, color, place) in _THINGS.items():
+        rows.append(Problem(id=f"color-{thing}", question=f"what color has {thing} ?", answer=color))
+        rows.append(Problem(id=f"place-{thing}", question=f"where is {thing} found ?", answer=place))
+    return rows
+
+
+def yes_no() -> list[Problem]:
+    """Return questions on what kind of thing each thing is; half of the answers are yes."""
+    rows = []
+    for number, (thing, (kind, _, _)) in enumerate(_THINGS.items()):
+        others = [other for other in _KINDS if other != kind]
+        for asked in (kind, others[number % len(others)]):
+            answer = "yes" if asked == kind else "no"
+            rows.append(Problem(id=f"{asked}-{thing}", question=f"is {thing} {asked} ?", answer=answer))
+    return rows
