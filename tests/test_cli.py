@@ -20,7 +20,7 @@ from compact_distill.errors import RunError
 from compact_distill.runs import RunFolder
 from models import byte_level_tokenizer, save_student, tiny_model
 
-COMMANDS = ("demo", "init", "validate", "score", "train", "run", "export", "env")
+COMMANDS = ("demo", "init", "validate", "score", "train", "run", "export", "report", "compare", "env")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compact_distill.report.headline import headline
+from compact_distill.report.headline import headline, weight_shares
 from compact_distill.report.read import RunData
 from compact_distill.report.read_eval import Change, Result
 from compact_distill.report.terminal import summary
@@ -78,6 +78,18 @@ def test_the_heaviest_teacher_is_named_unless_all_are_equal():
     assert "its only teacher was only" in alone.verdict
 
 
+def test_shares_count_absent_rationales_as_nothing_and_sum_to_one():
+    trace = arrange_trace(
+        [
+            {"id": "p", "teachers": ["a", "b"], "difficulty": [1.0, 1.0], "weights": [0.6, 0.4]},
+            {"id": "q", "teachers": ["a", "b"], "difficulty": [None, 1.0], "weights": [0.0, 1.0]},
+            {"id": "r", "teachers": ["a", "b"], "difficulty": [None, None], "weights": [0.0, 0.0]},
+        ]
+    )
+    shares = weight_shares(run(trace=trace))
+    assert [(name, pytest.approx(w), wins) for name, w, wins in shares] == [("b", 0.7, 0.5), ("a", 0.3, 0.5)]
+
+
 def test_nothing_known_is_said_as_such():
     head = headline(run())
     assert [answer.value for answer in head.answers] == ["Not known"] * 3
@@ -110,5 +122,5 @@ def test_the_terminal_shows_the_verdict_the_changes_and_the_weights():
     text = summary(run(change("x", 0.1, 0.05), trace=weights((0.75, 0.25)), missing=["no drift"]))
     assert "The student got better at x" in text
     assert "50.0 % →  60.0 %    +10.0 points (95 %: +5.0 to +15.0)" in text
-    assert "a  ██████████████████        0.75   wins 100 %" in text
+    assert "a  ██████████████████        75 %  100 %" in text
     assert "not shown: no drift" in text

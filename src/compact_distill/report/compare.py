@@ -14,7 +14,7 @@ from compact_distill.report.charts import Line, Mark, interval_chart, line_chart
 from compact_distill.report.figure import Figure, Key, Table
 from compact_distill.report.figures.results import final_results
 from compact_distill.report.figures.training import TRAIN_POINTS, loss_curve
-from compact_distill.report.headline import headline, mean_weights
+from compact_distill.report.headline import headline, weight_shares
 from compact_distill.report.page import render
 from compact_distill.report.read import RunData
 from compact_distill.report.read_eval import read_changes
@@ -51,7 +51,7 @@ def compare_page(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = 
         title=f"{plural(len(runs), 'run')} compared · compact-distill report",
         version=metadata.version("compact-distill"),
         sections=[{"id": key, "short": text} for key, text in section],
-        headline=_verdict(runs, names),
+        headline=verdict(runs),
         overview=overview(runs),
         verdicts=[(name, headline(run).verdict) for name, run in zip(names, runs, strict=True)],
         figures=compare_figures(runs, paired),
@@ -67,7 +67,7 @@ def overview(runs: Sequence[RunData]) -> Table:
     for name, run in zip(run_names(runs), runs, strict=True):
         after = {task: result for task, _, result in final_results(run)}
         seconds = sum(run.seconds().values())
-        top = mean_weights(run)
+        top = weight_shares(run)
         rows.append(
             [
                 name,
@@ -108,8 +108,9 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, clean(value)
 
 
-def _verdict(runs: Sequence[RunData], names: Sequence[str]) -> str:
+def verdict(runs: Sequence[RunData]) -> str:
     """Which run is best on the learned tasks they share, if any is clearly so."""
+    names = run_names(runs)
     tables = [{task: result for task, _, result in final_results(run) if result} for run in runs]
     shared = [t for t in tables[0] if all(t in table for table in tables) and tables[0][t].role != "retained"]
     if not shared:
@@ -175,7 +176,7 @@ def _change(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> Figure
 
 
 def _weights(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
-    found = [{name: weight for name, weight, _ in mean_weights(run)} for run in runs]
+    found = [{name: weight for name, weight, _ in weight_shares(run)} for run in runs]
     teachers = list(dict.fromkeys(name for weights in found for name in weights))
     if not teachers:
         return None
@@ -187,10 +188,10 @@ def _weights(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
     return Figure(
         "compare_weights",
         "Whom each run trusted",
-        "Points of a row that lie apart mean that the settings changed whom the student listens to. Mean weight over "
-        "each problem's last reading.",
-        [interval_chart("Mean weight", rows, x_label="weight")],
-        Table(("run", "teacher", "weight"), table),
+        "Points of a row that lie apart mean that the settings changed whom the student listens to. Share of "
+        "all weight, over each problem's last reading.",
+        [interval_chart("Share of the weight", rows, x_label="share", show=lambda v: percent(v, 0))],
+        Table(("run", "teacher", "share"), table),
         legend=_keys(names),
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from compact_distill.report.figures.results import final_results
 from compact_distill.report.figures.scores import RIGHT, WRONG, verdicts_PK
 from compact_distill.report.read import RunData
@@ -135,20 +137,24 @@ def _kept(run: RunData) -> Answer:
 # ---- whom did it learn from?
 
 
-def mean_weights(run: RunData) -> list[tuple[str, float, float]]:
-    """Teachers with mean weight and share of wins over each problem's last reading, heaviest first."""
+def weight_shares(run: RunData) -> list[tuple[str, float, float]]:
+    """Teachers with their shares of all weight and of all wins, over each problem's last reading; heaviest first.
+
+    A rationale that took no part counts as 0, so that the shares of all teachers sum to 1.
+    """
     trace = run.trace
     if trace is None:
         return []
-    rows = [
-        (trace.teachers[k], mean_sem(trace.weights_NK[trace.last, k])[0], mean_sem(trace.wins_NK[trace.last, k])[0])
-        for k in trace.active
-    ]
-    return sorted((row for row in rows if row[1] == row[1]), key=lambda row: -row[1])
+    chosen = trace.last[trace.present_N[trace.last] > 0]
+    if not len(chosen):
+        return []
+    weights, wins = (np.nan_to_num(values[chosen]).mean(0) for values in (trace.weights_NK, trace.wins_NK))
+    rows = [(trace.teachers[k], float(weights[k]), float(wins[k])) for k in trace.active]
+    return sorted(rows, key=lambda row: -row[1])
 
 
 def _trust_clause(run: RunData) -> str:
-    weights = mean_weights(run)
+    weights = weight_shares(run)
     if len(weights) < 2:
         return f"its only teacher was {short(weights[0][0], 60)}" if weights else ""
     (first, weight, _), (_, runner_up, _) = weights[:2]
@@ -159,10 +165,13 @@ def _trust_clause(run: RunData) -> str:
 
 def _trust(run: RunData) -> Answer:
     question = "Whom did it learn from?"
-    weights = mean_weights(run)
+    weights = weight_shares(run)
     if not weights:
         return Answer(question, "Not known", ["No weights were recorded."])
-    details = [f"{short(name, 40)}: weight {share_text(w)}, wins {percent(wins, 0)}" for name, w, wins in weights[:4]]
+    details = [
+        f"{short(name, 40)}: {percent(share, 0)} of the weight, largest in {percent(wins, 0)} of the problems"
+        for name, share, wins in weights[:4]
+    ]
     if len(weights) > 4:
         details.append(f"and {len(weights) - 4} more")
     right, wrong = _weight_when(run, RIGHT), _weight_when(run, WRONG)

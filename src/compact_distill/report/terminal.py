@@ -1,10 +1,14 @@
-"""The main figures as text, for the end of a run in a terminal."""
+"""The main figures as text, for a terminal."""
 
 from __future__ import annotations
 
-from compact_distill.report.headline import headline, mean_weights
+from collections.abc import Sequence
+
+from compact_distill.report.compare import differing_settings, overview, verdict
+from compact_distill.report.figure import Table
+from compact_distill.report.headline import headline, weight_shares
 from compact_distill.report.read import RunData
-from compact_distill.report.text import percent, points, share_text, short
+from compact_distill.report.text import DASH, number, percent, points, short
 
 _BAR = 24  # characters of a full bar
 _NAME = 28
@@ -22,18 +26,48 @@ def summary(run: RunData) -> str:
                 f"{points(c.difference):>6} points (95 %: {points(c.low)} to {points(c.high)})"
             )
         lines.append("")
-    weights = mean_weights(run)
+    weights = weight_shares(run)
     if weights:
         width = max(len(short(name, _NAME)) for name, *_ in weights)
-        lines.append("  teachers by mean weight, last reading")
+        lines.append("  teachers: share of the weight, and of the problems where theirs is the largest")
         for name, weight, wins in weights:
             bar = "█" * round(weight * _BAR)
-            lines.append(
-                f"  {short(name, _NAME):<{width}}  {bar:<{_BAR}} {share_text(weight):>5}   wins {percent(wins, 0)}"
-            )
+            label = f"  {short(name, _NAME):<{width}}  {bar:<{_BAR}}"
+            lines.append(f"{label} {percent(weight, 0):>5}  {percent(wins, 0):>5}")
         lines.append("")
-    facts = [f"{name} {value}" for name, value, _ in head.facts if value != "–"]
+    facts = [f"{name} {value}" for name, value, _ in head.facts if value != DASH]
     lines.append(f"  {' · '.join(facts)}")
     if run.missing:
         lines.append(f"  not shown: {'; '.join(run.missing)}")
     return "\n".join(lines)
+
+
+def comparison(runs: Sequence[RunData]) -> str:
+    """Which run did best, a row for each, and the settings in which they differ, as plain text."""
+    parts = [verdict(runs), _aligned(overview(runs))]
+    settings = differing_settings(runs)
+    if settings.rows:
+        parts.append(_aligned(settings))
+    return "\n\n".join(parts)
+
+
+def _aligned(table: Table) -> str:
+    """A table as columns of text, numbers to the right."""
+    rows = [[short(str(column), _NAME) for column in table.columns]]
+    rows += [[_cell(value) for value in row] for row in table.rows]
+    widths = [max(len(row[c]) for row in rows) for c in range(len(table.columns))]
+    numeric = [any(isinstance(row[c], int | float) for row in table.rows) for c in range(len(table.columns))]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return DASH
+    return number(float(value), 4) if isinstance(value, int | float) else short(str(value), _NAME)
