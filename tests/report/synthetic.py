@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def _problem(
         status = "ok" if rng.random() < 0.93 else rng.choice(["over_length", "unparsed", "missing"])
         length = max(3, round(rng.gauss(tokens, tokens / 4)))
         answer = gold if right else str(a + b + rng.randint(1, 5))
-        text = " ".join(rng.choice(WORDS) for _ in range(length)) + f" = {answer}.\nThe answer is {answer}."
+        text = " ".join(rng.choices(WORDS, k=length)) + f" = {answer}.\nThe answer is {answer}."
         if i < len(texts):
             question, text, gold = texts[i]
         if status == "missing":
@@ -191,6 +192,7 @@ def _log(rng: random.Random, problems: int, epochs: int) -> list[dict[str, Any]]
 
 
 def _gains(rng: random.Random, row: dict[str, Any], student: str) -> dict[str, Any]:
+    pool = [round(rng.gauss(0.02, 0.05), 4) for _ in range(64)] + [round(rng.gauss(0.4, 0.3), 4) for _ in range(6)]
     rationales = []
     for rationale in row["rationales"]:
         if rationale["status"] != "ok":
@@ -198,8 +200,8 @@ def _gains(rng: random.Random, row: dict[str, Any], student: str) -> dict[str, A
             continue
         text = rationale["text"]
         reasoning = text.rsplit("\n", 1)[0]
-        ends = [i for i in range(1, len(reasoning)) if reasoning[i] == " "] + [len(reasoning)]
-        gains = [round(rng.gauss(0.02, 0.05) + (rng.gauss(0.4, 0.3) if rng.random() < 0.08 else 0), 4) for _ in ends]
+        ends = [place.start() for place in re.finditer(" ", reasoning)] + [len(reasoning)]
+        gains = rng.choices(pool, k=len(ends))
         thinking = []
         for word in ("first", "so", "then", "therefore"):
             at = reasoning.find(f" {word} ")

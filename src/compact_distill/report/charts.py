@@ -56,7 +56,7 @@ def line_chart(
     longest = max((min(len(name), _LABEL) for name in names), default=0)
     heights = [v for line in drawn for v in (*line.y, *line.low, *line.high)] + ([reference[0]] if reference else [])
     y_range = padded(heights, zero=zero)
-    widest = max(len(show(tick)) for tick in ticks(*y_range, 4))
+    widest = max(len(show(tick)) for tick in ticks(*y_range, 5))
     sheet = Sheet(
         title, left=round(widest * CHARACTER) + 12, right=14 + (round(longest * CHARACTER) + 8 if labels else 0)
     )

@@ -63,7 +63,7 @@ def _named(changes: Sequence[Change], unit: bool = False) -> str:
 def _spans(changes: Sequence[Change]) -> list[str]:
     """A line for each task: accuracy before and after, and the interval of the difference."""
     return [
-        f"{short(c.task, 40)}: {percent(c.before)} → {percent(c.after)} ({points(c.low)} to {points(c.high)} points)"
+        f"{short(c.task, 40)}: {percent(c.before)} → {percent(c.after)} ({points(c.low)} to {points(c.high)})"
         for c in changes
     ]
 
@@ -168,10 +168,7 @@ def _trust(run: RunData) -> Answer:
     weights = weight_shares(run)
     if not weights:
         return Answer(question, "Not known", ["No weights were recorded."])
-    details = [
-        f"{short(name, 40)}: {percent(share, 0)} of the weight, largest in {percent(wins, 0)} of the problems"
-        for name, share, wins in weights[:4]
-    ]
+    details = [f"{short(name, 40)}: {percent(share, 0)} of the weight" for name, share, _ in weights[:4]]
     if len(weights) > 4:
         details.append(f"and {len(weights) - 4} more")
     right, wrong = _weight_when(run, RIGHT), _weight_when(run, WRONG)

@@ -143,7 +143,7 @@ class Sheet:
         if label:
             self.text((self.x0 + self.x1) / 2, self.y0 + 31, label, "name", "middle")
 
-    def y_axis(self, count: int = 4, show: Callable[[float], str] = number, at: Sequence[float] = ()) -> None:
+    def y_axis(self, count: int = 5, show: Callable[[float], str] = number, at: Sequence[float] = ()) -> None:
         """Grid lines and tick labels left of the plot area."""
         for value in at or ticks(*self.y_range, count):
             y = self.y(value)
