@@ -21,6 +21,7 @@ from compact_distill.data import load_instances
 from compact_distill.errors import InputError, RunError
 from compact_distill.preview import optimizer_steps
 from compact_distill.records import RationaleStatus
+from compact_distill.report import read_run, write_report
 from compact_distill.runs import RunFolder
 from compact_distill.student.load import load_student, load_tokenizer
 from compact_distill.training.callbacks import StopInOrder
@@ -119,6 +120,28 @@ def test_a_run_writes_its_folder_and_a_second_run_does_nothing(configure, capsys
     assert pipeline.run(config).path == folder.path
     assert state_of(folder.path) == before
     assert "train: done already" in capsys.readouterr().err
+
+
+def test_a_run_writes_what_the_report_reads(configure):
+    config = configure()
+    folder = pipeline.run(config)
+    run = read_run(folder.path)
+    assert [line for line in run.missing if not line.startswith("eval/")] == []
+    verdicts = {rationale.verdict for problem in run.problems.values() for rationale in problem.rationales.values()}
+    assert verdicts == {"correct", "wrong"}
+    logged = [row for row in run.log if "loss" in row]
+    assert [row["step"] for row in logged] == list(range(1, folder.stage_summary("train")["steps"] + 1))
+    assert all(row["problems_per_second"] > 0 and "weight/t0" in row for row in logged)
+    gains = [json.loads(line) for line in folder.gains_path.read_text().splitlines()]
+    assert [(g["student"], g["id"]) for g in gains] == [(s, f"p{n}") for s in ("before", "after") for n in range(6)]
+    assert gains[0]["rationales"] != gains[6]["rationales"]
+    # After training, net gains of the saved student are what `score` reads with it.
+    model, tokenizer = load_student(folder.student_path)
+    net = config.compatibility.model_copy(update={"gain": "net"})
+    for row, line in zip(score(model, tokenizer, load_instances(config.rationales), net), gains[6:], strict=True):
+        for expected, rationale in zip(row.adaptability, line["rationales"], strict=True):
+            assert sum(rationale["gains"]) == pytest.approx(expected, abs=1e-4 * len(rationale["gains"]) + 1e-4)
+    assert write_report([folder.path]).is_file()
 
 
 def test_only_inputs_that_matter_make_a_run_train_again(configure, data, tmp_path, monkeypatch):

@@ -397,6 +397,34 @@ def export(
     print(f"wrote {out}: {counts.written} rows, left out: {counts.missing} missing, {counts.unparsed} unparsed")
 
 
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]
+
+
+@app.command()
+def report(
+    runs: RunsArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default RUN/report.html, compare.html for several runs.")
+    ] = None,
+    export: Annotated[Path | None, typer.Option(help="Folder for every figure as CSV, SVG and PNG.")] = None,
+    png: Annotated[bool, typer.Option("--png/--no-png", help="Whether --export writes PNG.")] = True,
+) -> None:
+    """Write a page that shows a run, or compares several.
+
+    One HTML file that needs no network. It shows what there is and says what is missing.
+
+    \b
+    Example:
+      compact report runs/first
+    """
+    from compact_distill.report import comparison, read_run, summary, write_report
+
+    path = write_report(runs, out, export, png=png)
+    read = [read_run(run) for run in runs]
+    print(summary(read[0]) if len(read) == 1 else comparison(read))
+    print(f"report: {path}")
+
+
 @app.command()
 def env() -> None:
     """Print versions and hardware.
