@@ -10,7 +10,7 @@ from typing import Protocol
 from compact_distill.lab.problems import LARGEST, parse, plain, steps
 from compact_distill.records import Instance, Problem, Rationale
 
-OPENINGS = ("Okay, first", "Then", "So then", "Wait, now", "Therefore")
+OPENINGS = ("Okay, first", "So", "So then", "Wait, now", "Therefore")
 
 
 class Teacher(Protocol):
@@ -96,12 +96,6 @@ def instances(problems: Iterable[Problem], teachers: Sequence[Teacher]) -> list[
     return [
         Instance(p.id, p.question, p.answer, tuple(Rationale(t.name, t.write(p)) for t in teachers)) for p in problems
     ]
-
-
-def think_aloud(stages: list[Terms], rng: random.Random) -> str:
-    """Return a line of thought for each step from a sum to its total."""
-    openings = [OPENINGS[0], *rng.choices(OPENINGS[1:], k=len(stages))]
-    return "\n".join(itertools.starmap(thought, zip(openings, stages, stages[1:], strict=False)))
 
 
 def roman(number: int) -> str:
