@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import PurePath
 from typing import Any
 
 from compact_distill.report.explorer import Explorer, pack_explorer
@@ -140,14 +141,14 @@ def _about(run: RunData) -> str:
     """One line: which student, teachers, when."""
     student = run.manifest.get("student")
     name = clean(student.get("name")) if isinstance(student, dict) and student.get("name") else ""
+    name = PurePath(name).name if name.startswith((".", "/", "~")) else name  # a folder; hub names stay whole
     text = f"The student, {short(name, 80)}," if name else "The student"
     problems = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
     text += f" learned from {plural(problems, 'problem')}" if problems else " was trained"
     teachers = [short(t, 40) for t in run.teachers]
     if teachers:
         some = listed(teachers) if len(teachers) <= 4 else f"{', '.join(teachers[:3])} and {len(teachers) - 3} more"
-        noun = "teacher" if len(teachers) == 1 else "teachers"
-        text += f", worked out by {plural(len(teachers), 'larger model')}, its {noun}: {some}"
+        text += f", worked out by {plural(len(teachers), 'teacher')}: {some}"
     started = run.manifest.get("started")
     return text + (f". Started {clean(started)[:16].replace('T', ' ')} UTC." if started else ".")
 

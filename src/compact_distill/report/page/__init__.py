@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from compact_distill.report.figure import Figure, Key
 from compact_distill.report.palette import DARK, LIGHT, css_variables
@@ -62,7 +62,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"svg": _svg, "key_svg": _key_svg, "cell": _cell, "rows": rows}
+    environment.filters |= {"svg": _svg, "key_svg": _key_svg, "cell": _cell, "rows": rows, "code": _code}
     environment.globals["table_rows"] = TABLE_ROWS
     return environment
 
@@ -74,6 +74,14 @@ def _hash(text: str) -> str:
 
 def _svg(sheet: Sheet) -> Markup:
     return Markup(sheet.xml())
+
+
+def _code(text: str) -> Markup:
+    """Text with what stands between backticks set as code."""
+    parts = [
+        Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts)
 
 
 def _key_svg(key: Key) -> Markup:
