@@ -168,9 +168,11 @@ def test_a_stopped_evaluation_goes_on_and_ends_in_the_same_bytes(tmp_path):
     with partial.open("a") as file:
         file.write('{"request": 0, "text": "torn by a cra')
     assert not (tmp_path / "stopped" / "sums.json").exists()
+    with pytest.raises(RunError):
+        evaluate(Script(replies, fail_after=1), BASE, rows_of(5), tmp_path / "stopped")
     rest = Script(replies)
     evaluate(rest, BASE, rows_of(5), tmp_path / "stopped")
-    assert sorted(rest.asked) == [0, 1, 2]
+    assert sorted(rest.asked) == [0, 1]
     for name in ("sums.json", "sums.rows.jsonl"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not partial.exists()
@@ -301,7 +303,7 @@ def test_two_evaluations_of_one_seed_are_the_same_bytes_and_another_seed_samples
     assert len(set(texts[:3])) > 1, "the samples of a row are all the same"
 
 
-def test_a_batch_that_was_cut_off_is_written_again_whole(tiny):
+def test_a_batch_that_was_cut_off_is_written_again_whole(tiny, monkeypatch):
     task = Task(name="sums", version=1, data={"path": "x"}, max_new_tokens=4)
     from compact_distill.evaluation.harness import _requests
     from compact_distill.student.generation import Decoding
@@ -310,7 +312,11 @@ def test_a_batch_that_was_cut_off_is_written_again_whole(tiny):
     writer = StudentWriter(*tiny, batch_tokens=2 * (4 + 20))
     batches = [index for index, _ in writer.write(requests, Decoding(4), set())]
     assert [index for index, _ in writer.write(requests, Decoding(4), set(batches[:2]))] == batches[2:]
-    assert [index for index, _ in writer.write(requests, Decoding(4), set(batches[:3]))] == batches[2:]
+    written: list[int] = []
+    write = Generator.__call__
+    monkeypatch.setattr(Generator, "__call__", lambda self, p, s=None: written.append(len(p)) or write(self, p, s))
+    assert [index for index, _ in writer.write(requests, Decoding(4), set(batches[:3]))] == batches[3:]
+    assert written == [2], "the third prompt's neighbour was not written beside it"
 
 
 def test_prompts_that_do_not_fit_the_student_are_named_before_any_work(tmp_path, tiny):

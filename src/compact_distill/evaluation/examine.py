@@ -177,13 +177,19 @@ def drift_sets(exam: Exam) -> dict[str, list[TaskRows]]:
 def summary_lines(folder: Path) -> list[str]:
     """What an eval folder holds, a line each: results, changes, what cannot be compared, drift."""
     lines = []
-    for student in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for student in sorted((path for path in folder.iterdir() if path.is_dir()), key=_by_training):
         lines += [describe(read_result(result_path(student, task))) for task in tasks_done(student)]
     if (folder / CHANGES).is_file():
         lines += describe_changes(read_result(folder / CHANGES))
     if (folder / DRIFT).is_file():
         lines += describe_drift(read_result(folder / DRIFT))
     return lines
+
+
+def _by_training(student: Path) -> tuple[int, int, str]:
+    """Base, checkpoints by their steps, everybody else."""
+    step = student.name.removeprefix("checkpoint-")
+    return (1, int(step), "") if step.isdecimal() else (0 if student.name == BASE else 2, 0, student.name)
 
 
 def write_changes(eval_folder: Path, before: str, after: str, seed: int) -> dict[str, Any]:

@@ -158,9 +158,8 @@ def _requests(rows: Sequence[TaskRow], task: Task, seed: int) -> list[Request]:
 def _ask(writer: Writer, requests: Sequence[Request], decoding: Decoding, partial: _Partial, label: str) -> None:
     with progress(label, len(requests), len(partial.replies)) as shown:
         for index, reply in writer.write(requests, decoding, partial.replies.keys()):
-            if index not in partial.replies:
-                partial.append(index, reply)
-                shown.advance()
+            partial.append(index, reply)
+            shown.advance()
     missing = len(requests) - len(partial.replies)
     if missing:
         raise RunError(f"{label}: {missing} of {len(requests)} rows got no reply; the same command asks for them again")

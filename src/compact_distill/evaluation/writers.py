@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from compact_distill.config import TextConfig
 from compact_distill.errors import InputError, RunError
-from compact_distill.student.generation import Decoding, Generator, Written, plan_batches
+from compact_distill.student.generation import Decoding, Generator, plan_batches
 from compact_distill.student.tokens import Encoder
 
 
@@ -46,7 +46,7 @@ class Writer(Protocol):
     def write(
         self, requests: Sequence[Request], decoding: Decoding, done: Collection[int]
     ) -> Iterator[tuple[int, Reply]]:
-        """Yield (index of the request, reply) for each that is not `done`; others may come too.
+        """Yield (index of the request, reply) for each that is not `done`.
 
         Raises:
             InputError: requests that cannot be answered, all of them told, before any is written.
@@ -109,7 +109,8 @@ class StudentWriter:
                     f"eval.batch_tokens (now {self.batch_tokens})"
                 ) from error
             for index, reply in zip(batch, replies, strict=True):
-                yield index, _reply(reply, len(prompts[index]))
+                if index not in done:
+                    yield index, Reply(reply.text, reply.finished, len(prompts[index]), reply.tokens)
 
     def _check_lengths(self, requests: Sequence[Request], prompts: Sequence[Sequence[int]], limit: int) -> None:
         room = getattr(self.model.config, "max_position_embeddings", None)
@@ -123,7 +124,3 @@ class StudentWriter:
         ]
         if too_long:
             raise InputError(too_long)
-
-
-def _reply(written: Written, prompt_tokens: int) -> Reply:
-    return Reply(written.text, written.finished, prompt_tokens, written.tokens)
