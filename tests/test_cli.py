@@ -22,7 +22,7 @@ from models import byte_level_tokenizer, save_student, tiny_model
 
 COMMANDS = (
     "demo", "init", "validate", "generate", "verify", "teachers", "score", "train", "run", "eval", "drift", "compare",
-    "report", "export", "env",
+    "export", "report", "env",
 )  # fmt: skip
 
 
