@@ -90,14 +90,15 @@ def test_yes_and_no_follow_the_type_of_the_setting(load):
 
 
 def test_a_teacher_may_be_named_no(load):
-    text = "student: s\nproblems: {path: p.jsonl}\nteachers: [{name: no}, {name: 2024-01-01}]\n"
+    rest = "backend: lab, model: terse"
+    text = f"student: s\nproblems: {{path: p.jsonl}}\nteachers: [{{name: no, {rest}}}, {{name: 2024-01-01, {rest}}}]\n"
     assert [teacher.name for teacher in load(text).teachers] == ["no", "2024-01-01"]
 
 
 def test_merge_keys_can_be_overridden_without_counting_as_duplicates(load):
     text = (
         "student: s\nproblems: {path: p.jsonl}\nteachers:\n"
-        "  - &server {name: a, base_url: 'http://localhost:1/v1'}\n  - {<<: *server, name: b}\n"
+        "  - &server {name: a, model: m, base_url: 'http://localhost:1/v1'}\n  - {<<: *server, name: b}\n"
     )
     first, second = load(text).teachers
     assert (second.name, second.base_url) == ("b", first.base_url)
@@ -135,7 +136,7 @@ def test_every_error_is_reported_at_once_with_its_line(problems_of):
 
 def test_a_key_in_the_wrong_section_names_the_right_one(problems_of):
     assert (
-        "temperature is not a known key; it belongs under `compatibility:`"
+        "temperature is not a known key; it belongs under `teachers:` or `compatibility:`"
         in problems_of(MINIMAL + "temperature: 2\n")[0]
     )
 
@@ -204,7 +205,7 @@ def test_a_byte_order_mark_is_harmless(tmp_path):
         ("compatibility: {thinking_expressions: ['a*']}", "must not match the empty string, got 'a*'"),
         ("text: {prompt_template: hello}", "text.prompt_template must hold {question} exactly once, got 'hello'"),
         ("rationales: []", "needs `rationales: FILE` (they exist already) or `teachers:`"),
-        ("teachers: [{name: a}]", "`teachers:` needs `problems: {path: FILE}`"),
+        ("teachers: [{name: a, backend: lab, model: terse}]", "`teachers:` needs `problems: {path: FILE}`"),
         ("seed: 1.5", "seed must be a whole number, got 1.5; the default is 42"),
     ],
 )
@@ -216,7 +217,8 @@ def test_a_value_out_of_range_names_key_rule_and_value(problems_of, extra, expec
 
 
 def test_duplicate_teacher_names_are_found_beside_other_errors(problems_of):
-    found = problems_of("problems: {path: p}\nteachers: [{name: a}, {name: a}]\nseed: -1\nstudent: s\n")
+    teacher = "{name: a, backend: lab, model: terse}"
+    found = problems_of(f"problems: {{path: p}}\nteachers: [{teacher}, {teacher}]\nseed: -1\nstudent: s\n")
     assert "seed must be >= 0" in found[0]
     assert "teachers must have different names, got 'a' twice" in found[1]
 

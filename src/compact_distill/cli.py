@@ -56,6 +56,12 @@ SetOption = Annotated[
 ]
 
 
+MaxErrorsOption = Annotated[
+    float | None,
+    typer.Option("--max-errors", help="Share of rationales without an answer that fails the run [default: 0.1]."),
+]
+
+
 class ExportFormat(enum.StrEnum):
     """Row shapes that other trainers read."""
 
@@ -162,6 +168,68 @@ def validate(
 
 
 @app.command()
+def generate(
+    config: ConfigArgument,
+    max_errors: MaxErrorsOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count requests, prompt tokens and cost. Nothing is sent.")
+    ] = False,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Ask the teachers for rationales.
+
+    Each answer is stored at once and verified. Only what the stores lack is asked for, so a stopped or killed run
+    goes on where it was. Ctrl-C finishes what is in flight; a second one drops it.
+
+    \b
+    Example:
+      compact generate my-run.yaml --dry-run
+    """
+    from compact_distill.teachers import stages
+
+    run_config = _load(config, settings, max_errors)
+    if dry_run:
+        print(stages.plan(run_config))
+        return
+    print(f"rationales: {stages.ask_teachers(run_config)}")
+
+
+@app.command()
+def verify(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B006
+    """Check the teachers' answers again.
+
+    Every stored answer is extracted and compared anew, by today's rules and gold answers. Nothing is asked.
+
+    \b
+    Example:
+      compact verify my-run.yaml
+    """
+    from compact_distill.teachers import stages
+    from compact_distill.teachers.table import render
+
+    run_config = _load(config, settings)
+    count = stages.verify_teachers(run_config)
+    print(f"verified {count} answers\n{render(stages.table(run_config))}")
+
+
+@app.command()
+def teachers(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B006
+    """Show what the stores hold.
+
+    For each teacher its rows, those of this configuration, usable and correct ones, mean length in tokens, cost, and
+    on how many problems it gives the same answer as each other teacher.
+
+    \b
+    Example:
+      compact teachers my-run.yaml
+    """
+    from compact_distill.teachers import stages
+    from compact_distill.teachers.table import render
+
+    print(render(stages.table(_load(config, settings))))
+
+
+@app.command()
 def score(
     student: Annotated[str, typer.Option(help="Folder or hub name of the student.")],
     data: Annotated[str, typer.Option(help="Problems with rationales: JSONL, Parquet, datasets folder or hub name.")],
@@ -204,7 +272,7 @@ def train(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B0
 
 
 @app.command()
-def run(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B006
+def run(config: ConfigArgument, max_errors: MaxErrorsOption = None, settings: SetOption = []) -> None:  # noqa: B006
     """Run all stages, each from where it stopped.
 
     A stage that is done is skipped; a stage whose inputs changed is done again.
@@ -215,7 +283,7 @@ def run(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B006
     """
     from compact_distill import pipeline
 
-    folder = pipeline.run(_load(config, settings))
+    folder = pipeline.run(_load(config, settings, max_errors))
     print(f"run folder: {folder.path}")
 
 
@@ -346,10 +414,11 @@ def env() -> None:
         print(f"{name}: {shown or 'none'}")
 
 
-def _load(path: Path, settings: list[str]) -> Any:
+def _load(path: Path, settings: list[str], max_errors: float | None = None) -> Any:
     from compact_distill.config import load_config
 
-    return load_config(path, _overrides(settings))
+    more = {} if max_errors is None else {"generation.max_errors": max_errors}
+    return load_config(path, {**_overrides(settings), **more})
 
 
 def _student_config(student: str, settings: list[str], more: dict[str, Any] | None = None) -> Any:

@@ -12,12 +12,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     StrictFloat,
     StrictInt,
@@ -26,17 +23,15 @@ from pydantic import (
     model_validator,
 )
 
+from compact_distill.config_base import Strict
 from compact_distill.config_messages import key_path, messages
+from compact_distill.config_teachers import GenerationConfig, TeacherConfig
 from compact_distill.config_train import TRAIN_DEFAULTS, check_train, with_defaults
 from compact_distill.errors import ConfigError
 from compact_distill.strict_yaml import Document, parse
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class CompatibilityConfig(_Strict):
+class CompatibilityConfig(Strict):
     """How a rationale's weight is computed from its scores (design: Weights; paper section 3.2)."""
 
     consensus: StrictFloat = Field(1.0, description="coefficient of the consensus score; 0 turns it off")
@@ -74,7 +69,7 @@ class CompatibilityConfig(_Strict):
         return patterns
 
 
-class TextConfig(_Strict):
+class TextConfig(Strict):
     """How a problem and a rationale become text (design: Text to tokens)."""
 
     prompt_template: str = Field("Question: {question}\nAnswer:", description="used without a chat template")
@@ -97,7 +92,7 @@ def _holds_once(template: str, placeholder: str) -> str:
     return template
 
 
-class LoraConfig(_Strict):
+class LoraConfig(Strict):
     """Low-rank adapters on all attention and MLP projections; `lora: null` trains all weights."""
 
     r: StrictInt = Field(16, ge=1, description="rank")
@@ -105,7 +100,7 @@ class LoraConfig(_Strict):
     dropout: StrictFloat = Field(0.1, ge=0, lt=1, description="dropout on the adapter's input")
 
 
-class ProblemsConfig(_Strict):
+class ProblemsConfig(Strict):
     """Where the problems are: a JSONL or Parquet file, a datasets folder or a hub name."""
 
     path: str = Field(min_length=1, description="file, datasets folder or hub name", examples=["problems.jsonl"])
@@ -113,38 +108,7 @@ class ProblemsConfig(_Strict):
     limit: StrictInt | None = Field(None, ge=1, description="take the first N problems", examples=[200])
 
 
-class TeacherConfig(_Strict):
-    """One teacher: the name in the store, and how it is reached."""
-
-    name: str = Field(min_length=1, description="its name in the store and in every table", examples=["qwq"])
-    backend: Literal["openai", "transformers", "jsonl", "lab"] = Field("openai", description="how it is reached")
-    model: str | None = Field(None, description="model name at the server, or folder", examples=["Qwen/QwQ-32B"])
-    base_url: str | None = Field(None, description="the server's address", examples=["http://localhost:8000/v1"])
-    api_key_env: str | None = Field(
-        None, description="name of the environment variable that holds the key", examples=["QWQ_KEY"]
-    )
-
-    @field_validator("base_url")
-    @classmethod
-    def _no_password(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parts = urlsplit(url)
-        if parts.username or parts.password or "@" in parts.netloc:
-            raise ValueError("must not hold a user name or password; name an environment variable in api_key_env")
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"must start with http:// or https://, got {url!r}; as in http://localhost:8000/v1")
-        return url
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _names_a_variable(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError("must be the name of an environment variable, such as QWQ_KEY, never the key itself")
-        return name
-
-
-class EvalConfig(_Strict):
+class EvalConfig(Strict):
     """Benchmarks that should improve, and those that must not be forgotten.
 
     A benchmark is a name (`gsm8k`), a name with other data (`gsm8k=FILE`), a file of problems, or a task's YAML file.
@@ -161,7 +125,7 @@ class EvalConfig(_Strict):
     drift_rows: StrictInt = Field(100, ge=0, description="prompts per benchmark that drift is measured on; 0: not")
 
 
-class RunConfig(_Strict):
+class RunConfig(Strict):
     """One training run, from problems and rationales to a better student."""
 
     student: str = Field(
@@ -172,6 +136,7 @@ class RunConfig(_Strict):
     )
     problems: ProblemsConfig | None = Field(None, description="what teachers are asked; stores join on its ids")
     teachers: tuple[TeacherConfig, ...] = Field((), description="who is asked where no rationales exist yet")
+    generation: GenerationConfig = Field(GenerationConfig(), description="what becomes of the teachers' answers")
     output: str = Field("runs/compact", min_length=1, description="the run folder")
     compatibility: CompatibilityConfig = Field(
         CompatibilityConfig(), description="how much each rationale counts, for this student, now"

@@ -109,10 +109,13 @@ def _suggestion(key: str, parent: type[BaseModel] | None, root: type[BaseModel])
     close = nearest(key, parent.model_fields)
     if close:
         return close
-    for name, field in root.model_fields.items():
-        section = _model_in(field.annotation)
-        if section is not None and section is not parent and key in section.model_fields:
-            return f"; it belongs under `{name}:`"
+    sections = [
+        f"`{name}:`"
+        for name, field in root.model_fields.items()
+        if (section := _model_in(field.annotation)) not in (None, parent) and key in section.model_fields
+    ]
+    if sections:
+        return f"; it belongs under {' or '.join(sections)}"
     return f"; known keys are {', '.join(parent.model_fields)}"
 
 

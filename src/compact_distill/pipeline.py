@@ -3,8 +3,8 @@
     validate_run    everything that is wrong, before any work
     dry_run         what would be read, dropped and done
     train           load -> train
+    run             ask teachers -> verify -> join -> train -> evaluate; or load -> train -> evaluate
     evaluate        base and student on the benchmarks, compared; how far the student moved
-    run             all stages
 
 A stage records a fingerprint of its inputs in the run folder. Run twice, the second run does nothing; with other
 inputs it redoes exactly the stages that they touch; stopped, it goes on where it was.
@@ -47,6 +47,7 @@ from compact_distill.progress import progress, say
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.runs import RunFolder, output_problem, score_fields
 from compact_distill.student.load import check_student, load_student
+from compact_distill.teachers.stages import check_teachers, plan, rationales, teachers_in_manifest
 from compact_distill.training.checkpoints import require_complete
 
 # Settings of `train:` that change what is shown or kept, not what is learned.
@@ -55,22 +56,26 @@ _WITHOUT_EFFECT = ("logging_", "log_", "report_to", "run_name", "project", "trac
 
 def validate_run(config: RunConfig) -> list[str]:
     """Everything that would keep a run from working, as messages; empty where it can start."""
-    problems, instances = _check_inputs(config)
+    problems, instances = _check_sources(config)
     return problems + _check_run(config, instances)
 
 
 def require_valid(config: RunConfig) -> list[Instance]:
-    """The run's problems with their rationales. Raises InputError with everything that is wrong with the run."""
-    problems, instances = _check_inputs(config)
+    """The run's problems with their rationales; none yet where teachers are to be asked for them.
+
+    Raises:
+        InputError: with everything that is wrong with the run.
+    """
+    problems, instances = _check_sources(config)
     problems += _check_run(config, instances)
     if problems:
         raise InputError(problems)
     return instances
 
 
-def dry_run(config: RunConfig, instances: Sequence[Instance]) -> Preview:
-    """What the run would read, drop and do."""
-    return preview(config, instances)
+def dry_run(config: RunConfig, instances: Sequence[Instance]) -> Preview | str:
+    """What the run would ask of its teachers, or read, drop and do; printable."""
+    return preview(config, instances) if instances else plan(config)
 
 
 def score_file(config: RunConfig, out: str | Path) -> str:
@@ -113,6 +118,10 @@ def train(config: RunConfig) -> RunFolder:
     """
     instances = require_valid(config)
     with _claim(config) as folder:
+        if config.teachers:
+            if not folder.training_path.exists():
+                raise RunError(f"{folder.path} holds no rationales yet; `compact generate` asks the teachers for them")
+            instances = load_instances(folder.training_path)
         _train(config, instances, folder)
     return folder
 
@@ -137,7 +146,8 @@ def evaluate(
     """
     config = load_config(RunFolder.open(run_folder).config_path, {**overrides, "output": str(run_folder)})
     with _claim(config) as folder:
-        exam = _exam(config, _instances(config), only)
+        trained_on = load_instances(folder.training_path) if config.teachers else _instances(config)
+        exam = _exam(config, trained_on, only)
         if checkpoint is None:
             _evaluate(config, exam, folder)
         else:
@@ -164,9 +174,17 @@ def drift(config: RunConfig, base: str, out: Path, benchmarks: bool = True) -> P
 
 
 def run(config: RunConfig) -> RunFolder:
-    """Run all stages. Raises as `train` does."""
+    """Run all stages.
+
+    Raises:
+        InputError: with everything that is wrong, before any work.
+        RunError: the run folder is in use or damaged, or too many requests to teachers got no answer.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; running it again goes on from there.
+    """
     instances = require_valid(config)
     with _claim(config) as folder:
+        if config.teachers:
+            instances = load_instances(rationales(config, folder))
         _train(config, instances, folder)
         _evaluate(config, _exam(config, instances), folder)
         if not folder.manifest["finished"]:
@@ -237,8 +255,14 @@ def _ingredients(config: RunConfig, instances: Sequence[Instance]) -> dict[str, 
         },
         "teachers": sorted({teacher for instance in instances for teacher in instance.teachers}),
         "prompt": config.text.model_dump(mode="json"),
-        "decoding": None,  # these rationales were not written by this run
+        "decoding": teachers_in_manifest(config) or None,  # None: these rationales were not written by this run
     }
+
+
+def _check_sources(config: RunConfig) -> tuple[list[str], list[Instance]]:
+    if config.teachers:
+        return check_student(config.student) + check_teachers(config), []
+    return _check_inputs(config)
 
 
 def _check_inputs(config: RunConfig) -> tuple[list[str], list[Instance]]:
@@ -261,8 +285,6 @@ def _instances(config: RunConfig) -> list[Instance]:
 def _check_run(config: RunConfig, instances: Sequence[Instance]) -> list[str]:
     """What is wrong with the settings of training, the benchmarks and the run folder."""
     problems = []
-    if config.teachers:
-        problems.append("teachers: this version cannot ask them; have their answers in a file, see `rationales:`")
     try:
         Evaluator(config.compatibility)
     except InputError as error:

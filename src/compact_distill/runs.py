@@ -3,6 +3,7 @@
     config.yaml     the configuration, complete with defaults
     manifest.json   versions, hardware, seeds, hashes of the inputs, teachers, prompt, decoding, and the stages done
     rationales/     one store per teacher
+    rationales.jsonl  the stores joined: what the student is trained on
     student/        the trained adapter or model, and checkpoint-N while it trains
     scores.jsonl    the trace: scores and weights of every problem and epoch
     eval/           results of benchmarks
@@ -58,6 +59,15 @@ class RunFolder:
     @property
     def rationales_path(self) -> Path:
         return self.path / "rationales"
+
+    @property
+    def training_path(self) -> Path:
+        return self.path / "rationales.jsonl"
+
+    @property
+    def is_follower(self) -> bool:
+        """Whether another rank of the same job claims and writes this run."""
+        return False
 
     @property
     def student_path(self) -> Path:
@@ -212,6 +222,10 @@ class RunFolder:
 
 class _Follower(RunFolder):
     """A run folder for ranks other than the first: it knows the stages, and leaves the writing to the first rank."""
+
+    @property
+    def is_follower(self) -> bool:
+        return True
 
     def write_config(self, text: str) -> None:
         pass

@@ -211,7 +211,7 @@ class CompactTrainer(Trainer):
         problems = inputs["problems"]
         # DistributedDataParallel averages gradients over ranks; the mean over all ranks' problems needs their sum.
         share = self.accelerator.num_processes / float(num_items_in_batch or len(problems))
-        jobs = plan_jobs(problems, self.pass_options, self.args.max_tokens_per_pass)
+        jobs = plan_jobs(problems, self.pass_options, self.args.max_tokens_per_pass, self.args.device)
         loss = torch.zeros((), device=self.args.device)
         for index, job in enumerate(jobs):
             last = index == len(jobs) - 1
@@ -308,7 +308,7 @@ class CompactTrainer(Trainer):
         self.model.eval()
         mine = dataset.problems[self.accelerator.process_index :: self.accelerator.num_processes]
         total = torch.zeros((), device=self.args.device)
-        for job in plan_jobs(mine, self.pass_options, self.args.max_tokens_per_pass):
+        for job in plan_jobs(mine, self.pass_options, self.args.max_tokens_per_pass, self.args.device):
             with self.compute_loss_context_manager():
                 total += self._job_loss(self.model, job).float()
         total = self.accelerator.reduce(total, "sum")

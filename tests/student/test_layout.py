@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from compact_distill.records import RationaleStatus
 from compact_distill.student.layout import lay_out
 from compact_distill.student.one_pass import PassOptions
@@ -96,6 +98,13 @@ def test_problems_share_passes_up_to_the_budget():
     jobs = plan_jobs([small] * 5, PassOptions(), 20)
     assert [len(job.problems) for job in jobs] == [2, 2, 1]
     assert all(len(job.layouts) == 1 for job in jobs)
+
+
+def test_a_cpu_does_not_fill_its_rows_beyond_what_makes_it_faster():
+    small = problem(RIGHT)  # 9 tokens
+    count = lambda device: len(plan_jobs([small] * 300, PassOptions(), 16384, torch.device(device))[0].problems)  # noqa: E731
+    assert count("cpu") == 1024 // 9
+    assert count("cuda") == 300
 
 
 def test_a_problem_beyond_the_budget_is_read_branch_by_branch():

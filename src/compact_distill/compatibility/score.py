@@ -73,12 +73,13 @@ def _read(
 ) -> Iterator[tuple[EncodedProblem, dict[str, Tensor], Tensor]]:
     """Each problem with its scores [K] and which rationales are present [K]."""
     encoded = encoder.encode_all(instances)
+    device = next(model.parameters()).device
     training = model.training
     model.eval()
     try:
         while chunk := list(islice(encoded, _CHUNK)):
             done: dict[int, tuple[dict[str, Tensor], Tensor]] = {}
-            for job in plan_jobs(chunk, options, max_tokens):
+            for job in plan_jobs(chunk, options, max_tokens, device):
                 with torch.no_grad():
                     outputs = read_job(model, job, options)
                     scores = evaluator.scores(outputs)

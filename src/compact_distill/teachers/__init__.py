@@ -1,0 +1,1 @@
+"""The Teacher Pool: asks every teacher for rationales, stores each answer at once, verifies it, and resumes."""

@@ -1,0 +1,214 @@
+"""The pool's stages in a run folder: ask and verify, then join into training data. Each resumes where it stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from compact_distill.answers import Verifier
+from compact_distill.config import RunConfig, dump_config
+from compact_distill.data.stream import ProblemStream
+from compact_distill.errors import ConfigError, InputError, RunError
+from compact_distill.files import fingerprint
+from compact_distill.progress import say
+from compact_distill.runs import RunFolder
+from compact_distill.teachers.build import build
+from compact_distill.teachers.identity import model_identity
+from compact_distill.teachers.plan import estimate
+from compact_distill.teachers.pool import generate
+from compact_distill.teachers.select import select
+from compact_distill.teachers.store import Store, StoreReader
+from compact_distill.teachers.table import StoreTable, summarise
+from compact_distill.teachers.verify import verify_store
+
+_POLL_SECONDS = 1.0
+# What changes how a teacher is asked, but not what.
+_CONDUCT = {
+    "base_url", "api_key_env", "rationale", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout",
+    "prices", "batch_size", "device", "ray",
+}  # fmt: skip
+
+
+def check_teachers(config: RunConfig) -> list[str]:
+    """Everything that would keep the teachers from being asked, as messages; nothing is sent."""
+    wrong = []
+    if config.rationales:
+        wrong.append("give `teachers:` or `rationales:`, not both; a teacher with backend jsonl reads rationales too")
+    try:
+        build(config.teachers, config.generation)
+    except InputError as error:
+        wrong += error.problems
+    try:
+        _problems(config).check()
+    except InputError as error:
+        wrong += error.problems
+    return wrong
+
+
+def ask_teachers(config: RunConfig) -> Path:
+    """Ask for every rationale that the run's stores lack, also where that failed before, and join what there is.
+
+    Returns:
+        The file of training data.
+
+    Raises:
+        InputError: everything that keeps teachers from being asked.
+        RunError: too many got no answer, a store cannot be written, or no problem has a rationale.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; what was in flight is stored.
+    """
+    wrong = check_teachers(config)
+    if wrong:
+        raise InputError(wrong)
+    problems = _problems(config)
+    inputs = _inputs(config, problems.check())
+    with RunFolder.claim(config.output) as folder:
+        _ask(config, folder, problems, inputs)
+        _join(config, folder, problems, inputs)
+        return folder.training_path
+
+
+def rationales(config: RunConfig, folder: RunFolder) -> Path:
+    """Return the file of training data, after asking, verifying and joining whatever of it is not done yet.
+
+    With several ranks the first one works, and the others wait for it.
+
+    Raises:
+        InputError, RunError, KeyboardInterrupt, SystemExit: as `ask_teachers`.
+    """
+    problems = _problems(config)
+    inputs = _inputs(config, problems.check())
+    if folder.is_follower:
+        while not _is_joined(config, folder.path, inputs):
+            time.sleep(_POLL_SECONDS)
+    elif not folder.stage_is_done("generate", inputs):
+        _ask(config, folder, problems, inputs)
+        _join(config, folder, problems, inputs)
+    elif not _is_joined(config, folder.path, inputs):
+        _join(config, folder, problems, inputs)
+    else:
+        say("generate: done already with these inputs")
+    return folder.training_path
+
+
+def verify_teachers(config: RunConfig) -> int:
+    """Verify every stored answer anew, by today's rules and gold answers, and join; return how many were verified.
+
+    Raises:
+        InputError: wrong problems.
+        RunError: the run or a store is in use, or no problem has a rationale.
+    """
+    problems = _problems(config)
+    inputs = _inputs(config, problems.check())
+    with RunFolder.claim(config.output) as folder:
+        count = _verify(config, folder.rationales_path, problems, everything=True)
+        _join(config, folder, problems, inputs)
+    return count
+
+
+def stores_path(config: RunConfig) -> Path:
+    """Where the run's stores are, or will be."""
+    return RunFolder(Path(config.output), None, {}).rationales_path
+
+
+def table(config: RunConfig) -> StoreTable:
+    """What the run's stores hold. Nothing is locked, sent or changed."""
+    problems = _problems(config)
+    problems.check()
+    return summarise(config.teachers, config.generation, problems, stores_path(config))
+
+
+def plan(config: RunConfig) -> str:
+    """What would be asked: requests, prompt tokens and cost of each teacher, as text. Nothing is sent."""
+    folder = stores_path(config)
+    problems = _problems(config)
+    problems.check()
+    rows = [["teacher", "rationales", "stored", "requests", "prompt tokens", "cost"]]
+    total: float | None = 0.0
+    for teacher in config.teachers:
+        count = estimate(teacher, problems, StoreReader(folder, teacher.name), config.generation)
+        requests = _range(count.requests, count.most_requests)
+        cost = "no prices" if count.prompt_cost is None else f"{count.prompt_cost:.4f}"
+        cost += f" to {count.most_cost:.4f}" if count.most_cost is not None else ""
+        total = None if total is None or count.most_cost is None else total + count.most_cost
+        stored = str(count.slots - count.requests)
+        rows.append([teacher.name, str(count.slots), stored, requests, f"~{count.prompt_tokens}", cost])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if total is not None:
+        lines.append(f"cost at most {total:.4f}: every answer as long as max_tokens")
+    return "\n".join(lines)
+
+
+def teachers_in_manifest(config: RunConfig) -> list[dict[str, Any]]:
+    """What the manifest says of the teachers: all their settings; of keys, the variables' names."""
+    return [teacher.model_dump(mode="json", exclude_none=True) for teacher in config.teachers]
+
+
+def _ask(config: RunConfig, folder: RunFolder, problems: ProblemStream, inputs: str) -> None:
+    folder.write_config(dump_config(config))
+    folder.update_manifest(teachers=[t.name for t in config.teachers], decoding=teachers_in_manifest(config))
+    with folder.stage("generate", inputs) as summary:
+        tallies = generate(config.teachers, config.generation, problems, folder.rationales_path)
+        for tally in tallies:
+            summary[tally.teacher] = {
+                "asked": tally.answers,
+                "stored before": tally.stored,
+                "statuses": {str(status): n for status, n in tally.statuses.items()},
+                "verdicts": {str(verdict): n for verdict, n in tally.verdicts.items()},
+                "no answer": {str(kind): n for kind, n in tally.failed.items()},
+                "prompt_tokens": tally.prompt_tokens,
+                "completion_tokens": tally.completion_tokens,
+                "cost": tally.cost,
+            }
+
+
+def _join(config: RunConfig, folder: RunFolder, problems: ProblemStream, inputs: str) -> None:
+    with folder.stage("join", _join_inputs(config, inputs)) as summary:
+        _verify(config, folder.rationales_path, problems, everything=False)
+        selection = select(config.teachers, config.generation, problems, folder.rationales_path, folder.training_path)
+        for note in selection.notes():
+            say(f"join: {note}")
+        summary.update(problems=selection.problems, left_out=selection.left_out)
+        summary.update(statuses={teacher: dict(counts) for teacher, counts in selection.statuses.items()})
+
+
+def _is_joined(config: RunConfig, path: Path, inputs: str) -> bool:
+    try:
+        folder = RunFolder.open(path)
+    except RunError:
+        return False  # the first rank has not made it yet
+    return folder.stage_is_done("join", _join_inputs(config, inputs)) and folder.training_path.exists()
+
+
+def _join_inputs(config: RunConfig, inputs: str) -> str:
+    return fingerprint([inputs, [teacher.rationale for teacher in config.teachers]])
+
+
+def _verify(config: RunConfig, folder: Path, problems: ProblemStream, everything: bool) -> int:
+    golds = {problem.id: problem.answer for problem in problems}
+    with ExitStack() as stack:
+        verifier = stack.enter_context(Verifier())
+        stores = [stack.enter_context(Store(folder, teacher.name)) for teacher in config.teachers]
+        return sum(verify_store(store, verifier, golds, everything) for store in stores)
+
+
+def _problems(config: RunConfig) -> ProblemStream:
+    if config.problems is None or not config.teachers:
+        raise ConfigError("needs `problems:` and `teachers:`; write who is to be asked what")
+    return ProblemStream(config.problems.path, limit=config.problems.limit, split=config.problems.split)
+
+
+def _inputs(config: RunConfig, problems: str) -> str:
+    """Fingerprint of what is asked: settings of conduct change nothing of it."""
+    teachers: Sequence[Any] = [
+        [model_identity(teacher), teacher.model_dump(mode="json", exclude=_CONDUCT)] for teacher in config.teachers
+    ]
+    rejection = config.generation.model_dump(mode="json", include={"rejection", "attempts"})
+    return fingerprint([problems, teachers, rejection])
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"

@@ -1,0 +1,217 @@
+"""The rationale store: one append-only JSONL per teacher, one row per (problem, sample, request key).
+
+A row is written by one system call before its answer counts, so a killed process loses only what was in flight.
+A lock keeps a second process out; a torn last line is cut off; a damaged line is reported and asked again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from compact_distill.errors import DataError, RunError
+from compact_distill.files import cut_torn_line
+from compact_distill.records import Verdict
+from compact_distill.teachers.rows import DrawStatus, Row, dump, file_name, parse, parse_head
+
+_STATUSES = tuple(DrawStatus)
+_VERDICTS: tuple[Verdict | None, ...] = (None, *Verdict)
+_STATUS_NUMBERS = {str(status): number for number, status in enumerate(_STATUSES)}
+_VERDICT_NUMBERS = {verdict and str(verdict): number for number, verdict in enumerate(_VERDICTS)}
+
+
+class Stored(NamedTuple):
+    """What the index knows of a row."""
+
+    status: DrawStatus
+    verdict: Verdict | None
+    digest: str
+    offset: int  # of its line in the file
+
+
+class StoreReader:
+    """A store as it stood when it was opened; it may be read while another process writes."""
+
+    def __init__(self, folder: Path, teacher: str) -> None:
+        """Index the teacher's store; one that does not exist yet is empty."""
+        self.path = folder / file_name(teacher)
+        self.damaged: list[int] = []  # numbers of lines that cannot be read
+        # A number a row, because a million rows must fit: from the low end 4 bits of status, 4 of verdict, 48 of
+        # digest, and the offset.
+        self._index: dict[int, int] = {}
+        self._read_index()
+
+    def __len__(self) -> int:
+        """Rows that were there when it was opened."""
+        return len(self._index)
+
+    @property
+    def unverified(self) -> int:
+        """Rows that had no verdict when it was opened."""
+        return sum(not packed >> 4 & 15 for packed in self._index.values())
+
+    def seen(self, problem_id: str, sample: int, request: str) -> Stored | None:
+        """Return what is known of a row that stood in the file when it was opened."""
+        packed = self._index.get(_key(problem_id, sample, request))
+        if packed is None:
+            return None
+        known = f"{packed >> 8 & 0xFFFFFFFFFFFF:012x}"
+        return Stored(_STATUSES[packed & 15], _VERDICTS[packed >> 4 & 15], known, packed >> 56)
+
+    def read(self, offset: int) -> Row | None:
+        """Return the row whose line begins there, None where its texts are damaged."""
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return parse(file.readline())
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every row there is now; damaged lines and a torn last one are left out."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                for line in file:
+                    row = parse(line)
+                    if row is not None:
+                        yield row
+
+    def _read_index(self) -> None:
+        self._index.clear()
+        self.damaged.clear()
+        if not self.path.exists():
+            return
+        offset = 0
+        with self.path.open("rb", buffering=1 << 20) as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    head = parse_head(line)
+                    packed = _STATUS_NUMBERS[head["status"]] | _VERDICT_NUMBERS[head["verdict"]] << 4
+                    packed |= int(head["digest"], 16) << 8 | offset << 56
+                    self._index[_key(head["id"], head["sample"], head["request"])] = packed
+                except (ValueError, KeyError, TypeError):
+                    self.damaged.append(number)
+                offset += len(line)
+
+
+class Store(StoreReader):
+    """A store that this process alone writes. Use it as a context manager."""
+
+    def __init__(self, folder: Path, teacher: str) -> None:
+        """Lock, repair and index the teacher's store; make it where there is none.
+
+        Raises:
+            RunError: another process has it open.
+            DataError: the path cannot be written.
+        """
+        path = folder / file_name(teacher)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise DataError(f"{path} must be writable: {error.strerror}; choose another output folder") from None
+        self.torn_bytes = _repair(path)
+        super().__init__(folder, teacher)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, row: Row) -> None:
+        """Write one row, whole or not at all; when this returns, a kill cannot lose it.
+
+        Raises:
+            RunError: the disk is full or gone.
+        """
+        line = dump(row)
+        size = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, size)
+            reason = f"{self.path}: a row could not be written: {error.strerror}; free space and run again"
+            raise RunError(reason) from None
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk itself: a power cut loses only what came after.
+
+        Raises:
+            RunError: the disk is full or gone.
+        """
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise RunError(f"{self.path} could not be written: {error.strerror}; free space and run again") from None
+
+    def rewrite(self, rows: Iterable[Row]) -> None:
+        """Replace the rows, all of them or none: a new file is filled, then it takes the old one's place.
+
+        Raises:
+            RunError: the disk is full or gone; the old rows still stand.
+        """
+        fresh = self.path.with_suffix(".jsonl.new")
+        try:
+            with fresh.open("wb") as file:
+                for row in rows:
+                    file.write(dump(row))
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.path)
+        except OSError as error:
+            raise RunError(f"{fresh} could not be written: {error.strerror}; free space and run again") from None
+        os.close(self._file)
+        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        self._read_index()
+
+    def close(self) -> None:
+        """Write all to the disk and let the next process in."""
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
+            self._lock.close()
+
+
+def _key(problem_id: str, sample: int, request: str) -> int:
+    # 64 bits: among a million rows two meet with a chance of 3e-8, and an index of numbers stays small.
+    name = f"{problem_id}\0{sample}\0{request}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
+
+
+def _lock(path: Path) -> IO[str]:
+    import fcntl
+
+    file = path.with_suffix(".jsonl.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise RunError(f"{path} is being written by {holder}; wait for it, stop it, or choose another output") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _repair(path: Path) -> int:
+    """Cut off a torn last line; return how many bytes it had. A row that lacks nothing but its end of line gets one."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(size - (1 << 20), 0))
+        tail = file.read().rpartition(b"\n")[2]
+    if tail and parse(tail) is not None:
+        with path.open("ab") as file:
+            file.write(b"\n")
+        return 0
+    cut_torn_line(path)
+    return size - path.stat().st_size

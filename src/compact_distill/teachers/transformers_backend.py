@@ -1,0 +1,207 @@
+"""Local transformers models in this process, batched by length, on CPU or GPU."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from compact_distill.teachers.protocol import Answer, Decoding, FaultKind, Request, TeacherFault
+
+if TYPE_CHECKING:
+    import torch
+
+_DEFAULT_MAX_TOKENS = 2048
+
+
+@dataclass(slots=True)
+class _Pending:
+    request: Request
+    tokens: list[int]
+    future: asyncio.Future[Answer]
+
+
+class TransformersTeacher:
+    """One causal language model. Requests that wait together are sorted by length and written in batches."""
+
+    def __init__(self, name: str, folder: str, batch_size: int, device: str) -> None:
+        """Name the model; it is loaded when the first request comes."""
+        self.name = name
+        self._folder = folder
+        self._batch_size = batch_size
+        self._device = device
+        self._pending: list[_Pending] = []
+        self._worker: asyncio.Task[None] | None = None
+        # One thread: the model writes one batch at a time, and the event loop stays free.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"teacher-{name}")
+        self._loaded: tuple[Any, Any] | None = None
+        self._closing = False
+
+    async def ask(self, request: Request) -> Answer:
+        """Queue one request and wait for its batch.
+
+        Raises:
+            TeacherFault: no usable model, a prompt that does not fit, or no memory for the batch.
+        """
+        loop = asyncio.get_running_loop()
+        tokens = await loop.run_in_executor(self._thread, self._tokenise, request)
+        pending = _Pending(request, tokens, loop.create_future())
+        self._pending.append(pending)
+        if self._worker is None or self._worker.done():
+            self._worker = loop.create_task(self._work())
+        return await pending.future
+
+    async def close(self) -> None:
+        """End the batch that is being written, if one was given up, and free the model."""
+        self._closing = True
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._loaded = None
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._pending:
+            await asyncio.sleep(0)  # let every request that is ready join
+            self._pending = [p for p in self._pending if not p.future.done()]  # given up meanwhile
+            batch = self._next_batch()
+            if not batch:
+                return
+            try:
+                answers = await loop.run_in_executor(self._thread, self._write, batch)
+            except Exception as error:
+                for p in batch:
+                    if not p.future.done():
+                        p.future.set_exception(error)
+                continue
+            for p, answer in zip(batch, answers, strict=True):
+                if not p.future.done():
+                    p.future.set_result(answer)
+
+    def _next_batch(self) -> list[_Pending]:
+        """Take the longest waiting request and those nearest to it in length: little padding, and nobody starves."""
+        if not self._pending:
+            return []
+        first = self._pending[0]
+        alike = [p for p in self._pending if p.request.decoding == first.request.decoding]
+        alike.sort(key=lambda p: abs(len(p.tokens) - len(first.tokens)))
+        batch = alike[: self._batch_size]
+        self._pending = [p for p in self._pending if p not in batch]
+        return batch
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(self._folder, trust_remote_code=False)
+                model = AutoModelForCausalLM.from_pretrained(
+                    self._folder, trust_remote_code=False, use_safetensors=True, dtype="auto"
+                )
+            except (OSError, ValueError, KeyError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise TeacherFault(
+                    FaultKind.UNUSABLE,
+                    "model must be a folder or hub name of a transformers causal language model in safetensors, "
+                    f"got {self._folder!r}: {reason}; check the name",
+                ) from None
+            if tokenizer.eos_token_id is None:
+                message = f"the tokenizer in {self._folder} must have an eos token, or nothing ends; set one"
+                raise TeacherFault(FaultKind.UNUSABLE, message)
+            self._loaded = model.eval().to(_device(self._device)), tokenizer
+        return self._loaded
+
+    def _tokenise(self, request: Request) -> list[int]:
+        _, tokenizer = self._load()
+        messages = [{"role": "system", "content": request.system}] if request.system else []
+        messages.append({"role": "user", "content": request.prompt})
+        if tokenizer.chat_template:
+            encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            return list(encoded["input_ids"])
+        return list(tokenizer("\n\n".join(m["content"] for m in messages) + "\n")["input_ids"])
+
+    def _write(self, batch: list[_Pending]) -> list[Answer]:
+        import torch
+        from transformers import GenerationConfig
+
+        model, tokenizer = self._load()
+        decoding = batch[0].request.decoding
+        new = decoding.max_tokens or _DEFAULT_MAX_TOKENS
+        longest = max(len(p.tokens) for p in batch)
+        room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if room is not None and longest + new > room:
+            message = f"prompt and max_tokens must fit in {room} tokens, got {longest} + {new}; lower max_tokens"
+            raise TeacherFault(FaultKind.BAD_REQUEST, message)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        ids = torch.tensor([[pad] * (longest - len(p.tokens)) + p.tokens for p in batch], device=model.device)
+        mask = torch.tensor([[0] * (longest - len(p.tokens)) + [1] * len(p.tokens) for p in batch], device=model.device)
+        ends = model.generation_config.eos_token_id
+        ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}
+        settings = GenerationConfig(
+            max_new_tokens=new, do_sample=False, pad_token_id=pad, eos_token_id=sorted(ends), **decoding.extra
+        )
+        try:
+            with torch.inference_mode():
+                written = model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=settings,
+                    logits_processor=_samplers(decoding, [p.request.seed for p in batch]),
+                    stopping_criteria=[lambda ids, scores: torch.full((len(ids),), self._closing, device=ids.device)],
+                )[:, longest:].tolist()
+        except torch.OutOfMemoryError:
+            message = f"no memory for {len(batch)} rationales of {new} tokens; lower batch_size or max_tokens"
+            raise TeacherFault(FaultKind.BAD_REQUEST, message) from None
+        return [self._answer(p, row, ends) for p, row in zip(batch, written, strict=True)]
+
+    def _answer(self, pending: _Pending, written: list[int], ends: set[int]) -> Answer:
+        _, tokenizer = self._load()
+        end = next((i for i, token in enumerate(written) if token in ends), None)
+        own = written if end is None else written[:end]
+        return Answer(
+            text=tokenizer.decode(own, skip_special_tokens=True),
+            finish_reason="length" if end is None else "stop",
+            prompt_tokens=len(pending.tokens),
+            completion_tokens=len(own) + (end is not None),
+            model=self._folder,
+        )
+
+
+class _SeededChoice:
+    """Adds each row's own Gumbel noise to its log-probabilities, so that the largest one is a sample of them.
+
+    `generate` draws all rows from one generator: a row's text would depend on its neighbours in the batch. argmax
+    over logits + Gumbel noise has exactly the softmax distribution (Gumbel 1954), and the noise is the row's own.
+    """
+
+    def __init__(self, seeds: list[int]) -> None:
+        import torch
+
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=g, dtype=torch.float64) for g in self._generators])
+        noise = -(-uniform.clamp_min(1e-300).log()).clamp_min(1e-300).log()
+        return scores.double() + noise.to(scores.device)
+
+
+def _samplers(decoding: Decoding, seeds: list[int]) -> Any:
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+    samplers = LogitsProcessorList()
+    temperature = 1.0 if decoding.temperature is None else decoding.temperature
+    if temperature > 0:
+        samplers.append(TemperatureLogitsWarper(float(temperature)))
+        if decoding.top_p is not None and decoding.top_p < 1:
+            samplers.append(TopPLogitsWarper(decoding.top_p))
+        samplers.append(_SeededChoice(seeds))
+    return samplers
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,306 @@
+"""From problems to a trained student in one run: what each stage redoes, records, refuses and prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from compact_distill import pipeline
+from compact_distill.cli import app
+from compact_distill.config import config_from, dump_config
+from compact_distill.errors import InputError, RunError
+from compact_distill.lab.problems import arithmetic
+from compact_distill.runs import RunFolder
+from compact_distill.teachers import stages
+from models import byte_level_tokenizer, save_student, tiny_model
+from teachers.server import Server, fails, says
+
+KEY = "sk-secret-0123456789abcdefghij"
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    model = tiny_model("llama", layers=1, dtype=torch.float32)
+    return save_student(tmp_path_factory.mktemp("students") / "tiny", model, byte_level_tokenizer())
+
+
+@pytest.fixture
+def servers():
+    """One that is right and one that is wrong."""
+
+    def saying(answer):
+        def behave(body, number):
+            question = body["messages"][-1]["content"]
+            return says(
+                f"To {question[:20]} we add.\nThe answer is {answer}.", delay=0.02 if "problem" in question else 0
+            )
+
+        return behave
+
+    with Server(saying(4)) as right, Server(saying(5)) as wrong:
+        yield right, wrong
+
+
+@pytest.fixture
+def configure(student, servers, tmp_path, monkeypatch):
+    """A run over six problems with the two servers; name what shall differ."""
+    monkeypatch.setenv("MY_KEY", KEY)
+
+    def make(count=6, answer="4", **changes):
+        path = tmp_path / "problems.jsonl"
+        rows = [{"id": f"p{i}", "question": f"problem p{i}?", "answer": answer} for i in range(count)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = {
+            "student": str(student),
+            "problems": {"path": str(path)},
+            "teachers": [
+                {"name": name, "model": "m", "base_url": server.url, "api_key_env": "MY_KEY"}
+                for name, server in zip(("right", "wrong"), servers, strict=True)
+            ],
+            "output": str(tmp_path / "run"),
+            "lora": {"r": 2},
+            "train": {"max_steps": 2, "use_cpu": True},
+        }
+        return config_from({**settings, **changes})
+
+    return make
+
+
+@pytest.fixture
+def compact(tmp_path):
+    """Call the command with a configuration; returns what it printed."""
+
+    def call(command, config, *arguments, code=0):
+        path = tmp_path / "run.yaml"
+        path.write_text(dump_config(config))
+        result = CliRunner().invoke(app, [command, str(path), *arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+def asked(servers):
+    return [sum("problem" in seen.body["messages"][-1]["content"] for seen in server.seen) for server in servers]
+
+
+def joined(folder):
+    return [json.loads(line) for line in folder.training_path.read_text().splitlines()]
+
+
+def test_one_run_goes_from_problems_to_a_trained_student_and_a_second_does_nothing(configure, servers, capsys):
+    folder = pipeline.run(configure())
+    assert asked(servers) == [6, 6]
+    assert (folder.student_path / "adapter_model.safetensors").exists()
+    assert {row["id"] for row in joined(folder)} == {f"p{i}" for i in range(6)}
+    trace = list(folder.read_scores())
+    assert trace
+    assert all(row["teachers"] == ["right", "wrong"] for row in trace)
+    manifest = RunFolder.open(folder.path).manifest
+    assert manifest["teachers"] == ["right", "wrong"]
+    assert manifest["decoding"][0]["api_key_env"] == "MY_KEY"
+    assert manifest["decoding"][0]["temperature"] == 0.7
+    assert manifest["decoding"][0]["system"].endswith("The answer is ANSWER.")
+    summary = manifest["stages"]["generate"]["summary"]
+    assert summary["wrong"]["verdicts"] == {"wrong": 6}
+    written = (folder.student_path / "adapter_model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    pipeline.run(configure())
+    assert asked(servers) == [6, 6]
+    assert (folder.student_path / "adapter_model.safetensors").stat().st_mtime_ns == written
+    assert "generate: done already" in capsys.readouterr().err
+
+
+def test_no_file_of_a_run_holds_the_key(configure, servers):
+    folder = pipeline.run(configure())
+    assert servers[0].seen[0].headers["authorization"] == f"Bearer {KEY}"
+    for path in folder.path.rglob("*"):
+        if path.is_file():
+            assert KEY.encode()[:12] not in path.read_bytes(), path
+
+
+def test_changed_gold_answers_are_verified_and_trained_again_but_nothing_is_asked(configure, servers):
+    pipeline.run(configure(generation={"rejection": "correct_only"}))
+    folder = pipeline.run(configure(answer="5", generation={"rejection": "correct_only"}))
+    assert asked(servers) == [6, 6]
+    assert [[r["status"] for r in row["rationales"]] for row in joined(folder)] == [["rejected", "ok"]] * 6
+    assert {row["answer"] for row in joined(folder)} == {"5"}
+
+
+def test_more_problems_ask_only_for_the_new_ones(configure, servers):
+    pipeline.run(configure())
+    folder = pipeline.run(configure(count=8))
+    assert asked(servers) == [8, 8]
+    assert len(joined(folder)) == 8
+
+
+def test_settings_of_conduct_redo_no_stage(configure, servers, capsys):
+    pipeline.run(configure())
+    config = configure()
+    slower = [t.model_copy(update={"concurrency": 1, "timeout": 5.0}) for t in config.teachers]
+    capsys.readouterr()
+    pipeline.run(config.model_copy(update={"teachers": tuple(slower)}))
+    assert "generate: done already" in capsys.readouterr().err
+    assert asked(servers) == [6, 6]
+
+
+def test_what_the_student_learns_of_the_rows_can_change_without_asking(configure, servers):
+    pipeline.run(configure())
+    config = configure()
+    said = [t.model_copy(update={"rationale": "text"}) for t in config.teachers]
+    pipeline.run(config.model_copy(update={"teachers": tuple(said)}))
+    assert asked(servers) == [6, 6]
+
+
+@pytest.mark.parametrize("stage", ["generate", "join", "train"])
+def test_a_run_that_broke_in_any_stage_goes_on_from_there(configure, servers, monkeypatch, stage):
+    targets = {
+        "generate": "compact_distill.teachers.stages._verify",  # all answers are in, the stage after is not
+        "join": "compact_distill.teachers.select.json_line",
+        "train": "compact_distill.pipeline.fit",
+    }
+
+    def breaks(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(targets[stage], breaks)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(configure())
+    folder = pipeline.run(configure())
+    assert asked(servers) == [6, 6]
+    assert len(joined(folder)) == 6
+    assert (folder.student_path / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_teachers_are_asked_leaves_a_run_that_can_go_on(configure, servers, tmp_path, number):
+    config = configure(count=400)
+    path = tmp_path / "signalled.yaml"
+    path.write_text(dump_config(config))
+    command = [sys.executable, "-c", "from compact_distill.cli import app; app()", "run", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    deadline = time.monotonic() + 120
+    while sum(asked(servers)) < 20:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert "Traceback" not in said
+    before = sum(asked(servers))
+    assert before < 800
+    pipeline.run(config)
+    assert asked(servers) == [400, 400]  # nothing twice
+
+
+def test_validation_names_everything_that_is_wrong_at_once(configure, monkeypatch, tmp_path):
+    monkeypatch.delenv("MY_KEY")
+    config = configure(rationales=["old.jsonl"])
+    (tmp_path / "problems.jsonl").write_text('{"id": "p0", "question": "q", "answer": "1"}\n{"id": "p0"}\n')
+    with pytest.raises(InputError) as caught:
+        pipeline.require_valid(config)
+    said = "\n".join(caught.value.problems)
+    assert said.count("environment variable MY_KEY must hold the key") == 2
+    assert "give `teachers:` or `rationales:`, not both" in said
+    assert "problems.jsonl, line 2: question must be text" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_before_asking_says_what_to_do(configure, servers):
+    with pytest.raises(RunError, match="`compact generate` asks the teachers"):
+        pipeline.train(configure())
+    stages.ask_teachers(configure())
+    folder = pipeline.train(configure())
+    assert (folder.student_path / "adapter_model.safetensors").exists()
+    assert asked(servers) == [6, 6]
+
+
+def test_other_ranks_wait_for_the_first_and_ask_nothing(configure, servers, tmp_path):
+    config = configure()
+    found = []
+    waiting = threading.Thread(
+        target=lambda: found.append(stages.rationales(config, RunFolder.follow(config.output))), daemon=True
+    )
+    waiting.start()
+    time.sleep(0.2)
+    assert found == []
+    path = stages.ask_teachers(config)
+    waiting.join(10)
+    assert found == [path]
+    assert asked(servers) == [6, 6]
+
+
+def test_generate_asks_again_for_what_failed_and_run_uses_it(configure, servers):
+    right, _ = servers
+    behave, broken = right.behave, True
+    right.behave = lambda b, n: says("") if broken and "p3?" in str(b) else behave(b, n)
+    pipeline.run(configure())
+    # An empty answer is an answer: it is not asked for again.
+    stages.ask_teachers(configure())
+    assert asked(servers) == [6, 6]
+
+
+def test_generate_prints_where_the_rationales_are(configure, servers, compact):
+    result = compact("generate", configure())
+    assert result.stdout.startswith("rationales: ")
+    assert result.stdout.strip().endswith("rationales.jsonl")
+
+
+def test_a_dry_run_prints_requests_tokens_and_cost_and_sends_nothing(configure, servers, compact, monkeypatch):
+    monkeypatch.delenv("MY_KEY")
+    config = configure(count=100)
+    prices = {"prompt": 1.0, "completion": 2.0}
+    teachers = [t.model_copy(update={"system": None, "max_tokens": 50}) for t in config.teachers]
+    config = config_from({**config.model_dump(), "teachers": [{**t.model_dump(), "prices": prices} for t in teachers]})
+    text = compact("generate", config, "--dry-run").stdout
+    lines = text.splitlines()
+    tokens = sum(-(-len(f"problem p{i}?") // 4) for i in range(100))
+    cost, most = tokens / 1e6, (tokens + 2 * 5000) / 1e6
+    assert lines[1].split() == ["right", "100", "0", "100", f"~{tokens}", f"{cost:.4f}", "to", f"{most:.4f}"]
+    assert f"cost at most {2 * most:.4f}" in lines[-1]
+    assert [len(server.seen) for server in servers] == [0, 0]
+
+
+def test_max_errors_may_be_given_with_the_command(configure, servers, compact):
+    servers[1].behave = lambda body, n: fails(400) if "problem" in str(body) else says("ready")
+    result = compact("generate", configure(), code=2)
+    assert "6 of 12 rationales got no answer, more than max_errors (0.1) allows" in result.stderr
+    compact("generate", configure(), "--max-errors", "0.5")
+
+
+def test_verify_and_teachers_print_the_table(configure, servers, compact):
+    compact("generate", configure())
+    text = compact("verify", configure()).stdout
+    assert text.startswith("verified 12 answers\n")
+    rows = {line.split()[0]: line.split() for line in text.splitlines()[2:]}
+    assert rows["right"][1:5] == ["6", "6", "6", "100.0%"]
+    assert rows["wrong"][1:5] == ["6", "6", "6", "0.0%"]
+    assert rows["right"][-1] == "0.0%"  # they never agree
+    assert compact("teachers", configure()).stdout == text.partition("\n")[2]
+    assert asked(servers) == [6, 6]
+
+
+def test_the_labs_scripted_teachers_go_the_same_way(configure, tmp_path):
+    asked = arithmetic("train", 8, seed=0)
+    rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in asked]
+    config = configure().model_dump()
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config["teachers"] = [{"name": n, "backend": "lab", "model": n} for n in ("terse", "verbose", "erring", "foreign")]
+    folder = pipeline.run(config_from(config))
+    assert (folder.student_path / "adapter_model.safetensors").exists()
+    assert [[r["teacher"] for r in row["rationales"]] for row in joined(folder)] == [
+        ["terse", "verbose", "erring", "foreign"]
+    ] * 8

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compact_distill.errors import RunError
+from compact_distill.records import Verdict
+from compact_distill.teachers.rows import DrawStatus, digest, dump, file_name, parse, parse_head
+from compact_distill.teachers.store import Store, StoreReader
+
+
+def test_rows_come_back_as_they_were_written(tmp_path, row):
+    rows = [row(id="p0"), row(id="p1", verdict=None, status=DrawStatus.TRUNCATED, cost=0.25, answer=None)]
+    with Store(tmp_path, "t") as store:
+        for r in rows:
+            store.append(r)
+        assert list(store.rows()) == rows
+    assert list(StoreReader(tmp_path, "t").rows()) == rows
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    identity=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+    text=st.text(st.characters(exclude_categories=["Cs"])),
+)
+def test_any_text_survives_a_line_of_the_file(row, identity, text):
+    written = row(id=identity, text=text, reasoning=text[::-1])
+    line = dump(written)
+    assert line.count(b"\n") == 1
+    assert parse(line) == written
+    assert parse_head(line)["id"] == identity
+
+
+def test_the_head_is_found_even_if_an_id_looks_like_the_text_field(row):
+    assert parse_head(dump(row(id='x", "text": "y')))["id"] == 'x", "text": "y'
+
+
+def test_an_opened_store_knows_what_it_holds(tmp_path, row):
+    with Store(tmp_path, "t") as store:
+        store.append(row(id="p0", sample=1, status=DrawStatus.DUPLICATE, verdict=Verdict.WRONG, text="x"))
+        assert store.seen("p0", 1, "0" * 16) is None  # only what was there when it was opened
+    with Store(tmp_path, "t") as store:
+        seen = store.seen("p0", 1, "0" * 16)
+        assert (seen.status, seen.verdict, seen.digest) == (DrawStatus.DUPLICATE, Verdict.WRONG, digest("", "x"))
+        assert store.read(seen.offset).text == "x"
+        assert len(store) == 1
+        for other in (("p1", 1, "0" * 16), ("p0", 0, "0" * 16), ("p0", 1, "1" * 16)):
+            assert store.seen(*other) is None
+
+
+def test_a_file_cut_at_any_byte_keeps_every_whole_row_and_can_be_written_again(tmp_path, row):
+    whole = dump(row(id="p0")) + dump(row(id="p1", text="two\nlines é"))
+    first = len(dump(row(id="p0")))
+    for length in range(len(whole) + 1):
+        path = tmp_path / "t.jsonl"
+        path.write_bytes(whole[:length])
+        with Store(tmp_path, "t") as store:
+            # A row that lacks nothing but the end of its line is whole.
+            expected = [i for i, end in (("p0", first - 1), ("p1", len(whole) - 1)) if length >= end]
+            assert [r.id for r in store.rows()] == expected, length
+            assert store.damaged == []
+            store.append(row(id="p9"))
+            assert [r.id for r in store.rows()] == [*expected, "p9"]
+
+
+def test_a_torn_last_line_is_reported_with_its_size(tmp_path, row):
+    (tmp_path / "t.jsonl").write_bytes(dump(row()) + b'{"id": "p1", "tea')
+    with Store(tmp_path, "t") as store:
+        assert store.torn_bytes == 17
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 40 + b"\n", b"garbage\n", b"[1]\n", b'{"id": "p1"}\n', b"\n", b"\xff\xfe}\n"]
+)
+def test_a_damaged_line_is_reported_and_spoils_no_other(tmp_path, row, damage):
+    (tmp_path / "t.jsonl").write_bytes(dump(row(id="p0")) + damage + dump(row(id="p2")))
+    with Store(tmp_path, "t") as store:
+        assert store.damaged == [2]
+        assert [r.id for r in store.rows()] == ["p0", "p2"]
+        assert store.seen("p2", 0, "0" * 16) is not None
+
+
+def test_a_second_process_cannot_write_the_same_store(tmp_path):
+    imports = "from pathlib import Path; from compact_distill.teachers.store import Store"
+    code = f"{imports}; Store(Path({str(tmp_path)!r}), 't')"
+    with Store(tmp_path, "t"):
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "RunError" in second.stderr
+        assert f"t.jsonl is being written by process {os.getpid()}" in second.stderr
+        with pytest.raises(RunError, match="wait for it, stop it, or choose another output"):
+            Store(tmp_path, "t")
+        with Store(tmp_path, "other"):
+            pass
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_reading_needs_no_lock(tmp_path, row):
+    with Store(tmp_path, "t") as store:
+        store.append(row())
+        assert len(StoreReader(tmp_path, "t")) == 1
+
+
+def test_a_full_disk_leaves_no_torn_row_and_says_so(tmp_path):
+    # A limit of the file's size makes real short writes.
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from pathlib import Path
+from compact_distill.errors import RunError
+from compact_distill.teachers.rows import DrawStatus, Row
+from compact_distill.teachers.store import Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+counts = (None, None, None, 0.0, None, None)
+row = Row("p", "t", 0, "0", DrawStatus.OK, None, "0" * 12, "x" * 300, "", None, "4", *counts, "")
+store = Store(Path({str(tmp_path)!r}), "t")
+store.append(row)
+try:
+    store.append(row)
+except RunError as error:
+    print(error)
+print(len(list(store.rows())), store.path.stat().st_size)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "a row could not be written" in said[0]
+    count, size = said[1].split()
+    assert count == "1"
+    assert int(size) < 700
+
+
+def test_a_rewrite_replaces_all_rows_or_none(tmp_path, row):
+    with Store(tmp_path, "t") as store:
+        store.append(row(id="p0", verdict=None))
+        store.append(row(id="p1", verdict=None))
+
+        def breaks():
+            yield row(id="p0")
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            store.rewrite(breaks())
+        assert [r.verdict for r in store.rows()] == [None, None]
+        store.rewrite(replace(r, verdict=Verdict.WRONG) for r in store.rows())
+        assert [r.verdict for r in store.rows()] == [Verdict.WRONG] * 2
+        assert store.unverified == 0
+        store.append(row(id="p2"))
+    assert [r.id for r in StoreReader(tmp_path, "t").rows()] == ["p0", "p1", "p2"]
+
+
+@pytest.mark.parametrize("name", ["../../etc/x", "a/b", "..", ".hidden", "é" * 200, "CON:", "a\nb", "-"])
+def test_a_teachers_name_never_leaves_the_folder(tmp_path, name):
+    assert (tmp_path / file_name(name)).resolve().parent == tmp_path.resolve()
+
+
+def test_different_names_have_different_files():
+    names = ["a/b", "a_b", "a:b", "a b", ".a", "a", "é", "è", "x" * 90, "x" * 91]
+    assert len({file_name(name) for name in names}) == len(names)
+    assert file_name("qwen2.5-72b") == "qwen2.5-72b.jsonl"
+
+
+def test_equal_digests_mean_equal_answers():
+    assert digest("a", "b") == digest("a", "b")
+    assert len({digest("a", "b"), digest("ab", ""), digest("", "ab"), digest("b", "a")}) == 4
