@@ -3,8 +3,7 @@
     validate_run    everything that is wrong, before any work
     dry_run         what would be read, dropped and done
     train           load -> train
-    run             ask teachers -> verify -> join -> train -> evaluate; or load -> train -> evaluate, where the
-                    rationales exist already
+    run             ask teachers -> verify -> join -> train -> evaluate; or load -> train -> evaluate
     evaluate        base and student on the benchmarks, compared; how far the student moved
 
 A stage records a fingerprint of its inputs in the run folder. Run twice, the second run does nothing; with other
@@ -147,10 +146,8 @@ def evaluate(
     """
     config = load_config(RunFolder.open(run_folder).config_path, {**overrides, "output": str(run_folder)})
     with _claim(config) as folder:
-        if config.teachers and "train" not in folder.manifest["stages"]:  # or teachers would be asked, and paid, now
-            raise RunError(f"{folder.path} holds no trained student yet; finish the training with `compact run`")
-        instances = load_instances(rationales(config, folder)) if config.teachers else _instances(config)
-        exam = _exam(config, instances, only)
+        trained_on = load_instances(folder.training_path) if config.teachers else _instances(config)
+        exam = _exam(config, trained_on, only)
         if checkpoint is None:
             _evaluate(config, exam, folder)
         else:
