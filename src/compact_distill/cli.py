@@ -419,9 +419,10 @@ def report(
     """
     from compact_distill.report import comparison, read_run, summary, write_report
 
-    path = write_report(runs, out, export, png=png)
+    paired = _paired(runs)
+    path = write_report(runs, out, export, png=png, paired=paired)
     read = [read_run(run) for run in runs]
-    print(summary(read[0]) if len(read) == 1 else comparison(read))
+    print(summary(read[0]) if len(read) == 1 else comparison(read, paired))
     print(f"report: {path}")
 
 
@@ -470,6 +471,14 @@ def _results_of(path: Path) -> Path:
     if not folder.is_dir():
         raise ConfigError(f"{path} must be a run folder or a student's results, but {folder} is no folder")
     return folder
+
+
+def _paired(runs: list[Path]) -> list[dict[str, Any]]:
+    """Each later run's student against the first run's, on the rows that both answered."""
+    from compact_distill.evaluation.compare import compare_students
+
+    first, *others = (run / "eval" / "student" for run in runs)
+    return [compare_students(first, other) for other in others]
 
 
 def _overrides(settings: list[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 TEACHERS = ("qwq", "llama-70b", "qwen-72b", "r1-distill")
 TASKS = (("gsm8k", "learned"), ("svamp", "learned"), ("csqa", "retained"), ("strategyqa", "retained"))
+_ROWS = 200  # of a benchmark
 WORDS = (
     "first",
     "we",
@@ -268,8 +269,11 @@ def _evaluation(rng: random.Random, folder: Path, epochs: int, checkpoints: bool
     for task, role in TASKS:
         before, after = accuracies[task]
         for student, epoch, share in students:
-            accuracy = round(before + (after - before) * share, 3)
-            _json(folder / student / f"{task}.json", _result(task, role, student, epoch, accuracy))
+            right = round((before + (after - before) * share) * _ROWS)
+            _json(folder / student / f"{task}.json", _result(task, role, student, epoch, right))
+            verdicts = rng.sample(["correct"] * right + ["wrong"] * (_ROWS - right), _ROWS)
+            rows = [{"id": f"{task}/{i}", "sample": 0, "verdict": verdict} for i, verdict in enumerate(verdicts)]
+            _lines(folder / student / f"{task}.rows.jsonl", rows)
         spread = 0.04
         changes.append(
             {
@@ -295,21 +299,23 @@ def _evaluation(rng: random.Random, folder: Path, epochs: int, checkpoints: bool
     )
 
 
-def _result(task: str, role: str, student: str, epoch: float, accuracy: float) -> dict[str, Any]:
-    right = round(accuracy * 200)
+def _result(task: str, role: str, student: str, epoch: float, right: int) -> dict[str, Any]:
+    accuracy = right / _ROWS
     return {
         "format": 1,
         "role": role,
-        "task": {"name": task, "version": 1},
+        "task": {"name": task, "version": 1, "prompt": "{{ question }}", "max_new_tokens": 512},
         "student": {"label": student, "step": 10, "epoch": epoch},
+        "data": {"source": f"{task}.jsonl", "rows": _ROWS, "hash": task},
+        "decoding": {"samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 42},
         "result": {
-            "rows": 200,
+            "rows": _ROWS,
             "samples": 1,
-            "attempts": 200,
+            "attempts": _ROWS,
             "accuracy": accuracy,
             "low": round(accuracy - 0.068, 4),
             "high": round(accuracy + 0.066, 4),
-            "verdicts": {"correct": right, "wrong": 194 - right, "unparsed": 6, "timed_out": 0},
+            "verdicts": {"correct": right, "wrong": _ROWS - 6 - right, "unparsed": 6, "timed_out": 0},
             "truncated": 4,
         },
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 from typer.testing import CliRunner
 
@@ -39,7 +42,19 @@ def test_report_of_several_prints_a_row_a_run_and_the_settings_that_differ(runs,
     lines = compact("report", *runs, "--out", tmp_path / "c.html").stdout.splitlines()[:-1]
     assert lines[0].startswith("a and b are equal on gsm8k and svamp")
     assert [line.split()[0] for line in lines[2:5]] == ["run", "a", "b"]
+    changes = [line.split() for line in lines if line.startswith("b  ") and "gsm8k" in line]
+    assert [change[:3] for change in changes] == [["b", "gsm8k", "+0.0"]]  # both are right on 61 %
     assert lines[-1].split() == ["seed", "0", "1"]
+
+
+def test_students_that_were_not_asked_the_same_are_not_compared_aloud(runs, tmp_path):
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    path = other / "eval" / "student" / "svamp.json"
+    result = json.loads(path.read_text())
+    result["data"]["hash"] = "other rows"
+    path.write_text(json.dumps(result))
+    compact("report", runs[0], other, "--out", tmp_path / "c.html")
+    assert "svamp is not compared with a: " in (tmp_path / "c.html").read_text()
 
 
 def test_a_folder_that_is_no_run_is_a_message(tmp_path):

@@ -17,7 +17,7 @@ from compact_distill.report.figures.training import TRAIN_POINTS, loss_curve
 from compact_distill.report.headline import headline, weight_shares
 from compact_distill.report.page import render
 from compact_distill.report.read import RunData
-from compact_distill.report.read_eval import read_changes
+from compact_distill.report.read_eval import Change, read_changes
 from compact_distill.report.svg import series
 from compact_distill.report.text import DASH, clean, duration, listed, percent, plural, points, short
 
@@ -56,7 +56,12 @@ def compare_page(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = 
         verdicts=[(name, headline(run).verdict) for name, run in zip(names, runs, strict=True)],
         figures=compare_figures(runs, paired),
         settings=differing_settings(runs),
-        missing=[(name, line) for name, run in zip(names, runs, strict=True) for line in run.missing],
+        missing=[(name, line) for name, run in zip(names, runs, strict=True) for line in run.missing]
+        + [
+            (name, f"{clean(entry.get('task'))} is not compared with {names[0]}: {clean(entry.get('why'))}")
+            for name, document in zip(names[1:], paired, strict=False)
+            for entry in document.get("missing", ())
+        ],
     )
 
 
@@ -79,6 +84,11 @@ def overview(runs: Sequence[RunData]) -> Table:
             ]
         )
     return Table(("run", *(f"{task}, %" for task in tasks), "problems", "teachers", "trusted most", "time"), rows)
+
+
+def compared(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> list[tuple[str, Change]]:
+    """The paired changes with the later run's name."""
+    return [(name, c) for name, document in zip(names[1:], paired, strict=False) for c in read_changes(document, [])]
 
 
 def differing_settings(runs: Sequence[RunData]) -> Table:
@@ -155,12 +165,20 @@ def _accuracy(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
 
 def _change(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Each later run's student minus the first run's, on the same rows."""
-    found = [(i, change) for i, document in enumerate(paired, start=1) for change in read_changes(document, [])]
+    found = compared(names, paired)
     if not found:
         return None
     tasks = list(dict.fromkeys(change.task for _, change in found))
+    place = {name: i for i, name in enumerate(names)}
     rows = [
-        (task, [Mark(names[i], c.difference, c.low, c.high, series(i), i) for i, c in found if c.task == task])
+        (
+            task,
+            [
+                Mark(name, c.difference, c.low, c.high, series(place[name]), place[name])
+                for name, c in found
+                if c.task == task
+            ],
+        )
         for task in tasks
     ]
     columns = ("task", "role", "rows", "difference", "low", "high", "gained", "lost", "mcnemar_p")
@@ -170,7 +188,7 @@ def _change(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> Figure
         "A bar that crosses zero may be chance. Differences of the students on the same rows, in percentage points, "
         "with 95 % intervals of a paired bootstrap; p is the exact McNemar test.",
         [interval_chart("Difference, points", rows, x_label="points", show=lambda v: points(v, 0), reference=0.0)],
-        Table(("run", *columns), [(names[i], *(getattr(c, key) for key in columns)) for i, c in found]),
+        Table(("run", *columns), [(name, *(getattr(c, key) for key in columns)) for name, c in found]),
         legend=_keys(names)[1:],
     )
 

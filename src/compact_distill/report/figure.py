@@ -29,7 +29,7 @@ class Table:
     rows: Sequence[Sequence[Any]]
 
     def csv(self) -> str:
-        """The table as CSV; numbers with 8 significant digits."""
+        """The table as CSV; numbers with 15 significant digits."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
@@ -64,5 +64,5 @@ class Figure:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
-        return f"{value:.8g}" if math.isfinite(value) else ""
+        return f"{value:.15g}" if math.isfinite(value) else ""
     return "" if value is None else value

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from compact_distill.report.compare import differing_settings, overview, verdict
+from compact_distill.report.compare import compared, differing_settings, overview, run_names, verdict
 from compact_distill.report.figure import Table
 from compact_distill.report.headline import headline, weight_shares
 from compact_distill.report.read import RunData
@@ -42,9 +43,17 @@ def summary(run: RunData) -> str:
     return "\n".join(lines)
 
 
-def comparison(runs: Sequence[RunData]) -> str:
-    """Which run did best, a row for each, and the settings in which they differ, as plain text."""
+def comparison(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Which run did best, a row for each, paired changes, and the settings that differ, as plain text."""
     parts = [verdict(runs), _aligned(overview(runs))]
+    changes = compared(run_names(runs), paired)
+    if changes:
+        rows = [
+            (name, c.task, points(c.difference), points(c.low), points(c.high), c.rows, c.mcnemar_p)
+            for name, c in changes
+        ]
+        columns = (f"against {run_names(runs)[0]}", "task", "points", "low", "high", "rows", "McNemar p")
+        parts.append(_aligned(Table(columns, rows)))
     settings = differing_settings(runs)
     if settings.rows:
         parts.append(_aligned(settings))

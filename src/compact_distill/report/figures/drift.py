@@ -50,20 +50,21 @@ def layer_curves(run: RunData) -> Figure | None:
     if not parts:
         return None
     layers = sorted({float(layer.layer) for part in parts for layer in part.layers})
+    whole = layers if len(layers) <= 6 else []  # else round numbers are whole ones
     shifts, same = [], []
     for index, part in enumerate(parts):
         at = {layer.layer: layer for layer in part.layers}
         own = [at.get(int(layer)) for layer in layers]
         css = f"s{_role_index(part.role, index)}"
-        for key, name, dashes in (("centroid_shift", "centroid", ""), ("row_shift", "rows", " dashed")):
+        for key, name, dashes in (("centroid_shift", "centre", ""), ("row_shift", "rows", " dashed")):
             values = [_or_nan(getattr(layer, key) if layer else None) for layer in own]
             shifts.append(Line(f"{part.role} {name}", values, _role_index(part.role, index), css=css + dashes))
         same.append(
             Line(part.role, [_or_nan(layer.cka if layer else None) for layer in own], _role_index(part.role, index))
         )
     sheets = [
-        line_chart("Shift, in spreads of the base", layers, shifts, x_label="layer", zero=True),
-        line_chart("Linear CKA (1 = the same)", layers, same, x_label="layer"),
+        line_chart("Shift, in spreads of the base", layers, shifts, x_label="layer", zero=True, x_ticks=whole),
+        line_chart("Linear CKA (1 = the same)", layers, same, x_label="layer", x_ticks=whole),
     ]
     columns = ("layer", "centroid_shift", "row_shift", "centroid_distance", "row_distance", "cka")
     table = [(part.role, *(getattr(layer, c) for c in columns)) for part in parts for layer in part.layers]

@@ -46,7 +46,8 @@ def training(run: RunData) -> Figure | None:
         "training",
         "Loss, gradients, speed and memory",
         "The loss should fall fast, then slowly; one that rises again, or gradient norms that grow, mean that the "
-        f"learning rate is too high. Throughput should be level: dips are the machine's, not the method's. {lines}"
+        f"learning rate is too high. Throughput should be level: dips are pauses to save or evaluate, or a busy "
+        f"machine. {lines}"
         "Memory is the peak so far, of the accelerator or of the process.",
         sheets,
         Table(("epoch", *keys), list(zip(*columns, strict=True))),
