@@ -59,7 +59,7 @@ class ServedWriter:
             try:
                 while True:
                     try:
-                        yield runner.run(anext(replies))  # type: ignore[arg-type]
+                        yield runner.run(anext(replies))
                     except StopAsyncIteration:
                         break
             finally:
