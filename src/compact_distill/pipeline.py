@@ -30,6 +30,7 @@ from compact_distill.environment import hardware, versions
 from compact_distill.errors import ConfigError, DataError, InputError, RunError
 from compact_distill.evaluation.examine import (
     Exam,
+    examine,
     examine_drift,
     examine_folder,
     examine_run,
@@ -39,6 +40,7 @@ from compact_distill.evaluation.examine import (
 )
 from compact_distill.evaluation.harness import Subject
 from compact_distill.evaluation.results import STUDENT, checkpoint_label
+from compact_distill.evaluation.served import ServedWriter
 from compact_distill.evaluation.subjects import student_hash
 from compact_distill.files import atomic_write, content_hash, fingerprint, json_line
 from compact_distill.fit import fit, training_arguments
@@ -157,13 +159,24 @@ def evaluate(
     return folder.eval_path
 
 
-def evaluate_student(config: RunConfig, tasks: Sequence[str], out: Path) -> Path:
-    """Evaluate a student that belongs to no run; returns the folder of the results, `out`."""
+def evaluate_student(config: RunConfig, tasks: Sequence[str], out: Path, server: ServedWriter | None = None) -> Path:
+    """Evaluate a student that belongs to no run, in this process or at a server.
+
+    Returns:
+        The folder of the results, `out`. What weights a server has is unknown: its address and the name stand for them.
+
+    Raises:
+        InputError: with everything that is wrong with student and benchmarks.
+        RunError: requests that got no reply; the same call asks for them again.
+    """
     exam = prepare(config.eval, config.text, config.seed, only=tasks)
     if not exam:
         raise ConfigError("eval needs a benchmark, got none; name one with --task")
     name = re.sub(r"[^\w.\-]+", "_", config.student.rstrip("/").rpartition("/")[2]).strip("._-") or STUDENT
-    examine_folder(config.student, Subject(name, config.student, student_hash(config.student)), exam, out / name)
+    if server is None:
+        examine_folder(config.student, Subject(name, config.student, student_hash(config.student)), exam, out / name)
+    else:
+        examine(server, Subject(name, config.student, fingerprint(server.settings())), exam, out / name)
     return out
 
 
