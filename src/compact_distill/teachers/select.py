@@ -55,13 +55,10 @@ class TeacherRows:
         """
         key = self._prompting.key(problem)
         for number in range(self.config.samples):
-            stored = [
-                self.store.seen(problem.id, sample, key) for sample in draws(number, self.config, self._generation)
-            ]
-            known = [s for s in stored if s is not None]
-            best = next(
-                (s for s in known if accepted(s.status, s.verdict, self._generation)), known[-1] if known else None
-            )
+            samples = draws(number, self.config, self._generation)
+            known = [s for sample in samples if (s := self.store.seen(problem.id, sample, key)) is not None]
+            good = [s for s in known if accepted(s.status, s.verdict, self._generation)]
+            best = (good[:1] or known[-1:] or [None])[0]
             row = None if best is None else self.store.read(best.offset)
             yield row, self._status(row)
 
