@@ -87,7 +87,7 @@ def parse_head(line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: the line is damaged, as far as that shows without reading the texts.
     """
-    if not line.endswith(b"}\n"):
+    if not line.endswith(b"}\n") or b"\0" in line:
         raise ValueError("the line is torn")
     cut = line.find(_TEXT)
     head: dict[str, Any] = json.loads(line[:cut].decode() + "}" if cut > 0 else line)

@@ -58,8 +58,8 @@ class TeacherRows:
             samples = draws(number, self.config, self._generation)
             known = [s for sample in samples if (s := self.store.seen(problem.id, sample, key)) is not None]
             good = [s for s in known if accepted(s.status, s.verdict, self._generation)]
-            best = (good[:1] or known[-1:] or [None])[0]
-            row = None if best is None else self.store.read(best.offset)
+            chosen = good or known[-1:]
+            row = self.store.read(chosen[0].offset) if chosen else None
             yield row, self._status(row)
 
     def _status(self, row: Row | None) -> str:
