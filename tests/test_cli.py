@@ -20,7 +20,10 @@ from compact_distill.errors import RunError
 from compact_distill.runs import RunFolder
 from models import byte_level_tokenizer, save_student, tiny_model
 
-COMMANDS = ("demo", "init", "validate", "generate", "verify", "teachers", "score", "train", "run", "export", "env")
+COMMANDS = (
+    *("demo", "init", "validate", "generate", "verify", "teachers", "score", "train", "run"),
+    *("eval", "drift", "compare", "export", "report", "env"),
+)
 
 
 @pytest.fixture

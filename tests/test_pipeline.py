@@ -21,6 +21,7 @@ from compact_distill.data import load_instances
 from compact_distill.errors import InputError, RunError
 from compact_distill.preview import optimizer_steps
 from compact_distill.records import RationaleStatus
+from compact_distill.report import read_run, write_report
 from compact_distill.runs import RunFolder
 from compact_distill.student.load import load_student, load_tokenizer
 from compact_distill.training.callbacks import StopInOrder
@@ -63,6 +64,7 @@ def configure(student, data, tmp_path):
 
     def make(**changes) -> RunConfig:
         train = {"learning_rate": 0.01, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "use_cpu": True}
+        train["per_device_train_batch_size"] = 1
         settings = {"student": str(student), "rationales": str(data), "output": str(tmp_path / "run")}
         settings |= {"lora": {"r": 2}, **changes}
         return config_from({**settings, "train": {**train, **settings.get("train", {})}})
@@ -121,9 +123,31 @@ def test_a_run_writes_its_folder_and_a_second_run_does_nothing(configure, capsys
     assert "train: done already" in capsys.readouterr().err
 
 
+def test_a_run_writes_what_the_report_reads(configure):
+    config = configure()
+    folder = pipeline.run(config)
+    run = read_run(folder.path)
+    assert [line for line in run.missing if not line.startswith("eval/")] == []
+    verdicts = {rationale.verdict for problem in run.problems.values() for rationale in problem.rationales.values()}
+    assert verdicts == {"correct", "wrong"}
+    logged = [row for row in run.log if "loss" in row]
+    assert [row["step"] for row in logged] == list(range(1, folder.stage_summary("train")["steps"] + 1))
+    assert all(row["problems_per_second"] > 0 and "weight/t0" in row for row in logged)
+    gains = [json.loads(line) for line in folder.gains_path.read_text().splitlines()]
+    assert [(g["student"], g["id"]) for g in gains] == [(s, f"p{n}") for s in ("before", "after") for n in range(6)]
+    assert gains[0]["rationales"] != gains[6]["rationales"]
+    # After training, net gains of the saved student are what `score` reads with it.
+    model, tokenizer = load_student(folder.student_path)
+    net = config.compatibility.model_copy(update={"gain": "net"})
+    for row, line in zip(score(model, tokenizer, load_instances(config.rationales), net), gains[6:], strict=True):
+        for expected, rationale in zip(row.adaptability, line["rationales"], strict=True):
+            assert sum(rationale["gains"]) == pytest.approx(expected, abs=1e-4 * len(rationale["gains"]) + 1e-4)
+    assert write_report([folder.path]).is_file()
+
+
 def test_only_inputs_that_matter_make_a_run_train_again(configure, data, tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(pipeline, "fit", lambda config, instances, folder: trained.append(1) or {})
+    monkeypatch.setattr(pipeline, "fit", lambda *args: trained.append(1) or {})
 
     def trains(**changes) -> bool:
         trained.clear()
@@ -332,7 +356,7 @@ def test_everything_wrong_is_listed_at_once(configure, tmp_path):
     config = configure(
         student=str(tmp_path / "nowhere"),
         rationales=str(write_data(tmp_path / "bad.jsonl", rows)),
-        eval={"learned": ["gsm8k"]},
+        eval={"learned": ["gsm9k"]},
         compatibility={"extra_scores": {"style": 1.0}},
         train={"eval_strategy": "steps", "load_best_model_at_end": True, "save_strategy": "epoch"},
     )
@@ -344,7 +368,7 @@ def test_everything_wrong_is_listed_at_once(configure, tmp_path):
         "run holds other files",
         "no score 'style' is registered",
         "train: transformers refuses these settings",
-        "eval: this version does not run it",
+        "task must be one of",
     ):
         assert sum(part in message for message in found) == 1, (part, found)
     with pytest.raises(InputError) as caught:

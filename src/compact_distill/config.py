@@ -109,11 +109,20 @@ class ProblemsConfig(Strict):
 
 
 class EvalConfig(Strict):
-    """Benchmarks that should improve, and those that must not be forgotten."""
+    """Benchmarks that should improve, and those that must not be forgotten.
+
+    A benchmark is a name (`gsm8k`), a name with other data (`gsm8k=FILE`), a file of problems, or a task's YAML file.
+    """
 
     learned: tuple[str, ...] = Field((), description="should improve", examples=[["gsm8k", "svamp", "math500"]])
     retained: tuple[str, ...] = Field((), description="must not be forgotten", examples=[["csqa", "strategyqa"]])
     limit: StrictInt | None = Field(None, ge=1, description="rows per benchmark", examples=[200])
+    every_epoch: bool = Field(False, description="also after each epoch of training")
+    samples: StrictInt | None = Field(None, ge=1, description="answers per row, for pass@1", examples=[4])
+    temperature: StrictFloat | None = Field(None, ge=0, description="0 is greedy; else the task's", examples=[0.7])
+    max_new_tokens: StrictInt | None = Field(None, ge=1, description="instead of the task's limit", examples=[512])
+    batch_tokens: StrictInt = Field(65536, ge=1, description="tokens written at once; bounds memory")
+    drift_rows: StrictInt = Field(100, ge=0, description="prompts per benchmark that drift is measured on; 0: not")
 
 
 class RunConfig(Strict):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,22 @@ import torch
 import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from compact_distill.answers import Verifier
+from compact_distill.compatibility.gains import gains
 from compact_distill.config import LoraConfig, RunConfig
+from compact_distill.evaluation.callback import ExamineEveryEpoch
+from compact_distill.evaluation.examine import Exam
 from compact_distill.progress import say
 from compact_distill.records import Instance
 from compact_distill.runs import RunFolder
 from compact_distill.student.load import load_student
+from compact_distill.student.used import used_rows
 from compact_distill.trainer import CompactConfig, CompactTrainer
 from compact_distill.training.callbacks import ShowProgress, StopInOrder
 from compact_distill.training.checkpoints import SEAL
+from compact_distill.training.history import TrainingHistory
 
+_GAIN_TOKENS = 1_000_000  # read again after training, at most, to show where beliefs rose
 # All attention and MLP projections, as the published runs adapt them; the names of every supported architecture.
 _LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -41,8 +49,10 @@ def training_arguments(config: RunConfig, output: Path, trace: Path) -> CompactC
     )
 
 
-def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder) -> dict[str, Any]:
+def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder, exam: Exam) -> dict[str, Any]:
     """Train, going on from the newest complete checkpoint in the run folder, and save the student there.
+
+    With `eval.every_epoch` the student sits the exam after each epoch.
 
     Returns:
         What the stage's summary holds: steps, loss, seconds and peak memory of this part of the run, and how many
@@ -69,14 +79,22 @@ def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder) -> dic
     for shown_twice in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(shown_twice)
     trainer.add_callback(ShowProgress())
+    if exam and config.eval.every_epoch:
+        trainer.add_callback(ExamineEveryEpoch(trainer, exam, run.eval_path))
     dataset = trainer.train_dataset
     if trainer.is_world_process_zero():
         say(f"train: {dataset.summary()}")
+    trainer.add_callback(TrainingHistory(run.training_log_path))
+    if trainer.is_world_process_zero():
+        with Verifier() as verifier:
+            run.write_rows(run.data_path, used_rows(instances, trainer.encoder, verifier))
     with StopInOrder() as stop:
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=True)
     trainer.save_model(str(run.student_path))
     trainer.save_state()
+    if trainer.accelerator.num_processes == 1:  # the model of several ranks may be in pieces
+        run.write_rows(run.gains_path, _gains(config, instances, trainer, with_base=adapter is not None))
     return {
         "steps": result.global_step,
         "loss": result.training_loss,
@@ -85,6 +103,20 @@ def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder) -> dic
         "problems": len(dataset),
         "statuses": {str(status): count for status, count in sorted(dataset.statuses.items())},
     }
+
+
+def _gains(
+    config: RunConfig, instances: Sequence[Instance], trainer: CompactTrainer, with_base: bool
+) -> Iterator[dict[str, Any]]:
+    """Lines of gains.jsonl of the student, and before that of its base, which a new adapter leaves as it was."""
+    every = math.ceil(sum(trainer.train_dataset.lengths) / _GAIN_TOKENS)
+    chosen = instances[::every]
+    say(f"train: read {len(chosen)} problems once more, for the report")
+    settings = (config.compatibility, config.text, config.max_length, config.max_tokens_per_pass)
+    if with_base:
+        with trainer.model.disable_adapter():
+            yield from gains(trainer.model, trainer.processing_class, chosen, "before", *settings)
+    yield from gains(trainer.model, trainer.processing_class, chosen, "after", *settings)
 
 
 def peak_memory_gib() -> float:

@@ -3,7 +3,8 @@
     validate_run    everything that is wrong, before any work
     dry_run         what would be read, dropped and done
     train           load -> train
-    run             ask teachers -> verify -> join -> train; or load -> train, where the rationales exist already
+    run             ask teachers -> verify -> join -> train -> evaluate; or load -> train -> evaluate
+    evaluate        base and student on the benchmarks, compared; how far the student moved
 
 A stage records a fingerprint of its inputs in the run folder. Run twice, the second run does nothing; with other
 inputs it redoes exactly the stages that they touch; stopped, it goes on where it was.
@@ -12,9 +13,10 @@ inputs it redoes exactly the stages that they touch; stopped, it goes on where i
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,24 @@ import torch
 
 from compact_distill.compatibility.evaluator import Evaluator
 from compact_distill.compatibility.score import score
-from compact_distill.config import RunConfig, dump_config
+from compact_distill.config import RunConfig, dump_config, load_config
 from compact_distill.data import load_instances
 from compact_distill.environment import hardware, versions
-from compact_distill.errors import DataError, InputError, RunError
+from compact_distill.errors import ConfigError, DataError, InputError, RunError
+from compact_distill.evaluation.examine import (
+    Exam,
+    examine,
+    examine_drift,
+    examine_folder,
+    examine_run,
+    forget_training,
+    prepare,
+    trained_subject,
+)
+from compact_distill.evaluation.harness import Subject
+from compact_distill.evaluation.results import STUDENT, checkpoint_label
+from compact_distill.evaluation.served import ServedWriter
+from compact_distill.evaluation.subjects import student_hash
 from compact_distill.files import atomic_write, content_hash, fingerprint, json_line
 from compact_distill.fit import fit, training_arguments
 from compact_distill.preview import Preview, preview
@@ -34,6 +50,7 @@ from compact_distill.records import Instance, RationaleStatus
 from compact_distill.runs import RunFolder, output_problem, score_fields
 from compact_distill.student.load import check_student, load_student
 from compact_distill.teachers.stages import check_teachers, plan, rationales, teachers_in_manifest
+from compact_distill.training.checkpoints import require_complete
 
 # Settings of `train:` that change what is shown or kept, not what is learned.
 _WITHOUT_EFFECT = ("logging_", "log_", "report_to", "run_name", "project", "trackio_", "save_", "disable_tqdm", "hub_")
@@ -41,8 +58,8 @@ _WITHOUT_EFFECT = ("logging_", "log_", "report_to", "run_name", "project", "trac
 
 def validate_run(config: RunConfig) -> list[str]:
     """Everything that would keep a run from working, as messages; empty where it can start."""
-    problems, _ = _check_sources(config)
-    return problems + _check_run(config)
+    problems, instances = _check_sources(config)
+    return problems + _check_run(config, instances)
 
 
 def require_valid(config: RunConfig) -> list[Instance]:
@@ -52,7 +69,7 @@ def require_valid(config: RunConfig) -> list[Instance]:
         InputError: with everything that is wrong with the run.
     """
     problems, instances = _check_sources(config)
-    problems += _check_run(config)
+    problems += _check_run(config, instances)
     if problems:
         raise InputError(problems)
     return instances
@@ -111,6 +128,64 @@ def train(config: RunConfig) -> RunFolder:
     return folder
 
 
+def evaluate(
+    run_folder: str | Path, overrides: Mapping[str, Any], only: Sequence[str] = (), checkpoint: int | None = None
+) -> Path:
+    """Evaluate a run's base and student on its benchmarks, compare them, and measure the drift.
+
+    Args:
+        run_folder: a run whose training has finished.
+        overrides: values that replace those of its configuration, by dotted key: {"eval.limit": 100}.
+        only: benchmarks instead of the configuration's.
+        checkpoint: evaluate the student as it was after so many steps, and nothing else.
+
+    Returns:
+        The folder of the results.
+
+    Raises:
+        InputError: with everything that is wrong with the benchmarks.
+        RunError: no run, no such checkpoint, or no trained student yet.
+    """
+    config = load_config(RunFolder.open(run_folder).config_path, {**overrides, "output": str(run_folder)})
+    with _claim(config) as folder:
+        trained_on = load_instances(folder.training_path) if config.teachers else _instances(config)
+        exam = _exam(config, trained_on, only)
+        if checkpoint is None:
+            _evaluate(config, exam, folder)
+        else:
+            label = checkpoint_label(checkpoint)
+            student = require_complete(folder.student_path / label)
+            examine_folder(str(student), trained_subject(student, label), exam, folder.eval_path / label)
+    return folder.eval_path
+
+
+def evaluate_student(config: RunConfig, tasks: Sequence[str], out: Path, server: ServedWriter | None = None) -> Path:
+    """Evaluate a student that belongs to no run, in this process or at a server.
+
+    Returns:
+        The folder of the results, `out`. What weights a server has is unknown: its address and the name stand for them.
+
+    Raises:
+        InputError: with everything that is wrong with student and benchmarks.
+        RunError: requests that got no reply; the same call asks for them again.
+    """
+    exam = prepare(config.eval, config.text, config.seed, only=tasks)
+    if not exam:
+        raise ConfigError("eval needs a benchmark, got none; name one with --task")
+    name = re.sub(r"[^\w.\-]+", "_", config.student.rstrip("/").rpartition("/")[2]).strip("._-") or STUDENT
+    if server is None:
+        examine_folder(config.student, Subject(name, config.student, student_hash(config.student)), exam, out / name)
+    else:
+        examine(server, Subject(name, config.student, fingerprint(server.settings())), exam, out / name)
+    return out
+
+
+def drift(config: RunConfig, base: str, out: Path, benchmarks: bool = True) -> Path:
+    """Measure how far `config.student` moved from `base`; returns the folder of the results, `out`."""
+    examine_drift(base, config.student, prepare(config.eval, config.text, config.seed), out, benchmarks)
+    return out
+
+
 def run(config: RunConfig) -> RunFolder:
     """Run all stages.
 
@@ -124,6 +199,7 @@ def run(config: RunConfig) -> RunFolder:
         if config.teachers:
             instances = load_instances(rationales(config, folder))
         _train(config, instances, folder)
+        _evaluate(config, _exam(config, instances), folder)
         if not folder.manifest["finished"]:
             folder.finish()
     return folder
@@ -145,10 +221,29 @@ def _train(config: RunConfig, instances: Sequence[Instance], folder: RunFolder) 
         return
     if not folder.stage_was_begun("train", inputs):
         folder.clear_student()
+        forget_training(folder.eval_path)
     folder.write_config(dump_config(config))
     folder.update_manifest(**made_of)
     with folder.stage("train", inputs) as summary:
-        summary.update(fit(config, instances, folder))
+        summary.update(fit(config, instances, folder, _exam(config, instances)))
+
+
+def _exam(config: RunConfig, instances: Sequence[Instance], only: Sequence[str] = ()) -> Exam:
+    return prepare(config.eval, config.text, config.seed, instances, only)
+
+
+def _evaluate(config: RunConfig, exam: Exam, folder: RunFolder) -> None:
+    if not exam or int(os.environ.get("RANK", "0")) > 0:
+        return
+    trained = folder.manifest["stages"].get("train", {})
+    if not trained.get("finished"):
+        raise RunError(f"{folder.path} holds no trained student yet; finish the training with `compact run`")
+    inputs = fingerprint({"exam": exam.fingerprint, "train": trained["inputs"]})
+    if folder.stage_is_done("eval", inputs):
+        say("eval: done already with these inputs")
+        return
+    with folder.stage("eval", inputs) as summary:
+        summary.update(examine_run(config.student, folder.student_path, exam, folder.eval_path))
 
 
 def _claim(config: RunConfig) -> RunFolder:
@@ -186,25 +281,33 @@ def _check_sources(config: RunConfig) -> tuple[list[str], list[Instance]]:
 def _check_inputs(config: RunConfig) -> tuple[list[str], list[Instance]]:
     """What is wrong with student and data, and the instances where nothing is."""
     problems = check_student(config.student)
-    source = config.problems
-    options: dict[str, Any] = (
-        {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
-    )
     try:
-        return problems, load_instances(config.rationales, **options)
+        return problems, _instances(config)
     except DataError as error:
         return problems + error.problems, []
 
 
-def _check_run(config: RunConfig) -> list[str]:
-    """What is wrong with the settings of training and the run folder."""
+def _instances(config: RunConfig) -> list[Instance]:
+    source = config.problems
+    options: dict[str, Any] = (
+        {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
+    )
+    return load_instances(config.rationales, **options)
+
+
+def _check_run(config: RunConfig, instances: Sequence[Instance]) -> list[str]:
+    """What is wrong with the settings of training, the benchmarks and the run folder."""
     problems = []
-    if config.eval.learned or config.eval.retained:
-        problems.append("eval: this version does not run it; remove `learned:` and `retained:`")
     try:
         Evaluator(config.compatibility)
     except InputError as error:
         problems += error.problems
+    try:
+        _exam(config, instances)
+    except InputError as error:
+        problems += error.problems
+    if config.eval.every_epoch and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems.append("eval.every_epoch works in one process only; use `compact eval RUN --checkpoint N` instead")
     wrong_output = output_problem(config.output)
     problems += [wrong_output] if wrong_output else []
     with tempfile.TemporaryDirectory() as scratch:

@@ -5,12 +5,15 @@
     rationales/     one store per teacher
     rationales.jsonl  the stores joined: what the student is trained on
     student/        the trained adapter or model, and checkpoint-N while it trains
+    data.jsonl      the training data as it was used, with verdicts, statuses and lengths
     scores.jsonl    the trace: scores and weights of every problem and epoch
+    training_log.jsonl  losses, gradient norm, throughput and memory over training
+    gains.jsonl     where in each rationale the student's belief in the gold answer rises
     eval/           results of benchmarks
     report.html
 
-Files appear whole or not at all (written aside, synced, renamed), except the trace, which only grows; a last line
-that a crash tore is cut off when it is opened again. One process writes a run at a time.
+Files appear whole or not at all (written aside, synced, renamed), except the trace and the training log, which only
+grow; a last line that a crash tore is cut off when they are opened again. One process writes a run at a time.
 """
 
 from __future__ import annotations
@@ -22,10 +25,10 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from compact_distill.errors import RunError
 from compact_distill.files import atomic_write, cut_torn_line, json_line
@@ -74,8 +77,20 @@ class RunFolder:
         return self.path / "student"
 
     @property
+    def data_path(self) -> Path:
+        return self.path / "data.jsonl"
+
+    @property
     def scores_path(self) -> Path:
         return self.path / "scores.jsonl"
+
+    @property
+    def training_log_path(self) -> Path:
+        return self.path / "training_log.jsonl"
+
+    @property
+    def gains_path(self) -> Path:
+        return self.path / "gains.jsonl"
 
     @property
     def eval_path(self) -> Path:
@@ -195,11 +210,22 @@ class RunFolder:
         self.update_manifest(finished=_now())
 
     def clear_student(self) -> None:
-        """Remove the student, its checkpoints and the trace: they belong to inputs that have changed."""
+        """Remove the student, its checkpoints and what is known of it: they belong to inputs that have changed."""
         self._must_write()
         if self.student_path.exists():
             shutil.rmtree(self.student_path)
-        self.scores_path.unlink(missing_ok=True)
+        for path in (self.scores_path, self.training_log_path, self.gains_path):
+            path.unlink(missing_ok=True)
+
+    def write_rows(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Write a JSONL file of the run, whole or not at all; returns the number of rows."""
+        self._must_write()
+        count = 0
+        with atomic_write(path) as file:
+            for row in rows:
+                file.write(json_line(row))
+                count += 1
+        return count
 
     def trace(self) -> ScoreTrace:
         """The trace of scores, open to append to."""
@@ -233,6 +259,9 @@ class _Follower(RunFolder):
     def clear_student(self) -> None:
         pass
 
+    def write_rows(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+        return 0
+
     def _must_write(self) -> None:
         pass
 
@@ -240,21 +269,16 @@ class _Follower(RunFolder):
         pass
 
 
-class ScoreTrace:
-    """Append-only JSONL of scores and weights: one line per problem and epoch.
-
-    A line is a `ScoreRow` plus "epoch" and "step": how many epochs and optimizer steps were done when the problem was
-    read. A resume from step N calls `truncate(N)`: what came later will be read again.
-    """
+class StepLog:
+    """Append-only JSONL whose rows hold the optimizer step ("step") that they belong to."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file: IO[str] | None = None
 
-    def append(self, rows: Iterable[ScoreRow], *, epoch: float, step: int) -> None:
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows; they are in the file when this returns (in the system's cache, not yet on disk)."""
-        now = {"epoch": round(epoch, 6), "step": step}
-        text = "".join(json_line({**now, **score_fields(row), "statuses": list(row.statuses)}) for row in rows)
+        text = "".join(json_line(row) for row in rows)
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             cut_torn_line(self.path)
@@ -263,7 +287,7 @@ class ScoreTrace:
         self._file.flush()
 
     def truncate(self, step: int) -> int:
-        """Keep only rows that were read before optimizer step `step` (from 0) was done; returns how many went."""
+        """Keep only rows of steps before `step`; returns how many went."""
         self.close()
         if not self.path.exists():
             return 0
@@ -282,7 +306,7 @@ class ScoreTrace:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def __enter__(self) -> ScoreTrace:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -296,6 +320,19 @@ class ScoreTrace:
             self.sync()
             self._file.close()
             self._file = None
+
+
+class ScoreTrace(StepLog):
+    """The trace: scores and weights, one line per problem and epoch.
+
+    A line is a `ScoreRow` plus "epoch" and "step": how many epochs and optimizer steps were done when the problem was
+    read. A resume from step N calls `truncate(N)`: what came later will be read again.
+    """
+
+    def append(self, rows: Iterable[ScoreRow], *, epoch: float, step: int) -> None:
+        """Add rows that were read when `epoch` epochs and `step` optimizer steps were done."""
+        now = {"epoch": round(epoch, 6), "step": step}
+        self.write({**now, **score_fields(row), "statuses": list(row.statuses)} for row in rows)
 
 
 def read_trace(path: str | Path) -> Iterator[dict[str, Any]]:

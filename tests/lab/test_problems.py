@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compact_distill.errors import DataError
-from compact_distill.lab.problems import LARGEST, arithmetic, facts, parse, plain, reduce, yes_no
+from compact_distill.lab.problems import LARGEST, arithmetic, facts, parse, plain, steps, yes_no
 
 
 def test_the_answer_is_what_python_computes() -> None:
@@ -16,12 +16,12 @@ def test_the_answer_is_what_python_computes() -> None:
 
 def test_every_total_stays_within_the_world() -> None:
     for problem in arithmetic("train", 200, seed=1):
-        assert all(0 <= stage[0] <= LARGEST for stage in reduce(parse(problem.question)))
+        assert all(0 <= int(step.split()[-1]) <= LARGEST for step in steps(parse(problem.question)))
 
 
 def test_a_sum_is_read_reduced_and_written_as_by_hand() -> None:
     assert parse("compute 7 + 5 - 3 + 2 ?") == (7, 5, -3, 2)
-    assert reduce((7, 5, -3, 2)) == [(7, 5, -3, 2), (12, -3, 2), (9, 2), (11,)]
+    assert steps((7, 5, -3, 2)) == ["7 + 5 = 12", "12 - 3 = 9", "9 + 2 = 11"]
     assert plain((12, -3, 2)) == "12 - 3 + 2"
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from compact_distill.answers import extract_answer
-from compact_distill.lab.problems import arithmetic
+from compact_distill.lab.problems import LARGEST, arithmetic
 from compact_distill.lab.teachers import Erring, Foreign, Terse, Verbose, instances, pool, roman
 from compact_distill.records import Problem
 from compact_distill.student.thinking import LEXICON
 
 PROBLEMS = arithmetic("train", 400, seed=0)
 PROBLEM = Problem(id="p", question="compute 7 + 5 - 3 ?", answer="9")
-ENDS_WITH_PLUS = Problem(id="q", question="compute 9 - 5 + 3 ?", answer="7")
 
 
 def share_right(teacher: object) -> float:
@@ -29,21 +30,26 @@ def test_the_erring_teacher_is_right_about_half_of_the_time() -> None:
 
 
 def test_the_terse_teacher_writes_bare_steps() -> None:
-    assert Terse().write(PROBLEM) == "7 + 5 - 3 = 12 - 3 = 9\n#### 9"
+    assert Terse().write(PROBLEM) == "7 + 5 = 12. 12 - 3 = 9.\n#### 9"
 
 
-def test_the_erring_teacher_forgets_what_should_be_taken_away_last() -> None:
-    assert Erring().write(PROBLEM) == "We get 12.\nThe answer is 12."
-    assert Erring().write(ENDS_WITH_PLUS) == "We get 4 + 3 and 7.\nThe answer is 7."
+def test_the_erring_teacher_slips_in_one_step_and_goes_on_from_there() -> None:
+    for problem in PROBLEMS:
+        steps = re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", Erring().write(problem))
+        wrong = [int(r) - (int(a) + int(f"{sign}{b}")) for a, sign, b, r in steps]
+        assert sum(slip != 0 for slip in wrong) <= 1
+        assert all(abs(slip) <= 3 for slip in wrong)
+        assert [step[3] for step in steps[:-1]] == [step[0] for step in steps[1:]]
+        assert all(0 <= int(step[3]) <= LARGEST for step in steps)
 
 
 def test_the_foreign_teacher_writes_the_same_steps_in_roman_numerals() -> None:
-    assert Foreign().write(PROBLEM) == "VII et V sine III sunt XII sine III sunt IX\nA: 9"
+    assert Foreign().write(PROBLEM) == "VII et V sunt XII. XII sine III sunt IX.\nA: 9"
 
 
 def test_the_verbose_teacher_thinks_aloud_and_the_terse_one_does_not() -> None:
     def thinking_words(text: str) -> int:
-        return sum(word.strip(".,").lower() in LEXICON for word in text.split())
+        return sum(word.strip(".,:").lower() in LEXICON for word in text.split())
 
     assert all(thinking_words(Verbose().write(p)) >= 4 for p in PROBLEMS[:50])
     assert all(thinking_words(Terse().write(p)) == 0 for p in PROBLEMS[:50])

@@ -1,15 +1,14 @@
-"""What the student reads before any teacher: short lines of arithmetic, facts and yes/no; never a whole problem."""
+"""What the student reads before any teacher: arithmetic of one and two steps, facts and yes/no; no whole problem."""
 
 from __future__ import annotations
 
 import random
 
 from compact_distill.config import TextConfig
-from compact_distill.lab.problems import LARGEST, draw, facts, plain, reduce, yes_no
-from compact_distill.lab.teachers import OPENINGS, REMARKS
-from compact_distill.records import Problem
+from compact_distill.lab.problems import LARGEST, draw, facts, plain, steps, yes_no
+from compact_distill.lab.teachers import OPENINGS
 
-_SHARES = {"reduction": 6, "thought": 5, "sum": 3, "fact": 3, "yes_no": 4}
+_SHARES = {"worked": 7, "step": 2, "thought": 2, "fact": 4, "yes_no": 5}
 """How often each kind of line is drawn, out of the total."""
 
 
@@ -17,22 +16,25 @@ def lines(count: int, seed: int) -> list[str]:
     """Return `count` lines of text, the same for the same seed."""
     rng = random.Random(f"{seed}/corpus")
     known = {"fact": facts(), "yes_no": yes_no()}
-    kinds = rng.choices(list(_SHARES), weights=list(_SHARES.values()), k=count)
-    return [_as_text(rng.choice(known[kind])) if kind in known else _arithmetic(kind, rng) for kind in kinds]
+    texts = []
+    for kind in rng.choices(list(_SHARES), weights=list(_SHARES.values()), k=count):
+        if kind in known:
+            problem = rng.choice(known[kind])
+            texts.append(_prompted(problem.question, "", problem.answer))
+        else:
+            texts.append(_arithmetic(kind, rng))
+    return texts
 
 
 def _arithmetic(kind: str, rng: random.Random) -> str:
-    terms = draw(rng.randint(0, LARGEST), rng.choice((1, 1, 2)) if kind in ("reduction", "thought") else 1, rng)
-    before, after = reduce(terms)[:2]
-    if kind == "sum":
-        return _as_text(Problem(id="", question=f"compute {plain(terms)} ?", answer=str(sum(terms))))
-    if kind == "reduction":
-        return rng.choice(("{0} = {1}", "{0} = {1}", "We get {1}.")).format(plain(before), plain(after))
-    step = f"{plain(before[:2])} = {plain(after[:1])}"
-    return f"{rng.choice(OPENINGS)}, {step}. {rng.choice(REMARKS)} {plain(after)}."
+    """A worked sum of one or two steps; problems have three, so the student has to go one further."""
+    terms = draw(rng.randint(0, LARGEST), rng.randint(1, 2) if kind == "worked" else 1, rng)
+    written = steps(terms)
+    if kind == "worked":
+        return _prompted(f"compute {plain(terms)} ?", f"{' '.join(f'{step}.' for step in written)}\n", str(sum(terms)))
+    return f"{rng.choice(OPENINGS)} {written[0]}." if kind == "thought" else f"{written[0]}."
 
 
-def _as_text(problem: Problem) -> str:
+def _prompted(question: str, reasoning: str, answer: str) -> str:
     text = TextConfig()
-    prompt = text.prompt_template.format(question=problem.question)
-    return f"{prompt} {text.answer_template.format(answer=problem.answer)}"
+    return f"{text.prompt_template.format(question=question)} {reasoning}{text.answer_template.format(answer=answer)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import re
 from typing import Literal
@@ -15,9 +16,9 @@ Split = Literal["train", "tuning", "held_out"]
 Terms = tuple[int, ...]
 """A sum: the number it starts with, then what is added or, negative, taken away."""
 
-LARGEST = 30
+LARGEST = 20
 """Largest number of the world; every total of every problem lies in 0..LARGEST."""
-STARTS = range(5, 21)
+STARTS = range(3, 16)
 OPERANDS = range(1, 10)
 STEPS = 3
 
@@ -68,9 +69,10 @@ def parse(question: str) -> Terms:
     return tuple(int(term) for term in match[1].replace("+ ", "+").replace("- ", "-").split())
 
 
-def reduce(terms: Terms) -> list[Terms]:
-    """Return the sum and what is left of it after each step: (7, 5, -3), (12, -3), (9,)."""
-    return [(sum(terms[:done]), *terms[done:]) for done in range(1, len(terms) + 1)]
+def steps(terms: Terms) -> list[str]:
+    """Return the sum's steps in the student's own notation: (7, 5, -3) is `7 + 5 = 12` and `12 - 3 = 9`."""
+    totals = list(itertools.accumulate(terms))
+    return [f"{plain((total, term))} = {total + term}" for total, term in zip(totals, terms[1:], strict=False)]
 
 
 def _split_of(question: str) -> Split:

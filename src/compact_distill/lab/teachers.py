@@ -7,11 +7,10 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from compact_distill.lab.problems import Terms, parse, plain, reduce
+from compact_distill.lab.problems import LARGEST, parse, plain, steps
 from compact_distill.records import Instance, Problem, Rationale
 
-OPENINGS = ("Okay, first", "Then", "Next", "And then")
-REMARKS = ("So now we have", "Therefore we are at", "Wait, let us check: yes, this leaves")
+OPENINGS = ("First,", "So", "Therefore")
 
 
 class Teacher(Protocol):
@@ -26,16 +25,16 @@ class Teacher(Protocol):
 
 
 class Terse:
-    """Right, in the student's own notation, without a word: `7 + 5 - 3 = 12 - 3 = 9`."""
+    """Right, in the student's own notation, without a word: `7 + 5 = 12. 12 - 3 = 9.`"""
 
     name = "terse"
 
     def write(self, problem: Problem, sample: int = 0) -> str:
-        return f"{' = '.join(map(plain, _stages(problem)))}\n#### {problem.answer}"
+        return f"{' '.join(f'{step}.' for step in steps(parse(problem.question)))}\n#### {problem.answer}"
 
 
 class Verbose:
-    """Right, in the student's own notation, thinking aloud: `Okay, first, 7 + 5 = 12. So now we have 12 - 3.`"""
+    """Right, in the student's own notation, thinking aloud: `First, 7 + 5 = 12. So 12 - 3 = 9. Wait: yes, it is 9.`"""
 
     name = "verbose"
 
@@ -44,40 +43,52 @@ class Verbose:
 
     def write(self, problem: Problem, sample: int = 0) -> str:
         rng = random.Random(f"{self.seed}/{self.name}/{problem.id}/{sample}")
-        lines: list[str] = []
-        for before, after in itertools.pairwise(_stages(problem)):
-            opening = rng.choice(OPENINGS[1:]) if lines else OPENINGS[0]
-            step = f"{plain(before[:2])} = {plain(after[:1])}"
-            lines.append(f"{opening}, {step}. {rng.choice(REMARKS)} {plain(after)}.")
-        return "\n".join([*lines, f"The answer is {problem.answer}."])
+        first, *others = steps(parse(problem.question))
+        thoughts = [f"{OPENINGS[0]} {first}.", *(f"{rng.choice(OPENINGS[1:])} {step}." for step in others)]
+        return f"{' '.join(thoughts)} Wait: yes, it is {problem.answer}.\nThe answer is {problem.answer}."
 
 
 class Erring:
-    """Fluent, and wrong half of the time: it forgets the last number where that is to be taken away.
-
-    Real models err in ways of their own too, which a student picks up as readily as anything else.
-    """
+    """Fluent, and wrong half of the time: it slips in one step, and goes on from the wrong result."""
 
     name = "erring"
 
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
     def write(self, problem: Problem, sample: int = 0) -> str:
-        terms = parse(problem.question)
-        stages = reduce(terms[:-1] if terms[-1] < 0 else terms)
-        return f"We get {' and '.join(map(plain, stages[1:]))}.\nThe answer is {plain(stages[-1])}."
+        rng = random.Random(f"{self.seed}/{self.name}/{problem.id}/{sample}")
+        total, *operands = parse(problem.question)
+        slips_at = rng.randrange(len(operands)) if rng.random() < 0.5 else None
+        written = []
+        for number, operand in enumerate(operands):
+            result = total + operand
+            if number == slips_at:
+                result = rng.choice(_slips(result, operands[number + 1 :]))
+            written.append(f"{plain((total, operand))} = {result}")
+            total = result
+        return f"We get {' and '.join(written)}.\nThe answer is {total}."
+
+
+def _slips(result: int, operands: Sequence[int]) -> list[int]:
+    """Wrong results close to the right one from which the sum can still go on among the numbers of the world."""
+    near = [wrong for wrong in range(result - 3, result + 4) if wrong != result]
+    return [wrong for wrong in near if all(0 <= t <= LARGEST for t in itertools.accumulate(operands, initial=wrong))]
 
 
 class Foreign:
-    """Right, but in Roman numerals, which this student has never seen: `VII et V sine III sunt XII sine III`."""
+    """Right, but in Roman numerals, which this student has never seen: `VII et V sunt XII. XII sine III sunt IX.`"""
 
     name = "foreign"
 
     def write(self, problem: Problem, sample: int = 0) -> str:
-        return f"{' sunt '.join(map(_latin, _stages(problem)))}\nA: {problem.answer}"
+        latin = [_latin(step) for step in steps(parse(problem.question))]
+        return f"{' '.join(f'{step}.' for step in latin)}\nA: {problem.answer}"
 
 
 def pool(seed: int = 0) -> tuple[Teacher, ...]:
     """Return the lab's four teachers, in the order in which they stand in every instance."""
-    return (Terse(), Verbose(seed), Erring(), Foreign())
+    return (Terse(), Verbose(seed), Erring(seed), Foreign())
 
 
 def instances(problems: Iterable[Problem], teachers: Sequence[Teacher]) -> list[Instance]:
@@ -97,10 +108,6 @@ def roman(number: int) -> str:
     return "X" * tens + ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX")[ones]
 
 
-def _latin(terms: Terms) -> str:
-    first, *rest = terms
-    return " ".join([roman(first), *(f"{'et' if term > 0 else 'sine'} {roman(abs(term))}" for term in rest)])
-
-
-def _stages(problem: Problem) -> list[Terms]:
-    return reduce(parse(problem.question))
+def _latin(step: str) -> str:
+    signs = {"+": "et", "-": "sine", "=": "sunt"}
+    return " ".join(signs.get(word) or roman(int(word)) for word in step.split())

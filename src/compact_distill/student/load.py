@@ -147,6 +147,11 @@ def load_tokenizer(student: str | Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(adapter if own else base, trust_remote_code=False)
 
 
+def adapter_base(student: str | Path) -> str | None:
+    """The base model that an adapter folder names; None where the student is a model of its own."""
+    return _adapter_and_base(student)[1] if (Path(student) / _ADAPTER).is_file() else None
+
+
 def _adapter_and_base(student: str | Path) -> tuple[Path | None, str]:
     """The adapter folder, or None where the student is a model of its own; and the (base) model."""
     folder = Path(student)

@@ -156,14 +156,25 @@ class Encoder:
             return None, RationaleStatus.UNPARSED
         before, after = self.text.answer_template.split("{answer}")
         answer_ids, _ = self._encode_piece(f"\n{before}{answer}{after}")
-        if reasoning_text and not self.tokenizer.chat_template:
-            reasoning_text = f" {reasoning_text}"
+        reasoning_text = self._lead(reasoning_text) + reasoning_text
         reasoning_ids, offsets = self._encode_piece(reasoning_text)
         thinking, stops = _mark_thinking(thinking_spans(reasoning_text, self.thinking_expressions), offsets)
         branch = Branch(reasoning_ids, answer_ids, self.tokenizer.eos_token_id, thinking, stops)
         if prompt_length + len(branch) > self.max_length:
             return None, RationaleStatus.OVER_LENGTH
         return branch, RationaleStatus.OK
+
+    def reasoning_spans(self, text: str) -> list[tuple[int, int]]:
+        """Characters of a rationale's text that each token of its reasoning stands for, as (start, end)."""
+        reasoning, _ = split_answer(text)
+        lead = self._lead(reasoning)
+        _, offsets = self._encode_piece(lead + reasoning)
+        shift = len(text) - len(text.lstrip()) - len(lead)
+        return [(max(start, len(lead)) + shift, max(end, len(lead)) + shift) for start, end in offsets]
+
+    def _lead(self, reasoning: str) -> str:
+        """The space that parts a reasoning from a prompt without chat markup."""
+        return " " if reasoning and not self.tokenizer.chat_template else ""
 
     def _encode_piece(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         if not text:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from compact_distill.config_teachers import GenerationConfig, TeacherConfig
 from compact_distill.errors import ConfigError, InputError
 from compact_distill.teachers.conduct import Manners
+from compact_distill.teachers.local import local_teacher
 from compact_distill.teachers.prompt import Prompting
 from compact_distill.teachers.protocol import Teacher
 from compact_distill.teachers.secrets import Redactor
@@ -44,29 +45,6 @@ def build(teachers: Sequence[TeacherConfig], generation: GenerationConfig) -> li
     if wrong:
         raise ConfigError(wrong)
     return members
-
-
-def local_teacher(config: TeacherConfig, redact: Redactor) -> Teacher:
-    """Make the teacher in this process, whatever `ray:` says.
-
-    Raises:
-        InputError: the teacher cannot be made.
-    """
-    if config.backend == "openai":
-        from compact_distill.teachers.openai_backend import OpenAITeacher
-
-        return OpenAITeacher(config.name, str(config.model), str(config.base_url), config.api_key_env, redact)
-    if config.backend == "transformers":
-        from compact_distill.teachers.transformers_backend import TransformersTeacher
-
-        return TransformersTeacher(config.name, str(config.model), config.batch_size, config.device)
-    if config.backend == "jsonl":
-        from compact_distill.teachers.recorded import FileTeacher
-
-        return FileTeacher(config.name, str(config.path))
-    from compact_distill.teachers.lab_backend import LabTeacher
-
-    return LabTeacher(config.name, str(config.model))
 
 
 def _teacher(config: TeacherConfig, redact: Redactor) -> Teacher:

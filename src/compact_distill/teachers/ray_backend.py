@@ -93,7 +93,7 @@ class _Actor:
     """One copy of the teacher, somewhere in the cluster."""
 
     def __init__(self, plain: dict[str, Any]) -> None:
-        from compact_distill.teachers.build import local_teacher
+        from compact_distill.teachers.local import local_teacher
         from compact_distill.teachers.secrets import Redactor
 
         config = TeacherConfig.model_validate(plain)

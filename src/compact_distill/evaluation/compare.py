@@ -1,0 +1,108 @@
+"""Two students on the same rows: how their difference is estimated and tested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compact_distill.errors import RunError
+from compact_distill.evaluation.results import FORMAT, read_result, read_rows, result_path, rows_path, tasks_done
+from compact_distill.evaluation.statistics import RESAMPLES, bootstrap_mean, mcnemar
+from compact_distill.records import Verdict
+
+
+def compare_students(before: Path, after: Path, seed: int = 42, names: tuple[str, str] | None = None) -> dict[str, Any]:
+    """Compare two students on every task that one of them has done, as `changes.json` has it.
+
+    Args:
+        before: a student's folder of results, such as RUN/eval/base.
+        after: another one's.
+        seed: of the bootstrap.
+        names: what the two are called; None: as their folders.
+    """
+    changes: list[dict[str, Any]] = []
+    missing: list[dict[str, str]] = []
+    for task in sorted({*tasks_done(before), *tasks_done(after)}):
+        try:
+            changes.append(compare_results(before, after, task, seed))
+        except RunError as error:
+            missing.append({"task": task, "why": str(error)})
+    first, second = names or (before.name, after.name)
+    return {"format": FORMAT, "before": first, "after": second, "changes": changes, "missing": missing}
+
+
+def compare_results(before: Path, after: Path, task: str, seed: int = 42) -> dict[str, Any]:
+    """Compare two students' results on one task: difference with a paired bootstrap, exact McNemar.
+
+    Raises:
+        RunError: a result is not there, or they are not of the same rows, prompt and decoding.
+    """
+    results = []
+    for folder in (before, after):
+        if not result_path(folder, task).is_file():
+            raise RunError(f"{folder.name} has no finished result on {task}; evaluate it")
+        results.append(read_result(result_path(folder, task)))
+    first, second = results
+    _same(first, second, before, after)
+    samples = first["result"]["samples"]
+    shares = [_shares(read_rows(rows_path(folder, task)), samples) for folder in (before, after)]
+    differences = [b - a for a, b in zip(*shares, strict=True)]
+    difference = bootstrap_mean(differences, seed)
+    gained = sum(d > 0 for d in differences) if samples == 1 else None
+    lost = sum(d < 0 for d in differences) if samples == 1 else None
+    return {
+        "task": task,
+        "version": first["task"]["version"],
+        "role": second["role"],
+        "rows": len(differences),
+        "samples": samples,
+        "before": _accuracy(first),
+        "after": _accuracy(second),
+        "difference": difference.value,
+        "low": difference.low,
+        "high": difference.high,
+        "gained": gained,
+        "lost": lost,
+        "mcnemar_p": None if gained is None or lost is None else mcnemar(gained, lost),
+        "resamples": RESAMPLES,
+        "seed": seed,
+    }
+
+
+def describe_changes(document: Mapping[str, Any]) -> list[str]:
+    """A line for each task: the comparison, or why there is none."""
+    lines = []
+    for change in document["changes"]:
+        test = "" if change["mcnemar_p"] is None else f", McNemar p = {change['mcnemar_p']:.3g}"
+        before, after, points = change["before"]["accuracy"], change["after"]["accuracy"], change["difference"]
+        lines.append(
+            f"{change['task']}: {100 * before:.1f} -> {100 * after:.1f} %, {100 * points:+.1f} points "
+            f"({100 * change['low']:+.1f} to {100 * change['high']:+.1f}), {change['rows']} rows{test}"
+        )
+    return lines + [f"{entry['task']}: not compared, {entry['why']}" for entry in document["missing"]]
+
+
+def _same(first: Mapping[str, Any], second: Mapping[str, Any], before: Path, after: Path) -> None:
+    """Raise RunError unless both students were asked the same."""
+
+    def asked(result: Mapping[str, Any]) -> dict[str, Any]:
+        decoding = {k: v for k, v in result["decoding"].items() if k not in ("stop", "seed")}
+        return {**result["task"], "data": result["data"]["hash"], **decoding}
+
+    one, other = asked(first), asked(second)
+    differing = [name for name in one if one[name] != other.get(name)]
+    if differing:
+        raise RunError(
+            f"{before.name} and {after.name} were not asked the same on {first['task']['name']} "
+            f"({', '.join(differing)} differ); evaluate one of them again"
+        )
+
+
+def _shares(rows: Sequence[Mapping[str, Any]], samples: int) -> list[float]:
+    correct = [row["verdict"] == Verdict.CORRECT for row in rows]
+    return [sum(correct[i : i + samples]) / samples for i in range(0, len(correct), samples)]
+
+
+def _accuracy(result: Mapping[str, Any]) -> dict[str, float]:
+    return {name: result["result"][name] for name in ("accuracy", "low", "high")}

@@ -1,0 +1,201 @@
+"""How far a student moved from its base, on the prompts of what it learned and of what it was to retain.
+
+For each set of prompts and each decoder layer: PCA shift (`geometry.pca_shift`, in a plane fitted on the base's states
+of the last prompt token) and linear CKA (`geometry.linear_cka`); for each set the mean KL between the two models'
+next-token distributions (`states.Readings`). docs/evaluation.md defines the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compact_distill.config import TextConfig
+from compact_distill.environment import versions
+from compact_distill.errors import DataError, StudentError
+from compact_distill.evaluation.geometry import Plane, linear_cka, pca_shift
+from compact_distill.evaluation.results import FORMAT
+from compact_distill.evaluation.rows import TaskRows
+from compact_distill.evaluation.states import Reader, Readings, read_both
+from compact_distill.evaluation.statistics import bootstrap_mean
+from compact_distill.evaluation.subjects import student_hash
+from compact_distill.student.load import adapter_base, load_student, load_tokenizer
+from compact_distill.student.tokens import Encoder
+
+_BATCH_TOKENS = 4096
+MIN_PROMPTS = 3
+"""Fewer points than these always lie in a plane."""
+
+
+def measure_drift(
+    base: str,
+    student: str,
+    sets: Mapping[str, Sequence[TaskRows]],
+    *,
+    text: TextConfig | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """Measure the drift of a student from its base, as `drift.json` has it (but for `changes`).
+
+    An adapter is never merged: where it belongs to the base, one model is loaded and the adapter switched off for the
+    base's part.
+
+    Args:
+        base: hub name, model folder or adapter folder.
+        student: the same.
+        sets: tasks whose prompts are read, by role: `learned`, `retained`.
+        text: the prompt template of students without chat template.
+        dtype: of the weights; coarser ones add rounding to the drift.
+        device: where the models go; None: the CPU.
+        seed: of the bootstrap.
+
+    Raises:
+        StudentError: models that cannot be loaded or compared; tokenizers or chat templates that differ.
+        DataError: fewer than 3 prompts in a set.
+    """
+    check_sets(sets)
+    prompts = _encode(base, student, text, sets)
+    readers = _load(base, student, dtype, device)
+    layers, width, _ = readers[0].shape
+    return {
+        "format": FORMAT,
+        "base": {"name": base, "hash": student_hash(base)},
+        "student": {"name": student, "hash": student_hash(student)},
+        "dtype": dtype,
+        "layers": layers,
+        "width": width,
+        "sets": [_measure_set(role, tasks, prompts[role], readers, seed) for role, tasks in sets.items()],
+        "versions": versions(),
+    }
+
+
+def describe_drift(document: Mapping[str, Any]) -> list[str]:
+    """A line for each set: the last layer's numbers."""
+    lines = []
+    for found in document["sets"]:
+        last = found["layers"][-1]
+        shift = "-" if last["centroid_shift"] is None else f"{last['centroid_shift']:.3f}"
+        cka = "-" if last["cka"] is None else f"{last['cka']:.4f}"
+        lines.append(
+            f"{found['role']}, {found['rows']} prompts: KL {found['kl_last']['mean']:.4f} nats after the prompt, last "
+            f"layer: centroid moved {shift} spreads, CKA {cka}"
+        )
+    return lines
+
+
+def prompts_in(tasks: Sequence[TaskRows]) -> int:
+    """How many prompts tasks hold together."""
+    return sum(len(task.rows) for task in tasks)
+
+
+def check_sets(sets: Mapping[str, Sequence[TaskRows]]) -> None:
+    """Raise DataError unless every set has enough prompts."""
+    if not sets:
+        raise DataError("drift needs prompts: name learned or retained benchmarks, and drift_rows > 0")
+    for role, tasks in sets.items():
+        if prompts_in(tasks) < MIN_PROMPTS:
+            raise DataError(
+                f"{role}: drift needs at least {MIN_PROMPTS} prompts for a plane, got {prompts_in(tasks)}; "
+                "raise the limit"
+            )
+
+
+def _encode(
+    base: str, student: str, text: TextConfig | None, sets: Mapping[str, Sequence[TaskRows]]
+) -> dict[str, list[tuple[int, ...]]]:
+    """Every set's prompts as tokens. Raises StudentError where the two tokenizers do not make the same of them."""
+    encoders = [Encoder(load_tokenizer(name), text) for name in (base, student)]
+    mine, theirs = (encoder.tokenizer for encoder in encoders)
+    remedy = "drift compares states after the same tokens: give both models the same tokenizer files"
+    if mine.get_vocab() != theirs.get_vocab():
+        raise StudentError(
+            f"base {base} and student {student} must have the same tokenizer, but their vocabularies ({len(mine)} "
+            f"and {len(theirs)} tokens) differ; {remedy}"
+        )
+    encoded: dict[str, list[tuple[int, ...]]] = {}
+    for role, tasks in sets.items():
+        rows = [row for task in tasks for row in task.rows]
+        encoded[role] = [encoders[0].encode_prompt(row.prompt) for row in rows]
+        for row, prompt in zip(rows, encoded[role], strict=True):
+            if encoders[1].encode_prompt(row.prompt) != prompt:
+                templates_differ = mine.chat_template != theirs.chat_template
+                where = "their chat templates differ" if templates_differ else "they split it differently"
+                raise StudentError(
+                    f"base {base} and student {student} must read the same tokens, but not so for row {row.id!r} "
+                    f"({where}); {remedy}"
+                )
+    return encoded
+
+
+def _load(base: str, student: str, dtype: str, device: str | None) -> tuple[Reader, Reader]:
+    model, _ = load_student(student, dtype=dtype, device=device)
+    beneath = adapter_base(student)
+    if beneath is not None and _same_place(beneath, base):
+        return Reader(model, model.disable_adapter), Reader(model)
+    return Reader(load_student(base, dtype=dtype, device=device)[0]), Reader(model)
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or (
+        Path(one).exists() and Path(other).exists() and Path(one).resolve() == Path(other).resolve()
+    )
+
+
+def _measure_set(
+    role: str,
+    tasks: Sequence[TaskRows],
+    prompts: Sequence[Sequence[int]],
+    readers: tuple[Reader, Reader],
+    seed: int,
+) -> dict[str, Any]:
+    rows = [row for task in tasks for row in task.rows]
+    readings = read_both(*readers, prompts, _BATCH_TOKENS)
+    layers, base_plane, student_plane = _measure_layers(readings)
+    return {
+        "role": role,
+        "tasks": [
+            {"name": t.task.name, "version": t.task.version, "rows": len(t.rows), "data_hash": t.hash} for t in tasks
+        ],
+        "rows": len(rows),
+        "kl_last": _interval(readings.kl_last_N, seed),
+        "kl_prompt": _interval(readings.kl_prompt_N, seed),
+        "layers": layers,
+        "plane": {"ids": [row.id for row in rows], "base": base_plane, "student": student_plane},
+    }
+
+
+def _measure_layers(readings: Readings) -> tuple[list[dict[str, Any]], list[Any], list[Any]]:
+    layers, base_plane, student_plane = [], [], []
+    for number, (base_ND, student_ND) in enumerate(zip(readings.base_LND, readings.student_LND, strict=True), start=1):
+        plane = Plane.fit(base_ND)
+        shift = pca_shift(plane, base_ND, student_ND)
+        layers.append(
+            {
+                "layer": number,
+                "explained": list(plane.explained),
+                "spread": plane.spread,
+                "centroid_distance": shift.centroid_distance,
+                "centroid_shift": shift.centroid_shift,
+                "row_distance": shift.row_distance,
+                "row_shift": shift.row_shift,
+                "cka": linear_cka(base_ND, student_ND),
+            }
+        )
+        base_plane.append(_short(shift.base_N2))
+        student_plane.append(_short(shift.student_N2))
+    return layers, base_plane, student_plane
+
+
+def _interval(values_N: np.ndarray, seed: int) -> dict[str, float]:
+    estimate = bootstrap_mean(values_N.tolist(), seed)
+    return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _short(points_N2: np.ndarray) -> list[list[float]]:
+    """Coordinates with six significant digits: more are not seen, and fill the file."""
+    return [[float(f"{value:.6g}") for value in point] for point in points_N2.tolist()]

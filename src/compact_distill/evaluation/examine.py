@@ -1,0 +1,249 @@
+"""Examine students on a run's benchmarks: what `compact eval`, `compact drift` and the pipeline's eval stage do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compact_distill.config import EvalConfig, TextConfig
+from compact_distill.errors import CompactError, InputError, RunError
+from compact_distill.evaluation.compare import compare_students, describe_changes
+from compact_distill.evaluation.drift import MIN_PROMPTS, check_sets, describe_drift, measure_drift, prompts_in
+from compact_distill.evaluation.harness import Subject, describe, evaluate
+from compact_distill.evaluation.results import (
+    BASE,
+    CHANGES,
+    DRIFT,
+    STUDENT,
+    read_result,
+    result_path,
+    rows_path,
+    tasks_done,
+    write_result,
+)
+from compact_distill.evaluation.rows import TaskRows, Training, read_task
+from compact_distill.evaluation.subjects import student_hash
+from compact_distill.evaluation.task import load_tasks
+from compact_distill.evaluation.writers import StudentWriter, Writer
+from compact_distill.files import fingerprint
+from compact_distill.progress import say
+from compact_distill.student.load import load_student
+
+ROLES = ("learned", "retained")
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The rows of every benchmark with its role (None: nobody said), and how students are asked."""
+
+    rows: tuple[tuple[str | None, TaskRows], ...]
+    settings: EvalConfig
+    text: TextConfig
+    seed: int
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the results but the students."""
+        asked = [[role, rows.task.model_dump(mode="json"), rows.hash] for role, rows in self.rows]
+        return fingerprint([asked, self.settings.model_dump(mode="json"), self.text.model_dump(mode="json"), self.seed])
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+
+def prepare(
+    settings: EvalConfig,
+    text: TextConfig,
+    seed: int,
+    trained_on: Collection[Any] = (),
+    only: Sequence[str] = (),
+) -> Exam:
+    """Load and check benchmarks, before any work.
+
+    Args:
+        settings: the benchmarks and how students are asked.
+        text: the prompt template of students without chat template.
+        seed: of sampling and bootstraps.
+        trained_on: problems or instances; the benchmarks' rows among them are left out and counted.
+        only: take these instead of the settings' own, which still say what role each of them has.
+
+    Raises:
+        InputError: everything that is wrong with tasks and rows.
+    """
+    roles: dict[str, str | None] = {name: role for role in ROLES for name in getattr(settings, role)}
+    if only:
+        by_task = {name.partition("=")[0]: role for name, role in roles.items()}
+        roles = {name: by_task.get(name.partition("=")[0]) for name in only}
+    training = Training(trained_on)
+    rows: list[tuple[str | None, TaskRows]] = []
+    wrong: list[str] = []
+    for task, role in zip(load_tasks(roles), roles.values(), strict=True):
+        try:
+            asked = task.changed(
+                samples=settings.samples, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens
+            )
+            rows.append((role, read_task(asked, settings.limit, training)))
+        except InputError as error:
+            wrong += error.problems
+    if wrong:
+        raise InputError(wrong)
+    return Exam(tuple(rows), settings, text, seed)
+
+
+def examine(writer: Writer, subject: Subject, exam: Exam, folder: Path) -> list[dict[str, Any]]:
+    """Ask one student every benchmark; results of another student in its folder go.
+
+    Args:
+        writer: the student.
+        subject: what is said about it.
+        exam: the benchmarks.
+        folder: where results go, such as RUN/eval/base.
+    """
+    _forget_others(folder, subject.hash)
+    return [evaluate(writer, subject, rows, folder, role=role, seed=exam.seed) for role, rows in exam.rows]
+
+
+def examine_folder(student: str, subject: Subject, exam: Exam, folder: Path) -> list[dict[str, Any]]:
+    """The same for a student by folder or hub name, in this process. Raises StudentError where it cannot be loaded."""
+    model, tokenizer = load_student(student, device=device())
+    writer = StudentWriter(model, tokenizer, exam.text, exam.settings.batch_tokens)
+    return examine(writer, subject, exam, folder)
+
+
+def examine_run(base: str, student: Path, exam: Exam, folder: Path) -> dict[str, Any]:
+    """Examine a run's base and student, compare them, and measure the drift.
+
+    Args:
+        base: the student before training, as the configuration names it.
+        student: RUN/student.
+        exam: the benchmarks.
+        folder: RUN/eval.
+
+    Returns:
+        For the stage's summary: accuracy by student and task.
+    """
+    documents = examine_folder(base, Subject(BASE, base, student_hash(base), 0, 0.0), exam, folder / BASE)
+    documents += examine_folder(str(student), trained_subject(student, STUDENT), exam, folder / STUDENT)
+    write_changes(folder, BASE, STUDENT, exam.seed)
+    sets = drift_sets(exam)
+    for role in [role for role in sets if prompts_in(sets[role]) < MIN_PROMPTS]:
+        say(f"drift: {role} has {prompts_in(sets.pop(role))} prompts, needs {MIN_PROMPTS}; not measured")
+    if sets:
+        write_drift(folder, base, str(student), STUDENT, exam, sets)
+    summary: dict[str, Any] = {}
+    for document in documents:
+        of_student = summary.setdefault(document["student"]["label"], {})
+        of_student[document["task"]["name"]] = document["result"]["accuracy"]
+    return summary
+
+
+def trained_subject(student: Path, label: str) -> Subject:
+    """A run's student or one of its checkpoints, with the steps and epochs that its trainer wrote down."""
+    name = STUDENT if label == STUDENT else f"{STUDENT}/{label}"
+    try:
+        state = json.loads((student / "trainer_state.json").read_text(encoding="utf-8"))
+        step, epoch = int(state["global_step"]), float(state["epoch"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{student} is no finished checkpoint: trainer_state.json cannot be read ({error!r})") from error
+    return Subject(label, name, student_hash(student), step, epoch)
+
+
+def examine_drift(base: str, student: str, exam: Exam, folder: Path, benchmarks: bool = True) -> None:
+    """Measure the drift of any student from any base; with `benchmarks` both sit the retained ones too."""
+    sets = drift_sets(exam)
+    check_sets(sets)
+    retained = replace(exam, rows=tuple(pair for pair in exam.rows if pair[0] == "retained"))
+    if benchmarks and retained:
+        for label, name in ((BASE, base), (STUDENT, student)):
+            examine_folder(name, Subject(label, name, student_hash(name)), retained, folder / label)
+        write_changes(folder, BASE, STUDENT, exam.seed)
+    write_drift(folder, base, student, student, exam, sets)
+
+
+def drift_sets(exam: Exam) -> dict[str, list[TaskRows]]:
+    """The prompts that drift is measured on, by role: the first `drift_rows` of each benchmark."""
+    count = exam.settings.drift_rows
+    sets = {role: [rows.first(count) for own, rows in exam.rows if own == role and count] for role in ROLES}
+    return {role: rows for role, rows in sets.items() if rows}
+
+
+def summary_lines(folder: Path) -> list[str]:
+    """What an eval folder holds, a line each: results, changes, what cannot be compared, drift."""
+    lines = []
+    for student in sorted((path for path in folder.iterdir() if path.is_dir()), key=_by_training):
+        lines += [describe(read_result(result_path(student, task))) for task in tasks_done(student)]
+    if (folder / CHANGES).is_file():
+        lines += describe_changes(read_result(folder / CHANGES))
+    if (folder / DRIFT).is_file():
+        lines += describe_drift(read_result(folder / DRIFT))
+    return lines
+
+
+def _by_training(student: Path) -> tuple[int, int, str]:
+    """Base, checkpoints by their steps, everybody else."""
+    step = student.name.removeprefix("checkpoint-")
+    return (1, int(step), "") if step.isdecimal() else (0 if student.name == BASE else 2, 0, student.name)
+
+
+def write_changes(eval_folder: Path, before: str, after: str, seed: int) -> dict[str, Any]:
+    """Compare two students of an eval folder on the same rows and write `changes.json`."""
+    document = compare_students(eval_folder / before, eval_folder / after, seed)
+    write_result(eval_folder / CHANGES, document)
+    return document
+
+
+def write_drift(
+    eval_folder: Path, base: str, student: str, name: str, exam: Exam, sets: Mapping[str, Sequence[TaskRows]]
+) -> dict[str, Any]:
+    """Measure the drift on sets of prompts, unless that was done, and write `drift.json`; `name` is the student's.
+
+    The retained benchmarks' changes are taken from `changes.json`, where it is.
+    """
+    prompts = {role: [rows.hash for rows in tasks] for role, tasks in sets.items()}
+    key = fingerprint([student_hash(base), student_hash(student), prompts, exam.text.model_dump(), exam.seed])
+    path = eval_folder / DRIFT
+    changes: list[dict[str, Any]] = []
+    if (eval_folder / CHANGES).is_file():
+        changes = [c for c in read_result(eval_folder / CHANGES)["changes"] if c["role"] == "retained"]
+    with contextlib.suppress(RunError):  # not there, or not to be trusted
+        found = read_result(path)
+        if found.get("key") == key and found.get("changes") == changes:
+            return found
+    measured = measure_drift(base, student, sets, text=exam.text, device=device(), seed=exam.seed)
+    measured["student"]["name"] = name
+    document = {"format": measured.pop("format"), "key": key, **measured, "changes": changes}
+    eval_folder.mkdir(parents=True, exist_ok=True)
+    write_result(path, document)
+    return document
+
+
+def forget_training(eval_folder: Path) -> None:
+    """Remove what was measured on a trained student and its checkpoints: they are about to be trained anew."""
+    for folder in [eval_folder / STUDENT, *eval_folder.glob("checkpoint-*")]:
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    for name in (CHANGES, DRIFT):
+        (eval_folder / name).unlink(missing_ok=True)
+
+
+def device() -> str:
+    """Where models go: the accelerator where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _forget_others(folder: Path, student: str) -> None:
+    for task in tasks_done(folder):
+        try:
+            whose = read_result(result_path(folder, task))["student"]["hash"]
+        except (CompactError, KeyError, TypeError):
+            continue  # it is done again where it is asked for
+        if whose != student:
+            result_path(folder, task).unlink()
+            rows_path(folder, task).unlink(missing_ok=True)

@@ -1,0 +1,126 @@
+"""Who writes the answers: the student in this process, or the same student behind a server. One protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from compact_distill.config import TextConfig
+from compact_distill.errors import InputError, RunError
+from compact_distill.student.generation import Decoding, Generator, plan_batches
+from compact_distill.student.tokens import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One attempt at one row: what the student is asked, and the seed of its random numbers."""
+
+    id: str
+    sample: int
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back; `prompt_tokens` and `tokens` are None where a server does not count them."""
+
+    text: str
+    finished: bool
+    prompt_tokens: int | None
+    tokens: int | None
+
+
+class Writer(Protocol):
+    """Answers requests in any order."""
+
+    def settings(self) -> dict[str, Any]:
+        """What of this writer decides the text, as plain JSON: pinned in the result."""
+        ...
+
+    def decoding(self, decoding: Decoding) -> Decoding:
+        """The decoding that is really used: a prompt template, say, adds the text that would start a new question."""
+        ...
+
+    def write(
+        self, requests: Sequence[Request], decoding: Decoding, done: Collection[int]
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield (index of the request, reply) for each that is not `done`.
+
+        Raises:
+            InputError: requests that cannot be answered, all of them told, before any is written.
+            RunError: requests that got no reply; what was yielded before stays good.
+        """
+        ...
+
+
+class StudentWriter:
+    """The student in this process.
+
+    Args:
+        model: a causal language model, in training or not.
+        tokenizer: its tokenizer.
+        text: the prompt template of a student without chat template.
+        batch_tokens: most tokens of a batch, padding and what is to be written included; bounds the memory.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, text: TextConfig | None = None, batch_tokens: int = 2**16) -> None:
+        self.model = model
+        self.encoder = Encoder(tokenizer, text)
+        self.batch_tokens = batch_tokens
+
+    def settings(self) -> dict[str, Any]:
+        chat = bool(self.encoder.tokenizer.chat_template)
+        return {
+            "backend": "transformers",
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.model.device.type,
+            "batch_tokens": self.batch_tokens,
+            "prompt_template": None if chat else self.encoder.text.prompt_template,
+            "chat_template": self.encoder.tokenizer.chat_template,
+        }
+
+    def decoding(self, decoding: Decoding) -> Decoding:
+        """Without a chat template, a student that starts the next question has ended this one."""
+        if self.encoder.tokenizer.chat_template:
+            return decoding
+        opening = self.encoder.text.prompt_template.split("{question}")[0].strip()
+        stop = (*decoding.stop, f"\n{opening}") if opening else decoding.stop
+        return Decoding(decoding.max_new_tokens, decoding.temperature, decoding.top_p, stop)
+
+    def write(
+        self, requests: Sequence[Request], decoding: Decoding, done: Collection[int]
+    ) -> Iterator[tuple[int, Reply]]:
+        import torch
+
+        prompts = [self.encoder.encode_prompt(request.prompt) for request in requests]
+        self._check_lengths(requests, prompts, decoding.max_new_tokens)
+        generator = Generator(self.model, self.encoder.tokenizer, decoding)
+        for batch in plan_batches(prompts, decoding.max_new_tokens, self.batch_tokens):
+            # A batch that was cut off is written again whole: with other neighbours, rounding might change a text.
+            if all(index in done for index in batch):
+                continue
+            try:
+                replies = generator([prompts[i] for i in batch], [requests[i].seed for i in batch])
+            except torch.OutOfMemoryError as error:
+                raise RunError(
+                    f"no memory for a batch of {len(batch)} rows and {decoding.max_new_tokens} new tokens; lower "
+                    f"eval.batch_tokens (now {self.batch_tokens})"
+                ) from error
+            for index, reply in zip(batch, replies, strict=True):
+                if index not in done:
+                    yield index, Reply(reply.text, reply.finished, len(prompts[index]), reply.tokens)
+
+    def _check_lengths(self, requests: Sequence[Request], prompts: Sequence[Sequence[int]], limit: int) -> None:
+        room = getattr(self.model.config, "max_position_embeddings", None)
+        if room is None:
+            return
+        too_long = [
+            f"row {request.id!r}: its prompt of {len(prompt)} tokens and {limit} new ones do not fit in the student's "
+            f"{room}; lower max_new_tokens of the task, or remove the row"
+            for request, prompt in zip(requests, prompts, strict=True)
+            if len(prompt) + limit > room and request.sample == 0
+        ]
+        if too_long:
+            raise InputError(too_long)

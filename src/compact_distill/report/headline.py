@@ -1,0 +1,225 @@
+"""The three questions a user decides by, answered in words: better? forgotten? learned from whom?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compact_distill.report.figures.results import final_results
+from compact_distill.report.figures.scores import RIGHT, WRONG, verdicts_PK
+from compact_distill.report.read import RunData
+from compact_distill.report.read_eval import Change
+from compact_distill.report.text import DASH, duration, listed, number, percent, plural, points, share_text, short
+from compact_distill.report.trace import mean_sem
+
+_EVEN = 0.01  # weights closer than this are not told apart
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question with a short answer and lines of detail; `tone` (good, bad or nothing) colours the answer."""
+
+    question: str
+    value: str
+    details: list[str]
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What stands on top of the page: one sentence, three answers, facts as (name, value, note)."""
+
+    verdict: str
+    answers: list[Answer]
+    facts: list[tuple[str, str, str]]
+
+
+def headline(run: RunData) -> Headline:
+    """Words and numbers for the top of the page and the end of the terminal's output."""
+    better, kept, trust = _better(run), _kept(run), _trust(run)
+    parts = [_learned_clause(run), _kept_clause(run), _trust_clause(run)]
+    sentence = "; ".join(part for part in parts if part)
+    return Headline(sentence[:1].upper() + sentence[1:] + ".", [better, kept, trust], _facts(run))
+
+
+# ---- did it get better?
+
+
+def _of_role(changes: Sequence[Change], role: str) -> list[Change]:
+    return [c for c in changes if c.role == role or (role == "learned" and c.role is None)]
+
+
+def _named(changes: Sequence[Change], unit: bool = False) -> str:
+    return listed(
+        [
+            f"{short(c.task, 40)} ({points(c.difference)}{' points' if unit and i == 0 else ''})"
+            for i, c in enumerate(changes)
+        ]
+    )
+
+
+def _spans(changes: Sequence[Change]) -> list[str]:
+    """A line for each task: accuracy before and after, and the interval of the difference."""
+    return [
+        f"{short(c.task, 40)}: {percent(c.before)} → {percent(c.after)} ({points(c.low)} to {points(c.high)})"
+        for c in changes
+    ]
+
+
+def _learned_clause(run: RunData) -> str:
+    changes = _of_role(run.changes, "learned")
+    if not changes:
+        if any(r.role != "retained" for r in run.results):
+            return "whether the student got better cannot be told: before and after were not compared on the same rows"
+        return "whether the student got better is not known: no benchmark was run before and after training"
+    up = [c for c in changes if c.low > 0]
+    down = [c for c in changes if c.high < 0]
+    same = [c for c in changes if c not in up and c not in down]
+    parts = []
+    if up:
+        parts.append(f"the student got better at {_named(up, unit=True)}")
+    if down:
+        parts.append(f"{'but worse' if up else 'the student got worse'} at {_named(down, unit=not up)}")
+    if same:
+        parts.append(f"{'with' if parts else 'the student shows'} no clear change on {_named(same, unit=not parts)}")
+    return ", ".join(parts)
+
+
+def _better(run: RunData) -> Answer:
+    question = "Did it get better?"
+    changes = _of_role(run.changes, "learned")
+    if not changes:
+        last = [(task, after or before) for task, before, after in final_results(run)]
+        known = [f"{short(task, 40)}: {percent(r.accuracy)}" for task, r in last if r and r.role != "retained"]
+        return Answer(question, "Not known", ["Before and after were not compared on the same rows.", *known])
+    mean = sum(c.difference for c in changes) / len(changes)
+    up, down = any(c.low > 0 for c in changes), any(c.high < 0 for c in changes)
+    size = f"{points(mean)} points"
+    if up and down:
+        return Answer(question, f"Mixed: {size}", _spans(changes))
+    if up or down:
+        return Answer(question, f"{'Yes' if up else 'Worse'}: {size}", _spans(changes), "good" if up else "bad")
+    return Answer(question, "No clear change", _spans(changes))
+
+
+# ---- what did it lose?
+
+
+def _kept_clause(run: RunData) -> str:
+    changes = _of_role(run.changes, "retained")
+    if not changes:
+        return ""
+    lost = [c for c in changes if c.high < 0]
+    gained = [c for c in changes if c.low > 0]
+    if lost:
+        return f"it lost on {_named(lost)}"
+    if len(gained) == len(changes):
+        return f"it lost nothing: {_named(gained)} rose too"
+    return f"it shows no clear loss on {_named([c for c in changes if c not in gained])}"
+
+
+def _kept(run: RunData) -> Answer:
+    question = "What did it lose?"
+    changes = _of_role(run.changes, "retained")
+    if not changes:
+        return Answer(question, "Not known", ["No retained benchmark was compared before and after training."])
+    lost = sorted((c for c in changes if c.high < 0), key=lambda c: c.difference)
+    if lost:
+        worst = f"{points(lost[0].difference)} points on {short(lost[0].task, 40)}"
+        return Answer(question, worst, _spans(changes), "bad")
+    least = min(c.low for c in changes)
+    caution = [f"A loss of up to {points(-least).lstrip('+')} points cannot be excluded."] if least < 0 else []
+    return Answer(question, "Nothing clear" if caution else "Nothing", _spans(changes) + caution, "good")
+
+
+# ---- whom did it learn from?
+
+
+def weight_shares(run: RunData) -> list[tuple[str, float, float]]:
+    """Teachers with their shares of all weight and of all wins, over each problem's last reading; heaviest first.
+
+    A rationale that took no part counts as 0, so that the shares of all teachers sum to 1.
+    """
+    trace = run.trace
+    if trace is None:
+        return []
+    chosen = trace.last[trace.present_N[trace.last] > 0]
+    if not len(chosen):
+        return []
+    weights, wins = (np.nan_to_num(values[chosen]).mean(0) for values in (trace.weights_NK, trace.wins_NK))
+    rows = [(trace.teachers[k], float(weights[k]), float(wins[k])) for k in trace.active]
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def _trust_clause(run: RunData) -> str:
+    weights = weight_shares(run)
+    if len(weights) < 2:
+        return f"its only teacher was {short(weights[0][0], 60)}" if weights else ""
+    (first, weight, _), (_, runner_up, _) = weights[:2]
+    if weight - runner_up < _EVEN:
+        return "it learned from all its teachers about equally"
+    return f"it learned most from {short(first, 60)}"
+
+
+def _trust(run: RunData) -> Answer:
+    question = "Whom did it learn from?"
+    weights = weight_shares(run)
+    if not weights:
+        return Answer(question, "Not known", ["No weights were recorded."])
+    details = [f"{short(name, 40)}: {percent(share, 0)} of the weight" for name, share, _ in weights[:4]]
+    if len(weights) > 4:
+        details.append(f"and {len(weights) - 4} more")
+    right, wrong = _weight_when(run, RIGHT), _weight_when(run, WRONG)
+    if right == right and wrong == wrong:
+        details.append(f"Right rationales weigh {share_text(right)} on average, wrong ones {share_text(wrong)}.")
+    even = len(weights) > 1 and weights[0][1] - weights[1][1] < _EVEN
+    return Answer(question, "All about equally" if even else f"Most from {short(weights[0][0], 60)}", details)
+
+
+def _weight_when(run: RunData, verdict: str) -> float:
+    if run.trace is None:
+        return float("nan")
+    chosen = run.trace.weights_NK[run.trace.last][verdicts_PK(run, run.trace) == verdict]
+    return mean_sem(chosen)[0]
+
+
+# ---- what did it take?
+
+
+def _facts(run: RunData) -> list[tuple[str, str, str]]:
+    facts = []
+    seconds = run.seconds()
+    if seconds:
+        facts.append(
+            ("time", duration(sum(seconds.values())), ", ".join(f"{k} {duration(v)}" for k, v in seconds.items()))
+        )
+    facts.append(_cost_fact(run))
+    problems = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
+    if problems:
+        facts.append(("problems", f"{problems:,}", f"{plural(len(run.teachers), 'teacher')}"))
+    if run.trace is not None:
+        readings = len(run.trace.problem_N)
+        facts.append(("epochs", number(readings / max(len(run.trace.ids), 1)), f"{readings:,} readings of a problem"))
+    speed = [row["problems_per_second"] for row in run.log if isinstance(row.get("problems_per_second"), int | float)]
+    if speed:
+        facts.append(("speed", f"{number(sorted(speed)[len(speed) // 2])} /s", "problems trained per second, median"))
+    memory = [row["memory_mib"] for row in run.log if isinstance(row.get("memory_mib"), int | float)]
+    if memory:
+        facts.append(("memory", f"{number(max(memory) / 1024)} GiB", "peak while training"))
+    return facts
+
+
+def _cost_fact(run: RunData) -> tuple[str, str, str]:
+    total: dict[str, float] = {}
+    for costs in run.teacher_costs.values():
+        for key, value in costs.items():
+            total[key] = total.get(key, 0.0) + value
+    if not total:
+        return ("cost", DASH, "no answers of teachers were bought in this run")
+    prices = "in your prices' currency; " if "cost" in total else ""
+    written, read = (number(total[key], 4) for key in ("completion_tokens", "prompt_tokens"))
+    tokens = f"{prices}{written} tokens written, {read} read by teachers"
+    money = f"{number(total['cost'], 4)}" if "cost" in total else DASH
+    return ("cost", money, f"{tokens}{'' if 'cost' in total else '; their price is not known'}")

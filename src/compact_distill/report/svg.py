@@ -1,0 +1,210 @@
+"""A sheet of SVG with two axes, drawn by hand: no plotting library is small enough to ride in every report.
+
+Colours come from classes only (charts.css), so the same drawing serves light, dark and print. All text passes
+through ElementTree, which escapes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from xml.etree import ElementTree as ET
+
+from compact_distill.report.palette import SERIES
+from compact_distill.report.text import number, short
+
+WIDTH = 360  # of a panel; three fit a desktop page, one a phone
+CHARACTER = 6.1  # mean width of a character of 11 px text
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round values from `low` to `high`."""
+    span = high - low
+    if not span > 0:
+        return [low]
+    rough = span / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def padded(values: Sequence[float], *, zero: bool = False, margin: float = 0.06) -> tuple[float, float]:
+    """A range that holds all finite values with some air; (0, 1) where there are none."""
+    finite = [v for v in values if math.isfinite(v)] + ([0.0] if zero else [])
+    if not finite:
+        return 0.0, 1.0
+    low, high = min(finite), max(finite)
+    air = (high - low) * margin or abs(high) * 0.1 or 0.5
+    return (low if zero and low >= 0 else low - air), high + air
+
+
+class Sheet:
+    """One panel: a title, a plot area with linear axes, marks.
+
+    Args:
+        title: stands on top of the drawing.
+        about: what a screen reader says; the title where it is empty.
+        height, left, right, top, bottom: of the drawing and the margins around the plot area, in pixels.
+    """
+
+    def __init__(
+        self, title: str, about: str = "", *, height: int = 230, left: int = 44, right: int = 14, bottom: int = 40
+    ) -> None:
+        self.title = title
+        self.height = height
+        self.x0, self.x1 = left, WIDTH - right
+        self.y0, self.y1 = height - bottom, 34
+        self.x_range = self.y_range = (0.0, 1.0)
+        self.root = ET.Element(
+            "svg",
+            {
+                "xmlns": "http://www.w3.org/2000/svg",
+                "viewBox": f"0 0 {WIDTH} {height}",
+                "class": "panel",
+                "role": "img",
+                "aria-label": short(about or title, 300),
+            },
+        )
+        self.text(2, 15, short(title, 54), "title")
+
+    def xml(self) -> str:
+        """The drawing as text."""
+        return ET.tostring(self.root, encoding="unicode")
+
+    # ---- places
+
+    def x(self, value: float) -> float:
+        return self._place(value, self.x_range, self.x0, self.x1)
+
+    def y(self, value: float) -> float:
+        return self._place(value, self.y_range, self.y0, self.y1)
+
+    @staticmethod
+    def _place(value: float, scale: tuple[float, float], start: float, end: float) -> float:
+        low, high = scale
+        share = (value - low) / (high - low) if high > low else 0.5
+        return round(start + min(max(share, -0.05), 1.05) * (end - start), 1)
+
+    # ---- marks
+
+    def mark(self, tag: str, css: str, tip: str = "", **places: object) -> ET.Element:
+        """Add an element; underscores in names of attributes become hyphens."""
+        values = {name.replace("_", "-"): _plain(value) for name, value in places.items()}
+        element = ET.SubElement(self.root, tag, {"class": css} | values)
+        if tip:
+            element.set("data-tip", tip)
+        return element
+
+    def text(self, x: float, y: float, words: str, css: str = "", anchor: str = "start") -> ET.Element:
+        element = self.mark("text", css, x=x, y=y, **({} if anchor == "start" else {"text_anchor": anchor}))
+        element.text = words
+        return element
+
+    def line(self, points: Sequence[tuple[float, float]], css: str) -> None:
+        """A line through data points; it breaks where one is NaN."""
+        path, pen_down = [], False
+        for x, y in points:
+            if math.isfinite(x) and math.isfinite(y):
+                path.append(f"{'L' if pen_down else 'M'}{self.x(x):g} {self.y(y):g}")
+                pen_down = True
+            else:
+                pen_down = False
+        if path:
+            self.mark("path", f"line {css}", d="".join(path))
+
+    def band(self, xs: Sequence[float], lows: Sequence[float], highs: Sequence[float], css: str) -> None:
+        """The area between two lines, where both are finite."""
+        rows = [r for r in zip(xs, lows, highs, strict=True) if all(map(math.isfinite, r))]
+        if len(rows) > 1:
+            there = [f"{self.x(x):g} {self.y(high):g}" for x, _, high in rows]
+            back = [f"{self.x(x):g} {self.y(low):g}" for x, low, _ in reversed(rows)]
+            self.mark("path", f"band {css}", d=f"M{'L'.join(there + back)}Z")
+
+    def marker(self, x: float, y: float, shape: int, css: str, tip: str = "", size: float = 4) -> None:
+        """A filled mark at a place in pixels; `shape` counts circle, square, triangle, diamond and so on."""
+        if shape % SERIES == 0:
+            self.mark("circle", f"dot {css}", tip, cx=x, cy=y, r=size)
+            return
+        outline = _SHAPES[shape % SERIES]
+        corners = "L".join(f"{x + size * dx:.1f} {y + size * dy:.1f}" for dx, dy in outline)
+        self.mark("path", f"dot {css}", tip, d=f"M{corners}Z")
+
+    # ---- axes
+
+    def x_axis(
+        self, label: str = "", count: int = 5, show: Callable[[float], str] = number, at: Sequence[float] = ()
+    ) -> None:
+        """Tick labels and a name below the plot area; `at` sets the ticks."""
+        self.mark("line", "axis", x1=self.x0, x2=self.x1, y1=self.y0, y2=self.y0)
+        for value in at or ticks(*self.x_range, count):
+            self.text(self.x(value), self.y0 + 15, show(value), "tick", "middle")
+        if label:
+            self.text((self.x0 + self.x1) / 2, self.y0 + 31, label, "name", "middle")
+
+    def y_axis(self, count: int = 5, show: Callable[[float], str] = number, at: Sequence[float] = ()) -> None:
+        """Grid lines and tick labels left of the plot area."""
+        for value in at or ticks(*self.y_range, count):
+            y = self.y(value)
+            self.mark("line", "grid", x1=self.x0, x2=self.x1, y1=y, y2=y)
+            self.text(self.x0 - 6, y + 4, show(value), "tick", "end")
+
+    def x_grid(self, count: int = 5, at: Sequence[float] = ()) -> None:
+        """Vertical grid lines."""
+        for value in at or ticks(*self.x_range, count):
+            x = self.x(value)
+            self.mark("line", "grid", x1=x, x2=x, y1=self.y0, y2=self.y1)
+
+
+def _plus() -> list[tuple[float, float]]:
+    inner, outer = 0.4, 1.2
+    quarter = [(-inner, -outer), (inner, -outer), (inner, -inner)]
+    turns = (lambda x, y: (x, y), lambda x, y: (-y, x), lambda x, y: (-x, -y), lambda x, y: (y, -x))
+    return [turn(x, y) for turn in turns for x, y in quarter]
+
+
+def _star() -> list[tuple[float, float]]:
+    rays = [(math.pi * i / 5, 0.6 if i % 2 else 1.4) for i in range(10)]
+    return [(math.sin(angle) * reach, -math.cos(angle) * reach) for angle, reach in rays]
+
+
+# Corners around (0, 0), size 1: square, triangle, diamond, triangle down, plus, star, bar; 0 is the circle.
+_SHAPES: dict[int, list[tuple[float, float]]] = {
+    1: [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+    2: [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
+    3: [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
+    4: [(0, 1.2), (1.1, -0.9), (-1.1, -0.9)],
+    5: _plus(),
+    6: _star(),
+    7: [(-1.3, -0.5), (1.3, -0.5), (1.3, 0.5), (-1.3, 0.5)],
+}
+
+
+def series(index: int) -> str:
+    """Classes of the index-th series: its colour, and dashes where colours start to repeat."""
+    return f"s{index % SERIES}" + (" dashed" if index >= SERIES else "")
+
+
+def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Labels' places moved apart, as little as possible, so that neighbours keep `gap`; in [low, high] if they fit."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    # With i * gap taken off, labels that keep their distance are a rising sequence: isotonic regression finds the
+    # nearest one by making neighbours that fall one group at their mean.
+    groups: list[tuple[float, int]] = []
+    for i, index in enumerate(order):
+        mean, size = places[index] - i * gap, 1
+        while groups and groups[-1][0] > mean:
+            before, count = groups.pop()
+            mean, size = (mean * size + before * count) / (size + count), size + count
+        groups.append((mean, size))
+    room = max(high - (len(places) - 1) * gap, low)
+    level = [min(max(mean, low), room) for mean, size in groups for _ in range(size)]
+    moved = [0.0] * len(places)
+    for i, index in enumerate(order):
+        moved[index] = level[i] + i * gap
+    return moved
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

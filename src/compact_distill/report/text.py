@@ -1,0 +1,75 @@
+"""Text and numbers as the report shows them."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+# Control characters but tab and line feed (XML has no way to write them, a terminal would obey them), halves of
+# surrogate pairs, and what turns the direction of all text behind it.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+DASH = "\u2013"
+MINUS = "\u2212"
+
+
+def clean(text: Any) -> str:
+    """Any value as text of the same length without control characters and halves of surrogate pairs."""
+    return _CONTROL.sub("\ufffd", str(text).replace("\r\n", " \n").replace("\r", "\n"))
+
+
+def short(text: str, length: int) -> str:
+    """The text, or its beginning and an ellipsis where it is longer than `length` characters."""
+    return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with about `digits` significant digits, thousands apart; a dash for None and NaN."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if value and abs(value) < 10.0**-digits:
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("-", MINUS)
+    size = 0 if value == 0 else math.floor(math.log10(abs(value)))
+    text = f"{value:,.{max(digits - 1 - size, 0)}f}"
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text in ("-0", "") else text.replace("-", MINUS)
+
+
+def share_text(value: float | None) -> str:
+    """A weight or a share of 1, with two decimals."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:.2f}".replace("-", MINUS)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return DASH if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f} %".replace("-", MINUS)
+
+
+def points(difference: float | None, digits: int = 1) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    if difference is None or not math.isfinite(difference):
+        return DASH
+    return f"{100 * difference:+.{digits}f}".replace("-", MINUS)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: `4 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds is None or not math.isfinite(seconds):
+        return DASH
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if seconds >= 10 or seconds == whole else f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """`1 problem`, `2,000 problems`."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def listed(names: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""

@@ -1,0 +1,289 @@
+"""A run's exam: base and student on the same rows, what is redone, the curve while training, and the commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+from typer.testing import CliRunner
+
+from compact_distill import pipeline
+from compact_distill.cli import app
+from compact_distill.config import RunConfig, config_from
+from compact_distill.errors import InputError, RunError
+from compact_distill.evaluation.compare import compare_results
+from compact_distill.evaluation.results import read_result, read_rows
+from compact_distill.evaluation.subjects import student_hash
+from compact_distill.runs import RunFolder
+from models import byte_level_tokenizer, save_student, tiny_model
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def problem(number: int, **more) -> dict:
+    return {"id": f"p{number}", "question": f"What is {number} + 1?", "answer": str(number + 1), **more}
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    model = tiny_model("qwen2", layers=2, dtype=torch.float32, seed=1)
+    return save_student(tmp_path_factory.mktemp("students") / "tiny", model, byte_level_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("data")
+    rationales = [{"teacher": "t0", "text": "The answer is 2."}, {"teacher": "t1", "text": "So 3.\nThe answer is 3."}]
+    yes = [{"id": f"y{n}", "question": f"Is {n} even?", "answer": "no" if n % 2 else "yes"} for n in range(4)]
+    return {
+        "train": write(folder / "train.jsonl", [problem(n, rationales=rationales) for n in range(4)]),
+        "sums": write(folder / "sums.jsonl", [problem(n) for n in range(7)]),  # 0 to 3 are trained on
+        "even": write(folder / "even.jsonl", yes),
+    }
+
+
+@pytest.fixture
+def configure(student, files, tmp_path):
+    def make(output: str = "run", **changes) -> RunConfig:
+        exam = {"learned": [files["sums"]], "retained": [files["even"]], "max_new_tokens": 8}
+        train = {"learning_rate": 0.05, "num_train_epochs": 2, "per_device_train_batch_size": 2, "use_cpu": True}
+        return config_from(
+            {
+                "student": str(student),
+                "rationales": files["train"],
+                "output": str(tmp_path / output),
+                "lora": {"r": 2},
+                "train": {**train, **changes.pop("train", {})},
+                "eval": {**exam, **changes.pop("eval", {})},
+                **changes,
+            }
+        )
+
+    return make
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_a_run_examines_base_and_student_and_measures_the_drift(configure, student):
+    folder = pipeline.run(configure())
+    evals = folder.eval_path
+    base, after = read_result(evals / "base" / "sums.json"), read_result(evals / "student" / "sums.json")
+    assert base["data"] == after["data"]
+    assert (base["data"]["rows"], base["data"]["seen_in_training"]) == (3, 4)
+    assert base["student"]["hash"] == student_hash(student)
+    assert after["student"]["hash"] == student_hash(folder.student_path)
+    assert (base["student"]["step"], after["student"]["step"], after["student"]["epoch"]) == (0, 4, 2.0)
+    assert [base["role"], read_result(evals / "student" / "even.json")["role"]] == ["learned", "retained"]
+    assert read_rows(evals / "base" / "sums.rows.jsonl") != read_rows(evals / "student" / "sums.rows.jsonl")
+    changes = read_result(evals / "changes.json")
+    assert [change["task"] for change in changes["changes"]] == ["even", "sums"]
+    assert changes["changes"][1] == compare_results(evals / "base", evals / "student", "sums", seed=42)
+    drift = read_result(evals / "drift.json")
+    assert [(found["role"], found["rows"]) for found in drift["sets"]] == [("learned", 3), ("retained", 4)]
+    assert drift["sets"][1]["kl_last"]["mean"] > 0
+    assert drift["changes"] == changes["changes"][:1]
+    assert folder.stage_summary("eval")["student"]["sums"] == after["result"]["accuracy"]
+
+
+def test_two_runs_of_one_seed_write_the_same_bytes(configure):
+    first, second = (pipeline.run(configure(name)).eval_path for name in ("one", "two"))
+    names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
+    assert names == sorted(str(path.relative_to(second)) for path in second.rglob("*") if path.is_file())
+    assert len(names) == 10
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_a_second_run_does_nothing_and_changed_benchmarks_redo_only_the_exam(configure, files, tmp_path, capsys):
+    folder = pipeline.run(configure())
+    before = times(folder.path)
+    pipeline.run(configure())
+    assert times(folder.path) == before
+    capsys.readouterr()
+    more = write(tmp_path / "more.jsonl", [problem(n) for n in range(20, 23)])
+    pipeline.run(configure(eval={"learned": [files["sums"], more]}))
+    said = capsys.readouterr().err
+    assert "train: done already" in said
+    assert "eval more, base" in said
+    assert "eval sums" not in said
+    assert (
+        before[folder.eval_path / "base" / "sums.json"] == (folder.eval_path / "base" / "sums.json").stat().st_mtime_ns
+    )
+
+
+def test_another_training_forgets_the_results_of_the_old_one(configure):
+    first = pipeline.run(configure(eval={"every_epoch": True}, train={"num_train_epochs": 3})).eval_path
+    old = read_result(first / "student" / "sums.json")
+    base = (first / "base" / "sums.json").stat().st_mtime_ns
+    assert {p.name for p in first.iterdir() if p.is_dir()} == {
+        "base",
+        "student",
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-6",
+    }
+    pipeline.run(configure(train={"learning_rate": 0.01}))
+    assert {p.name for p in first.iterdir() if p.is_dir()} == {"base", "student"}
+    assert read_result(first / "student" / "sums.json")["student"]["hash"] != old["student"]["hash"]
+    assert (first / "base" / "sums.json").stat().st_mtime_ns == base
+
+
+class Listener(TrainerCallback):
+    """What tensorboard, wandb and trackio get to hear."""
+
+    heard: list[dict] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        Listener.heard.append({"step": state.global_step, **logs})
+
+
+def test_the_curve_while_training_reaches_the_reporters_and_leaves_the_training_alone(configure, monkeypatch):
+    from compact_distill import fit
+
+    class Trainer(fit.CompactTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.add_callback(Listener())
+
+    monkeypatch.setattr(fit, "CompactTrainer", Trainer)
+    Listener.heard = []
+    settings = {"train": {"logging_steps": 3}}
+    plain = pipeline.run(configure("plain", **settings))
+    without = [{k: v for k, v in logs.items() if "second" not in k and k != "train_runtime"} for logs in Listener.heard]
+    Listener.heard = []
+    watched = pipeline.run(configure("watched", eval={"every_epoch": True}, train={"logging_steps": 3}))
+    weights = [load_file(folder.student_path / "adapter_model.safetensors") for folder in (plain, watched)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    curve = [logs for logs in Listener.heard if "eval_sums_accuracy" in logs]
+    assert [logs["step"] for logs in curve] == [2, 4]
+    for logs in curve:
+        found = read_result(watched.eval_path / f"checkpoint-{logs['step']}" / "sums.json")
+        assert found["result"]["accuracy"] == logs["eval_sums_accuracy"]
+        assert found["student"]["epoch"] == logs["step"] / 2
+    rest = [logs for logs in Listener.heard if logs not in curve]
+    assert [{k: v for k, v in logs.items() if "second" not in k and k != "train_runtime"} for logs in rest] == without
+    assert any("weight/t0" in logs and "adaptability/t1" in logs and "weight_entropy" in logs for logs in without)
+    last = read_rows(watched.eval_path / "checkpoint-4" / "sums.rows.jsonl")
+    assert last == read_rows(watched.eval_path / "student" / "sums.rows.jsonl")
+
+
+def test_everything_wrong_with_the_benchmarks_stands_beside_the_rest(configure, files, tmp_path):
+    bad = write(tmp_path / "bad.jsonl", [{"id": "a", "question": "What?"}])
+    config = configure(
+        rationales=str(tmp_path / "nowhere.jsonl"), eval={"learned": [bad, files["sums"]], "retained": ["csqb"]}
+    )
+    found = pipeline.validate_run(config)
+    for part in ("nowhere.jsonl", "did you mean 'csqa'"):
+        assert sum(part in message for message in found) == 1, (part, found)
+    found = pipeline.validate_run(configure(eval={"learned": [bad]}))
+    assert len(found) == 1
+    assert "bad.jsonl, line 1: answer must be the gold answer" in found[0]
+    found = pipeline.validate_run(configure(eval={"learned": [files["train"]]}))
+    assert "the student was trained on all 4 rows" in found[0]
+
+
+def test_every_epoch_needs_one_process(configure, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(pipeline, "training_arguments", lambda *args: None)  # would look for the other process
+    assert not pipeline.validate_run(configure())
+    found = pipeline.validate_run(configure(eval={"every_epoch": True}))
+    assert len(found) == 1
+    assert "every_epoch works in one process only" in found[0]
+
+
+def test_an_untrained_run_cannot_be_evaluated(configure, tmp_path):
+    folder = pipeline.train(configure())
+    folder.manifest["stages"]["train"]["finished"] = None
+    (folder.path / "manifest.json").write_text(json.dumps(folder.manifest))
+    with pytest.raises(RunError, match="no trained student yet"):
+        pipeline.evaluate(folder.path, {})
+    with pytest.raises(RunError, match="must be a run folder"):
+        pipeline.evaluate(tmp_path, {})
+
+
+# ---- commands
+
+
+def invoke(*arguments: object) -> tuple[int, list[str], str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    return result.exit_code, result.stdout.splitlines(), result.stderr
+
+
+def test_compact_eval_of_a_run_its_checkpoint_and_a_student(configure, student, files, tmp_path):
+    folder = pipeline.train(configure(train={"save_strategy": "epoch"}))
+    code, out, err = invoke("eval", folder.path, "--set", "eval.limit=2")
+    assert code == 0, err
+    assert out[0].startswith("even, base: ")
+    assert "drift: learned has 2 prompts, needs 3; not measured" in err
+    assert "4 rows left out: the student was trained on them" in "\n".join(out)
+    assert any(line.startswith("sums: ") and "2 rows, McNemar p" in line for line in out)
+    code, out, err = invoke("eval", folder.path, "--checkpoint", 2, "--task", f"{files['sums']}")
+    assert code == 0, err
+    document = read_result(folder.eval_path / "checkpoint-2" / "sums.json")
+    assert (document["student"]["step"], document["role"]) == (2, "learned")
+    code, _, err = invoke("eval", folder.path, "--checkpoint", 3)
+    assert code != 0
+    assert "checkpoint-3" in err
+
+    out_folder = tmp_path / "results"
+    short = ("--set", "eval.max_new_tokens=4")
+    code, out, err = invoke("eval", student, "--task", files["sums"], "--out", out_folder, *short)
+    assert code == 0, err
+    assert read_result(out_folder / "tiny" / "sums.json")["result"]["rows"] == 7
+    code, _, err = invoke("eval", student, "--out", out_folder)
+    assert code == 2
+    assert "eval needs a benchmark" in err
+    code, _, err = invoke("eval", student, "--task", "gsm9k")
+    assert code == 2
+    assert "did you mean 'gsm8k'" in err
+
+
+def test_compact_drift_of_an_adapter_with_the_retained_benchmarks(configure, student, files, tmp_path):
+    folder = pipeline.train(configure())
+    arguments = ["drift", student, folder.student_path, "--learned", files["sums"], "--retained", files["even"]]
+    settings = ["--out", tmp_path / "drift", "--set", "eval.max_new_tokens=4"]
+    code, out, err = invoke(*arguments, *settings)
+    assert code == 0, err
+    assert any(line.startswith("learned, 7 prompts: KL") for line in out)
+    document = read_result(tmp_path / "drift" / "drift.json")
+    assert [change["task"] for change in document["changes"]] == ["even"]
+    assert not (tmp_path / "drift" / "base" / "sums.json").exists()
+    before = (tmp_path / "drift" / "drift.json").stat().st_mtime_ns
+    assert invoke(*arguments, *settings)[0] == 0
+    assert (tmp_path / "drift" / "drift.json").stat().st_mtime_ns == before, "it was measured again"
+
+
+def test_compact_compare_names_its_runs(configure, tmp_path):
+    first = pipeline.run(configure("one", eval={"drift_rows": 0}))
+    second = tmp_path / "two"
+    shutil.copytree(first.path, second)
+    assert not (first.eval_path / "drift.json").exists()
+    code, out, err = invoke("compare", first.path, second, "--out", tmp_path / "c.json")
+    assert code == 0, err
+    assert "+0.0 points (+0.0 to +0.0), 3 rows, McNemar p = 1" in out[1]
+    document = read_result(tmp_path / "c.json")
+    assert (document["before"], document["after"]) == (str(first.path), str(second))
+    code, _, err = invoke("compare", first.path, tmp_path / "nothing")
+    assert code == 2
+    assert "must be a run folder or a student's results" in err
+
+
+def test_a_run_is_not_written_by_two(configure):
+    with RunFolder.claim(pipeline.train(configure()).path), pytest.raises(RunError, match="being written"):
+        pipeline.evaluate(configure().output, {})
+
+
+def test_wrong_settings_of_an_evaluation_are_refused(configure):
+    folder = pipeline.train(configure())
+    with pytest.raises(InputError, match=r"eval\.limit must be >= 1"):
+        pipeline.evaluate(folder.path, {"eval.limit": 0})

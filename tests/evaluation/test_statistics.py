@@ -1,0 +1,91 @@
+"""Intervals and tests, against values computed by hand or by another route, and against what they promise."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from compact_distill.evaluation.statistics import bootstrap_mean, mcnemar, share_of_rows, wilson
+
+
+def test_wilson_is_the_textbooks_interval():
+    # Agresti & Coull (1998): no success in 10 gives (0, 0.278), z^2 / (n + z^2).
+    none = wilson(0.0, 10)
+    assert none.low == pytest.approx(0, abs=1e-12)
+    assert none.high == pytest.approx(1.959964**2 / (10 + 1.959964**2), rel=1e-6)
+    for correct, rows in ((1, 3), (62, 100), (1319, 1319)):
+        peer = stats.binomtest(correct, rows).proportion_ci(0.95, "wilson")
+        ours = share_of_rows([1.0] * correct + [0.0] * (rows - correct))
+        assert (ours.low, ours.high) == pytest.approx((peer.low, peer.high), rel=1e-9)
+
+
+def test_one_row_decides_nothing():
+    sure = share_of_rows([1.0])
+    assert sure.low == pytest.approx(1 / (1 + 1.959964**2), rel=1e-6)
+    assert sure.high == 1
+
+
+def test_samples_that_always_agree_count_as_one():
+    once, often = share_of_rows([1, 0, 0, 1, 1]), share_of_rows([1, 0, 0, 1, 1], samples=8)
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+
+
+def test_samples_that_never_agree_count_each():
+    # Every row right in half of its samples: no variance between rows, so all 10 x 8 attempts count.
+    assert share_of_rows([0.5] * 10, samples=8) == wilson(0.5, 80)
+
+
+def test_the_effective_number_of_attempts_by_hand():
+    # Shares 1, 1/2, 0, 1/2: p = 1/2, variance over rows 1/8, of their mean 1/32; n = (1/4) / (1/32) = 8.
+    assert share_of_rows([1, 0.5, 0, 0.5], samples=2) == wilson(0.5, 8)
+
+
+def test_the_interval_holds_the_truth_in_95_percent_of_clustered_samples():
+    chance = random.Random(1)
+    inside = 0
+    for _ in range(600):
+        hardness = [chance.betavariate(1.2, 0.8) for _ in range(80)]
+        found = share_of_rows([sum(chance.random() < p for _ in range(4)) / 4 for p in hardness], samples=4)
+        inside += found.low <= 0.6 <= found.high
+    assert 0.92 <= inside / 600 <= 0.98
+
+
+def test_the_bootstrap_of_many_rows_is_the_normal_interval():
+    values = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], size=2000, p=[0.1, 0.7, 0.2])
+    found = bootstrap_mean(values, seed=1)
+    half = 1.959964 * values.std() / math.sqrt(2000)
+    assert found.value == values.mean()
+    assert found.low == pytest.approx(found.value - half, abs=0.0015)
+    assert found.high == pytest.approx(found.value + half, abs=0.0015)
+
+
+def test_the_bootstrap_is_the_same_for_the_same_seed_whatever_is_drawn_at_once(monkeypatch):
+    values = np.random.default_rng(0).normal(size=5)
+    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
+    assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
+    whole = bootstrap_mean(values, seed=3)
+    monkeypatch.setattr("compact_distill.evaluation.statistics._DRAWN_AT_ONCE", 64)
+    assert bootstrap_mean(values, seed=3) == whole
+
+
+def test_no_difference_has_no_width():
+    found = bootstrap_mean([0.0] * 20, seed=0)
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+def test_mcnemar_counts_tails_by_hand():
+    # 8 gained, 1 lost: 2 * (C(9,0) + C(9,1)) / 2^9 = 20 / 512.
+    assert mcnemar(8, 1) == pytest.approx(20 / 512)
+    assert mcnemar(1, 8) == mcnemar(8, 1)
+    assert mcnemar(5, 5) == 1
+    assert mcnemar(0, 0) == 1
+
+
+@pytest.mark.parametrize("shares", [[], [1.5], [-0.1]])
+def test_shares_outside_of_0_and_1_are_refused(shares):
+    with pytest.raises(ValueError, match="at least one share"):
+        share_of_rows(shares)

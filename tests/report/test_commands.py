@@ -1,0 +1,63 @@
+"""`compact report` and `compact compare`: what they print, and that errors are messages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from compact_distill.cli import app
+from report.synthetic import make_run
+
+
+def compact(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    base = tmp_path_factory.mktemp("runs")
+    return [make_run(base / name, problems=6, seed=i, config={"seed": i}) for i, name in enumerate("ab")]
+
+
+def test_report_writes_the_page_and_prints_the_main_figures(runs):
+    result = compact("report", runs[0])
+    assert (runs[0] / "report.html").read_text().startswith("<!doctype html>")
+    assert result.stdout.startswith("The student got better at gsm8k (+13.0 points)")
+    assert result.stdout.endswith(f"report: {runs[0] / 'report.html'}\n")
+
+
+def test_report_of_several_runs_compares_them_and_exports(runs, tmp_path):
+    compact("report", *runs, "--out", tmp_path / "c.html", "--export", tmp_path / "figures", "--no-png")
+    assert "2 runs compared" in (tmp_path / "c.html").read_text()
+    assert (tmp_path / "figures" / "compare_accuracy.csv").is_file()
+    assert not list((tmp_path / "figures").glob("*.png"))
+
+
+def test_report_of_several_prints_a_row_a_run_and_the_settings_that_differ(runs, tmp_path):
+    lines = compact("report", *runs, "--out", tmp_path / "c.html").stdout.splitlines()[:-1]
+    assert lines[0].startswith("a and b are equal on gsm8k and svamp")
+    assert [line.split()[0] for line in lines[2:5]] == ["run", "a", "b"]
+    changes = [line.split() for line in lines if line.startswith("b  ") and "gsm8k" in line]
+    assert [change[:3] for change in changes] == [["b", "gsm8k", "+0.0"]]  # both are right on 61 %
+    assert lines[-1].split() == ["seed", "0", "1"]
+
+
+def test_students_that_were_not_asked_the_same_are_not_compared_aloud(runs, tmp_path):
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    path = other / "eval" / "student" / "svamp.json"
+    result = json.loads(path.read_text())
+    result["data"]["hash"] = "other rows"
+    path.write_text(json.dumps(result))
+    compact("report", runs[0], other, "--out", tmp_path / "c.html")
+    assert "svamp is not compared with a: " in (tmp_path / "c.html").read_text()
+
+
+def test_a_folder_that_is_no_run_is_a_message(tmp_path):
+    result = compact("report", tmp_path, code=2)
+    assert "error:" in result.stderr
+    assert "must be a run folder" in result.stderr

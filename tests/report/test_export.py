@@ -1,0 +1,113 @@
+"""Figures as files, and the comparison of runs."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import json
+import struct
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from compact_distill.errors import InputError
+from compact_distill.report import read_run, write_report
+from compact_distill.report.compare import compare_figures, differing_settings, overview, run_names
+from compact_distill.report.run_page import figures
+from report.synthetic import make_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "run", problems=10, teachers=["plain", "<b>&\x1b[31m"])
+
+
+def test_export_writes_every_figure_as_csv_svg_and_png(folder, tmp_path):
+    pytest.importorskip("resvg_py", reason="PNG needs the extra `png`")
+    write_report([folder], tmp_path / "r.html", tmp_path / "out")
+    for figure in figures(read_run(folder)):
+        with (tmp_path / "out" / f"{figure.key}.csv").open() as file:
+            rows = list(csv.reader(file))
+        assert rows[0] == list(figure.table.columns)
+        assert len(rows) == 1 + len(figure.table.rows)
+        many = len(figure.sheets) > 1
+        for number, sheet in enumerate(figure.sheets, start=1):
+            stem = tmp_path / "out" / (f"{figure.key}-{number}" if many else figure.key)
+            drawing = stem.with_name(stem.name + ".svg").read_text()
+            ET.fromstring(drawing)
+            assert "var(" not in drawing  # colours do not depend on a page around it
+            picture = stem.with_name(stem.name + ".png").read_bytes()
+            assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+            width, height = struct.unpack(">II", picture[16:24])
+            assert (width, height) == (3 * 360, 3 * sheet.height)
+
+
+def test_without_the_renderer_the_error_names_the_extra_and_nothing_is_written(folder, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name == "resvg_py":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError, match=r"compact-distill\[png\].*--no-png"):
+        write_report([folder], tmp_path / "r.html", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    write_report([folder], tmp_path / "r.html", tmp_path / "out", png=False)
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".csv", ".svg"}
+
+
+def test_a_file_is_no_folder_to_export_to(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="must be a folder"):
+        write_report([folder], tmp_path / "r.html", tmp_path / "file", png=False)
+
+
+# ---- comparison
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    base = tmp_path_factory.mktemp("runs")
+    settings = [{"seed": 1, "train": {"lr": 1e-5}}, {"seed": 1, "train": {"lr": 1e-4}}, {"seed": 1}]
+    for i, (name, config) in enumerate(zip(("a/run", "b/run", "c"), settings, strict=True)):
+        make_run(base / name, problems=8, seed=i, teachers=["t1", "t2"][: 1 + i % 2], config=config)
+    return [read_run(base / name) for name in ("a/run", "b/run", "c")]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(three):
+    assert run_names(three) == ["a/run", "b/run", f"{three[2].path.parent.name}/c"]
+    assert run_names([three[2], three[2]])[1].endswith("(2)")
+    assert run_names(three[1:]) == ["run", "c"]
+
+
+def test_settings_that_differ_are_listed_with_their_values(three):
+    table = differing_settings(three)
+    assert table.rows == [("train.lr", "1e-05", "0.0001", "–")]
+
+
+def test_the_overview_has_a_row_a_run(three):
+    table = overview(three)
+    assert [row[0] for row in table.rows] == run_names(three)
+    assert table.rows[0][1:5] == [61.0, 69.0, 70.5, 62.0]
+
+
+def test_the_comparison_shows_results_weights_losses_and_paired_changes(three, tmp_path):
+    document = json.loads((three[0].path / "eval" / "changes.json").read_text())
+    assert [f.key for f in compare_figures(three)] == ["compare_accuracy", "compare_weights", "compare_loss"]
+    found = {f.key: f for f in compare_figures(three, [document, document])}
+    assert ("b/run", "gsm8k", "learned", 200, 0.13, 0.09, 0.17, 31, 7, 0.0001) in found["compare_change"].table.rows
+    losses = [row for row in found["compare_loss"].table.rows if row[0] == "b/run"]
+    logged = [json.loads(line) for line in (three[1].path / "training_log.jsonl").read_text().splitlines()]
+    assert [row[2] for row in losses] == pytest.approx([row["loss"] for row in logged if "loss" in row])
+    page = write_report([run.path for run in three], tmp_path / "c.html", paired=[document, document]).read_text()
+    assert "What differs in their settings" in page
+
+
+def test_runs_with_nothing_in_common_can_be_compared(tmp_path):
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("student: [not, closed\n" if name == "x" else "student: s\n")
+    page = write_report([tmp_path / "x", tmp_path / "y"], tmp_path / "c.html").read_text()
+    assert "without a learned benchmark in common" in page

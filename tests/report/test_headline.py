@@ -1,0 +1,126 @@
+"""The verdict in words: it claims what the intervals carry, and no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compact_distill.report.headline import headline, weight_shares
+from compact_distill.report.read import RunData
+from compact_distill.report.read_eval import Change, Result
+from compact_distill.report.terminal import summary
+from compact_distill.report.trace import arrange_trace
+
+
+def change(task, difference, margin, role="learned"):
+    return Change(
+        task, role, 200, 0.5, 0.5 + difference, difference, difference - margin, difference + margin, 3, 1, 0.5
+    )
+
+
+def run(*changes, trace=None, **more):
+    return RunData(path=Path("r"), name="r", changes=list(changes), trace=trace, **more)
+
+
+def weights(*rows, teachers=("a", "b")):
+    lines = [
+        {"id": f"p{i}", "epoch": 0.1, "teachers": list(teachers), "difficulty": [1.0] * len(row), "weights": list(row)}
+        for i, row in enumerate(rows)
+    ]
+    return arrange_trace(lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "value", "words"),
+    [
+        ([change("x", 0.1, 0.05)], "Yes: +10.0 points", "The student got better at x (+10.0 points)."),
+        ([change("x", 0.1, 0.2)], "No clear change", "The student shows no clear change on x (+10.0 points)."),
+        ([change("x", -0.1, 0.05)], "Worse: −10.0 points", "The student got worse at x (−10.0 points)."),
+        (
+            [change("x", 0.1, 0.05), change("y", -0.2, 0.05), change("z", 0.0, 0.05)],
+            "Mixed: −3.3 points",
+            "The student got better at x (+10.0 points), but worse at y (−20.0), with no clear change on z (+0.0).",
+        ),
+    ],
+)
+def test_better_needs_an_interval_above_zero(changes, value, words):
+    head = headline(run(*changes))
+    assert head.answers[0].value == value
+    assert head.verdict == words
+
+
+@pytest.mark.parametrize(
+    ("changes", "value", "words"),
+    [
+        ([change("x", -0.01, 0.05, "retained")], "Nothing clear", "it shows no clear loss on x (−1.0)"),
+        ([change("x", -0.1, 0.05, "retained")], "−10.0 points on x", "it lost on x (−10.0)"),
+        ([change("x", 0.1, 0.05, "retained")], "Nothing", "it lost nothing: x (+10.0) rose too"),
+    ],
+)
+def test_loss_needs_an_interval_below_zero(changes, value, words):
+    head = headline(run(*changes))
+    assert head.answers[1].value == value
+    assert words in head.verdict
+
+
+def test_a_loss_that_cannot_be_excluded_is_told():
+    head = headline(run(change("x", -0.01, 0.05, "retained")))
+    assert "A loss of up to 6.0 points cannot be excluded." in head.answers[1].details
+
+
+def test_the_heaviest_teacher_is_named_unless_all_are_equal():
+    assert headline(run(trace=weights((0.7, 0.3), (0.5, 0.5)))).answers[2].value == "Most from a"
+    equal = headline(run(trace=weights((0.7, 0.3), (0.3, 0.7))))
+    assert equal.answers[2].value == "All about equally"
+    assert equal.verdict.endswith("it learned from all its teachers about equally.")
+    alone = headline(run(trace=weights((1.0,), teachers=("only",))))
+    assert "its only teacher was only" in alone.verdict
+
+
+def test_shares_count_absent_rationales_as_nothing_and_sum_to_one():
+    trace = arrange_trace(
+        [
+            {"id": "p", "teachers": ["a", "b"], "difficulty": [1.0, 1.0], "weights": [0.6, 0.4]},
+            {"id": "q", "teachers": ["a", "b"], "difficulty": [None, 1.0], "weights": [0.0, 1.0]},
+            {"id": "r", "teachers": ["a", "b"], "difficulty": [None, None], "weights": [0.0, 0.0]},
+        ]
+    )
+    shares = weight_shares(run(trace=trace))
+    assert [(name, pytest.approx(w), wins) for name, w, wins in shares] == [("b", 0.7, 0.5), ("a", 0.3, 0.5)]
+
+
+def test_nothing_known_is_said_as_such():
+    head = headline(run())
+    assert [answer.value for answer in head.answers] == ["Not known"] * 3
+    assert head.verdict.startswith("Whether the student got better is not known")
+
+
+def test_results_without_a_comparison_make_no_claim():
+    result = Result("student", "x", "learned", 10, 1, 0.6, 0.3, 0.8, 0, 0, 10, 1.0)
+    head = headline(run(results=[result]))
+    assert head.answers[0].value == "Not known"
+    assert "x: 60.0 %" in head.answers[0].details
+    assert "not compared on the same rows" in head.verdict
+
+
+def test_cost_adds_up_what_the_stores_say():
+    costs = {
+        "a": {"answers": 2.0, "prompt_tokens": 10.0, "completion_tokens": 1500.0, "cost": 0.5},
+        "b": {"answers": 1.0, "prompt_tokens": 5.0, "completion_tokens": 500.0, "cost": 0.25},
+    }
+    facts = {name: (value, note) for name, value, note in headline(run(teacher_costs=costs)).facts}
+    assert facts["cost"] == ("0.75", "in your prices' currency; 2,000 tokens written, 15 read by teachers")
+    for cost in costs.values():
+        del cost["cost"]
+    facts = {name: (value, note) for name, value, note in headline(run(teacher_costs=costs)).facts}
+    assert facts["cost"][0] == "–"
+    assert "price is not known" in facts["cost"][1]
+
+
+def test_the_terminal_shows_the_verdict_the_changes_and_the_weights():
+    text = summary(run(change("x", 0.1, 0.05), trace=weights((0.75, 0.25)), missing=["no drift"]))
+    assert "The student got better at x" in text
+    assert "50.0 % →  60.0 %    +10.0 points (95 %: +5.0 to +15.0)" in text
+    assert "a  ██████████████████        75 %  100 %" in text
+    assert "not shown: no drift" in text

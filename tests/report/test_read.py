@@ -1,0 +1,145 @@
+"""Reading runs: whole, half written, damaged, empty. Nothing but a folder that is no run is an error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from compact_distill.errors import InputError
+from compact_distill.report import read_run, write_report
+from report.synthetic import make_run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "whole", problems=8)
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def test_a_whole_run_lacks_nothing(whole):
+    run = read_run(whole)
+    assert run.missing == []
+    assert run.teachers == ("qwq", "llama-70b", "qwen-72b", "r1-distill")
+    assert len(run.problems) == 8
+    assert len(run.results) == 8
+    assert [c.difference for c in run.changes if c.task == "gsm8k"] == [0.13]
+    assert run.seconds() == {"generate": 4320.0, "train": 3030.0, "eval": 1710.0}
+    assert sum(c["answers"] for c in run.teacher_costs.values()) == 32
+    assert len(run.drift) == 2
+
+
+FILES = {
+    "manifest.json": "manifest.json cannot be used",
+    "config.yaml": "config.yaml is missing",
+    "data.jsonl": "data.jsonl is missing",
+    "scores.jsonl": "scores.jsonl is missing",
+    "training_log.jsonl": "training_log.jsonl is missing",
+    "gains.jsonl": "gains.jsonl is missing",
+    "eval": "eval/ holds no results",
+    "eval/changes.json": "eval/changes.json is missing",
+    "eval/drift.json": "eval/drift.json is missing",
+}
+
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named_and_the_rest_is_reported(run, name):
+    remove(run / name)
+    page = write_report([run]).read_text()
+    assert any(FILES[name] in line for line in read_run(run).missing)
+    assert FILES[name].split(" ")[0] in page
+    assert "<h1>" in page
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "." in name])
+def test_any_single_file_is_enough_for_a_page(whole, tmp_path, name):
+    (tmp_path / "eval").mkdir()
+    shutil.copy(whole / name, tmp_path / name)
+    assert "What this report could not show" in write_report([tmp_path]).read_text()
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "scores.jsonl", "training_log.jsonl", "gains.jsonl"])
+def test_damaged_lines_are_counted_and_a_torn_last_one_is_left_out(run, name):
+    path = run / name
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"{not json\n", b"[1]\n", *lines[1:], lines[-1][:-5]]))
+    page = write_report([run]).read_text()
+    assert f"{name} has 2 damaged lines, left out" in page
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "scores.jsonl", "training_log.jsonl", "gains.jsonl"])
+def test_an_empty_file_is_named(run, name):
+    (run / name).write_text("")
+    write_report([run])
+    assert any(line.startswith(name) for line in read_run(run).missing) or name == "gains.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("manifest.json", {"format": 0, "stages": {}}, "must have format 1, got 0"),
+        ("manifest.json", [], "damaged"),
+        ("eval/base/gsm8k.json", {"score": 0.5}, "eval/base/gsm8k.json cannot be read"),
+        ("eval/changes.json", {"changes": [{"task": "gsm8k"}]}, "eval/changes.json holds an entry"),
+        ("eval/changes.json", [1], "eval/changes.json"),
+        ("eval/drift.json", {"sets": [{"role": "learned"}]}, "eval/drift.json holds a set"),
+    ],
+)
+def test_files_of_another_format_are_named_not_guessed(run, name, content, told):
+    (run / name).write_text(json.dumps(content))
+    write_report([run])
+    assert any(told in line for line in read_run(run).missing)
+
+
+def test_a_run_that_goes_on_says_so(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["finished"] = None
+    manifest["stages"]["eval"]["finished"] = None
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    found = read_run(run)
+    assert "has not finished" in found.missing[0]
+    assert "eval" not in found.seconds()
+
+
+def test_results_without_attempts_are_left_out(run):
+    path = run / "eval" / "base" / "gsm8k.json"
+    result = json.loads(path.read_text())
+    result["result"] |= {"rows": 0, "attempts": 0, "accuracy": None, "low": None, "high": None}
+    path.write_text(json.dumps(result))
+    write_report([run])
+    assert len(read_run(run).results) == 7
+
+
+def test_data_without_verdicts_says_what_that_costs(run):
+    rows = [json.loads(line) for line in (run / "data.jsonl").read_text().splitlines()]
+    for row in rows:
+        for rationale in row["rationales"]:
+            rationale["verdict"] = None
+    (run / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report([run])
+    assert any("no verdicts" in line for line in read_run(run).missing)
+
+
+def test_a_folder_that_is_no_run_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="holds none of"):
+        read_run(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="at least one run folder"):
+        write_report([])
+
+
+def test_a_target_that_cannot_be_written_is_refused(run, tmp_path):
+    with pytest.raises(InputError, match="existing folder"):
+        write_report([run], tmp_path / "nowhere" / "report.html")
+    with pytest.raises(InputError, match="existing folder"):
+        write_report([run], tmp_path)

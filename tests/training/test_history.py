@@ -1,0 +1,71 @@
+"""The training log: one line a log event, and a resumed run's lines are those of an uninterrupted one."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from compact_distill.runs import read_trace
+from compact_distill.training.history import TrainingHistory
+
+LOADER = SimpleNamespace(dataset=range(20))
+
+
+def state(step, epoch, first=True):
+    return SimpleNamespace(global_step=step, epoch=epoch, is_world_process_zero=first)
+
+
+def train(path, start, stop):
+    """Log after every step from `start` to `stop`; a step is a tenth of an epoch."""
+    history = TrainingHistory(path)
+    history.on_train_begin(None, state(start, start / 10), None, train_dataloader=LOADER)
+    for step in range(start + 1, stop + 1):
+        logs = {"loss": 1 / step, "weight/a b": 0.25}
+        history.on_log(None, state(step, step / 10), None, logs=logs)
+    history.on_train_end(None, state(stop, stop / 10), None)
+    return list(read_trace(path))
+
+
+def test_a_line_holds_what_was_logged_and_the_cost_of_it(tmp_path):
+    rows = train(tmp_path / "log.jsonl", 0, 3)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["epoch"] for row in rows] == [0.1, 0.2, 0.3]
+    assert rows[1]["loss"] == 0.5
+    assert rows[1]["weight/a b"] == 0.25
+    assert all(row["memory_mib"] > 1 for row in rows)
+    assert rows[0]["seconds"] <= rows[1]["seconds"] <= rows[2]["seconds"]
+
+
+def test_throughput_counts_problems_since_the_line_before(tmp_path, monkeypatch):
+    clock = iter([0.0, 100.0, 104.0, 108.0])  # made, begun, two lines
+    monkeypatch.setattr("compact_distill.training.history.time.monotonic", lambda: next(clock))
+    rows = train(tmp_path / "log.jsonl", 0, 2)
+    assert [row["problems_per_second"] for row in rows] == [0.5, 0.5]  # 2 problems a step in 4 s
+    assert [row["seconds"] for row in rows] == [4.0, 8.0]
+
+
+def test_a_resume_cuts_what_came_after_its_checkpoint_and_goes_on_counting_time(tmp_path):
+    path = tmp_path / "log.jsonl"
+    before = train(path, 0, 6)
+    rows = train(path, 4, 6)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[:4] == before[:4]
+    assert rows[4]["seconds"] >= before[3]["seconds"]
+
+
+def test_nan_and_infinity_become_null(tmp_path):
+    history = TrainingHistory(tmp_path / "log.jsonl")
+    history.on_log(None, state(1, 0.1), None, logs={"loss": math.nan, "grad_norm": math.inf})
+    (row,) = read_trace(tmp_path / "log.jsonl")
+    assert row["loss"] is None
+    assert row["grad_norm"] is None
+
+
+@pytest.mark.parametrize("logs", [None, {}])
+def test_other_ranks_and_empty_logs_write_nothing(tmp_path, logs):
+    history = TrainingHistory(tmp_path / "log.jsonl")
+    history.on_log(None, state(1, 0.1), None, logs=logs)
+    history.on_log(None, state(1, 0.1, first=False), None, logs={"loss": 1.0})
+    assert not (tmp_path / "log.jsonl").exists()
