@@ -55,14 +55,11 @@ class TeacherRows:
         """
         key = self._prompting.key(problem)
         for number in range(self.config.samples):
-            stored = [
-                self.store.seen(problem.id, sample, key) for sample in draws(number, self.config, self._generation)
-            ]
-            known = [s for s in stored if s is not None]
-            best = next(
-                (s for s in known if accepted(s.status, s.verdict, self._generation)), known[-1] if known else None
-            )
-            row = None if best is None else self.store.read(best.offset)
+            samples = draws(number, self.config, self._generation)
+            known = [s for sample in samples if (s := self.store.seen(problem.id, sample, key)) is not None]
+            good = [s for s in known if accepted(s.status, s.verdict, self._generation)]
+            chosen = good or known[-1:]
+            row = self.store.read(chosen[0].offset) if chosen else None
             yield row, self._status(row)
 
     def _status(self, row: Row | None) -> str:
