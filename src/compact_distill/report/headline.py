@@ -168,12 +168,13 @@ def _trust(run: RunData) -> Answer:
     weights = weight_shares(run)
     if not weights:
         return Answer(question, "Not known", ["No weights were recorded."])
-    details = [f"{short(name, 40)}: {percent(share, 0)} of the weight" for name, share, _ in weights[:4]]
+    details = ["How much each teacher's solutions counted:"] if len(weights) > 1 else []
+    details += [f"{short(name, 40)}: {percent(share, 0)}" for name, share, _ in weights[:4]]
     if len(weights) > 4:
         details.append(f"and {len(weights) - 4} more")
     right, wrong = _weight_when(run, RIGHT), _weight_when(run, WRONG)
     if right == right and wrong == wrong:
-        details.append(f"Right rationales weigh {share_text(right)} on average, wrong ones {share_text(wrong)}.")
+        details.append(f"A right solution weighs {share_text(right)} on average, a wrong one {share_text(wrong)}.")
     even = len(weights) > 1 and weights[0][1] - weights[1][1] < _EVEN
     return Answer(question, "All about equally" if even else f"Most from {short(weights[0][0], 60)}", details)
 
