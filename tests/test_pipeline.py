@@ -64,6 +64,7 @@ def configure(student, data, tmp_path):
 
     def make(**changes) -> RunConfig:
         train = {"learning_rate": 0.01, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "use_cpu": True}
+        train["per_device_train_batch_size"] = 1
         settings = {"student": str(student), "rationales": str(data), "output": str(tmp_path / "run")}
         settings |= {"lora": {"r": 2}, **changes}
         return config_from({**settings, "train": {**train, **settings.get("train", {})}})

@@ -299,6 +299,8 @@ def evaluate(
     task: TaskOption = [],  # noqa: B006
     checkpoint: Annotated[int | None, typer.Option(help="Of a run: the student after so many steps.")] = None,
     out: Annotated[Path, typer.Option(help="Of a student: folder for the results.")] = Path("eval"),
+    base_url: Annotated[str | None, typer.Option(help="Ask this OpenAI-compatible server for STUDENT.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")] = None,
     settings: SetOption = [],  # noqa: B006
 ) -> None:
     """Measure students on benchmarks.
@@ -309,6 +311,7 @@ def evaluate(
     Example:
       compact eval runs/first --set eval.limit=200
       compact eval Qwen/Qwen2.5-0.5B --task gsm8k --task my-problems.jsonl
+      compact eval my-student --base-url http://localhost:8000/v1 --task csqa
     """
     from compact_distill import pipeline
 
@@ -317,7 +320,10 @@ def evaluate(
     elif checkpoint is not None:
         raise ConfigError(f"--checkpoint needs a run folder, but {target} holds no manifest.json; name the run")
     else:
-        folder = pipeline.evaluate_student(_student_config(target, settings), task, out)
+        from compact_distill.evaluation.served import ServedWriter
+
+        server = None if base_url is None else ServedWriter(target, base_url, api_key_env)
+        folder = pipeline.evaluate_student(_student_config(target, settings), task, out, server)
     _print_results(folder)
 
 

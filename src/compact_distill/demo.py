@@ -40,7 +40,7 @@ class DemoRecipe:
     student: lab.Recipe = field(default_factory=lab.Recipe)
     problems: int = 600
     epochs: int = 5
-    problems_per_step: int = 8
+    problems_per_step: int = 4
     learning_rate: float = 2e-3
     warmup_share: float = 0.1
     examined: int | None = None  # rows a benchmark; None: all 500 held-out problems, all facts

@@ -3,8 +3,7 @@
     validate_run    everything that is wrong, before any work
     dry_run         what would be read, dropped and done
     train           load -> train
-    run             ask teachers -> verify -> join -> train -> evaluate; or load -> train -> evaluate, where the
-                    rationales exist already
+    run             ask teachers -> verify -> join -> train -> evaluate; or load -> train -> evaluate
     evaluate        base and student on the benchmarks, compared; how far the student moved
 
 A stage records a fingerprint of its inputs in the run folder. Run twice, the second run does nothing; with other
@@ -31,6 +30,7 @@ from compact_distill.environment import hardware, versions
 from compact_distill.errors import ConfigError, DataError, InputError, RunError
 from compact_distill.evaluation.examine import (
     Exam,
+    examine,
     examine_drift,
     examine_folder,
     examine_run,
@@ -40,6 +40,7 @@ from compact_distill.evaluation.examine import (
 )
 from compact_distill.evaluation.harness import Subject
 from compact_distill.evaluation.results import STUDENT, checkpoint_label
+from compact_distill.evaluation.served import ServedWriter
 from compact_distill.evaluation.subjects import student_hash
 from compact_distill.files import atomic_write, content_hash, fingerprint, json_line
 from compact_distill.fit import fit, training_arguments
@@ -147,10 +148,8 @@ def evaluate(
     """
     config = load_config(RunFolder.open(run_folder).config_path, {**overrides, "output": str(run_folder)})
     with _claim(config) as folder:
-        if config.teachers and "train" not in folder.manifest["stages"]:  # or teachers would be asked, and paid, now
-            raise RunError(f"{folder.path} holds no trained student yet; finish the training with `compact run`")
-        instances = load_instances(rationales(config, folder)) if config.teachers else _instances(config)
-        exam = _exam(config, instances, only)
+        trained_on = load_instances(folder.training_path) if config.teachers else _instances(config)
+        exam = _exam(config, trained_on, only)
         if checkpoint is None:
             _evaluate(config, exam, folder)
         else:
@@ -160,13 +159,24 @@ def evaluate(
     return folder.eval_path
 
 
-def evaluate_student(config: RunConfig, tasks: Sequence[str], out: Path) -> Path:
-    """Evaluate a student that belongs to no run; returns the folder of the results, `out`."""
+def evaluate_student(config: RunConfig, tasks: Sequence[str], out: Path, server: ServedWriter | None = None) -> Path:
+    """Evaluate a student that belongs to no run, in this process or at a server.
+
+    Returns:
+        The folder of the results, `out`. What weights a server has is unknown: its address and the name stand for them.
+
+    Raises:
+        InputError: with everything that is wrong with student and benchmarks.
+        RunError: requests that got no reply; the same call asks for them again.
+    """
     exam = prepare(config.eval, config.text, config.seed, only=tasks)
     if not exam:
         raise ConfigError("eval needs a benchmark, got none; name one with --task")
     name = re.sub(r"[^\w.\-]+", "_", config.student.rstrip("/").rpartition("/")[2]).strip("._-") or STUDENT
-    examine_folder(config.student, Subject(name, config.student, student_hash(config.student)), exam, out / name)
+    if server is None:
+        examine_folder(config.student, Subject(name, config.student, student_hash(config.student)), exam, out / name)
+    else:
+        examine(server, Subject(name, config.student, fingerprint(server.settings())), exam, out / name)
     return out
 
 

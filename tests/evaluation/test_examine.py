@@ -54,7 +54,7 @@ def files(tmp_path_factory) -> dict[str, str]:
 def configure(student, files, tmp_path):
     def make(output: str = "run", **changes) -> RunConfig:
         exam = {"learned": [files["sums"]], "retained": [files["even"]], "max_new_tokens": 8}
-        train = {"learning_rate": 0.05, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "use_cpu": True}
+        train = {"learning_rate": 0.05, "num_train_epochs": 2, "per_device_train_batch_size": 2, "use_cpu": True}
         return config_from(
             {
                 "student": str(student),

@@ -49,7 +49,7 @@ def test_the_foreign_teacher_writes_the_same_steps_in_roman_numerals() -> None:
 
 def test_the_verbose_teacher_thinks_aloud_and_the_terse_one_does_not() -> None:
     def thinking_words(text: str) -> int:
-        return sum(word.strip(".,").lower() in LEXICON for word in text.split())
+        return sum(word.strip(".,:").lower() in LEXICON for word in text.split())
 
     assert all(thinking_words(Verbose().write(p)) >= 4 for p in PROBLEMS[:50])
     assert all(thinking_words(Terse().write(p)) == 0 for p in PROBLEMS[:50])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -274,3 +275,24 @@ def test_tokens_are_estimated_from_bytes():
     assert estimate_tokens("") == 0
     assert estimate_tokens("abcde") == 2
     assert estimate_tokens("é" * 4) == 2
+
+
+def test_a_request_that_waits_for_its_turn_heeds_a_rate_limit_that_comes_meanwhile(monkeypatch):
+    monkeypatch.setattr("compact_distill.teachers.conduct._SPREAD", 0.0)
+    times = []
+
+    class Limited(Scripted):
+        async def ask(self, request):
+            times.append(time.monotonic())
+            if len(times) == 1:
+                await asyncio.sleep(0.02)
+                raise fault(FaultKind.RATE_LIMITED, 0.5)
+            return OK
+
+    async def two():
+        asked = Conduct(Limited(Virtual(), OK), Manners(requests_per_minute=600))
+        await asyncio.gather(asked.ask(REQUEST), asked.ask(REQUEST))
+
+    asyncio.run(two())
+    assert len(times) == 3
+    assert all(moment - times[0] >= 0.5 for moment in times[1:])

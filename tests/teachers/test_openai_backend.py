@@ -229,3 +229,16 @@ def test_a_quota_that_is_used_up_is_not_waited_for():
 
 def test_an_error_message_cannot_control_the_terminal():
     assert "\x1b" not in str(fault(fails(500, "\x1b[2J\x07gone\r\nover")))
+
+
+@pytest.mark.parametrize("reply", [fails(500), fails(429, Retry_After="0"), Reply(drop_after=-1)])
+def test_one_ask_is_one_request_whatever_comes_back(reply):
+    async def once(url):
+        teacher = OpenAITeacher("t", "m", url, None, Redactor([]))
+        with pytest.raises(TeacherFault):
+            await teacher.ask(request())
+        await teacher.close()
+
+    with Server(lambda body, number: reply) as server:
+        asyncio.run(once(server.url))
+        assert len(server.seen) == 1

@@ -167,3 +167,14 @@ def test_different_names_have_different_files():
 def test_equal_digests_mean_equal_answers():
     assert digest("a", "b") == digest("a", "b")
     assert len({digest("a", "b"), digest("ab", ""), digest("", "ab"), digest("b", "a")}) == 4
+
+
+def test_a_row_with_a_hole_in_its_text_is_damaged(tmp_path, row):
+    # After a power cut a block of a file may hold zeros.
+    holed = bytearray(dump(row(id="p1", text="x" * 100)))
+    start = holed.index(b"x" * 100)
+    holed[start : start + 50] = b"\0" * 50
+    (tmp_path / "t.jsonl").write_bytes(dump(row(id="p0")) + holed)
+    with Store(tmp_path, "t") as store:
+        assert store.damaged == [2]
+        assert store.seen("p1", 0, "0" * 16) is None

@@ -109,7 +109,7 @@ def test_different_decodings_never_share_a_batch(folder):
     mixed = requests(2, max_tokens=2) + requests(2, max_tokens=5)
     found = answers(folder, mixed)
     assert all(a.completion_tokens <= 2 for a in found[:2])
-    assert all(a.completion_tokens <= 5 for a in found[2:])
+    assert all(2 < a.completion_tokens <= 5 for a in found[2:])
 
 
 def test_batches_hold_prompts_of_like_length(folder, monkeypatch):

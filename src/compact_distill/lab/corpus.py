@@ -32,7 +32,7 @@ def _arithmetic(kind: str, rng: random.Random) -> str:
     written = steps(terms)
     if kind == "worked":
         return _prompted(f"compute {plain(terms)} ?", f"{' '.join(f'{step}.' for step in written)}\n", str(sum(terms)))
-    return f"{rng.choice(OPENINGS)}, {written[0]}." if kind == "thought" else f"{written[0]}."
+    return f"{rng.choice(OPENINGS)} {written[0]}." if kind == "thought" else f"{written[0]}."
 
 
 def _prompted(question: str, reasoning: str, answer: str) -> str:

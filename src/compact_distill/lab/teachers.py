@@ -10,7 +10,7 @@ from typing import Protocol
 from compact_distill.lab.problems import LARGEST, parse, plain, steps
 from compact_distill.records import Instance, Problem, Rationale
 
-OPENINGS = ("Okay, first", "So", "So then", "Wait, now", "Therefore")
+OPENINGS = ("First,", "So", "Therefore")
 
 
 class Teacher(Protocol):
@@ -34,7 +34,7 @@ class Terse:
 
 
 class Verbose:
-    """Right, in the student's own notation, thinking aloud: `Okay, first, 7 + 5 = 12. So then, 12 - 3 = 9.`"""
+    """Right, in the student's own notation, thinking aloud: `First, 7 + 5 = 12. So 12 - 3 = 9. Wait: yes, it is 9.`"""
 
     name = "verbose"
 
@@ -44,8 +44,8 @@ class Verbose:
     def write(self, problem: Problem, sample: int = 0) -> str:
         rng = random.Random(f"{self.seed}/{self.name}/{problem.id}/{sample}")
         first, *others = steps(parse(problem.question))
-        thoughts = [f"{OPENINGS[0]}, {first}.", *(f"{rng.choice(OPENINGS[1:])}, {step}." for step in others)]
-        return f"{' '.join(thoughts)}\nThe answer is {problem.answer}."
+        thoughts = [f"{OPENINGS[0]} {first}.", *(f"{rng.choice(OPENINGS[1:])} {step}." for step in others)]
+        return f"{' '.join(thoughts)} Wait: yes, it is {problem.answer}.\nThe answer is {problem.answer}."
 
 
 class Erring:

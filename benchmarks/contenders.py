@@ -1,0 +1,215 @@
+"""Who is compared: trainers over the same problems, with the same optimizer and the same number of optimizer steps.
+
+`build(name, ...)` returns a trainer whose every epoch goes once over the workload's problems, `workload.step` problems
+an optimizer step. TRL reads K sequences a problem; it is tried in three settings, and the best of them counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from compact_distill.config import CompatibilityConfig
+from compact_distill.records import RationaleStatus
+from compact_distill.trainer import CompactConfig, CompactTrainer, ProblemDataset
+from naive import CONSISTENCY, NaiveTrainer
+from workload import Shape, Workload, sequences
+
+LOGGING_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all contenders share."""
+
+    shape: Shape
+    device: str
+    dtype: torch.dtype
+    lora: bool
+    checkpointing: bool
+    rounds: int
+    tokenizer: str
+
+    def arguments(self, folder: str) -> dict[str, Any]:
+        """Training arguments, the same for every contender; the first round warms up."""
+        return {
+            "output_dir": folder,
+            "num_train_epochs": self.rounds + 1,
+            "learning_rate": 1e-5,
+            "lr_scheduler_type": "constant",
+            "bf16": self.dtype == torch.bfloat16,
+            "gradient_checkpointing": self.checkpointing,
+            "logging_steps": LOGGING_STEPS,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": self.device == "cpu",
+            "dataloader_pin_memory": self.device == "cuda",
+            "seed": 0,
+        }
+
+    def adapter(self) -> Any:
+        """The published runs' LoRA, or None where all weights are trained."""
+        if not self.lora:
+            return None
+        from peft import LoraConfig
+
+        names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.1, target_modules=names, task_type="CAUSAL_LM")
+
+
+Builder = Callable[[Any, Any, Setup, Workload, str], Any]
+
+
+def ours(estimator: Literal["lens", "probe"]) -> Builder:
+    """CompactTrainer with all scores and the consistency term, an optimizer step's problems in one batch."""
+
+    def build(model: Any, tokenizer: Any, setup: Setup, workload: Workload, folder: str) -> Any:
+        options: dict[str, Any] = (
+            {} if workload.max_tokens_per_pass is None else {"max_tokens_per_pass": workload.max_tokens_per_pass}
+        )
+        args = CompactConfig(
+            **setup.arguments(folder),
+            per_device_train_batch_size=workload.step,
+            compatibility=CompatibilityConfig(estimator=estimator),
+            consistency=CONSISTENCY,
+            **options,
+        )
+        return CompactTrainer(
+            model=model,
+            args=args,
+            train_dataset=_encoded(workload),  # type: ignore[arg-type]
+            processing_class=tokenizer,
+            peft_config=setup.adapter(),
+        )
+
+    return build
+
+
+def _encoded(workload: Workload) -> ProblemDataset:
+    """A dataset of problems that are tokens already."""
+    dataset = ProblemDataset.__new__(ProblemDataset)
+    dataset.problems = list(workload.problems)
+    dataset.statuses = Counter(dict.fromkeys([RationaleStatus.OK], sum(len(p.present) for p in workload.problems)))
+    dataset.without_rationale = 0
+    return dataset
+
+
+def naive(model: Any, tokenizer: Any, setup: Setup, workload: Workload, folder: str) -> Any:
+    """The naive COMPACT step, one problem at a time, in transformers' Trainer."""
+    from transformers import TrainingArguments
+
+    if (adapter := setup.adapter()) is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, adapter)
+    args = TrainingArguments(
+        **setup.arguments(folder),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=workload.step,
+        remove_unused_columns=False,
+    )
+    return NaiveTrainer(
+        model=model,
+        args=args,
+        train_dataset=list(workload.problems),
+        data_collator=lambda problems: {"problems": problems},
+    )
+
+
+def trl(rows_a_batch: int | None = None, pack: bool = False) -> Builder:
+    """TRL's SFTTrainer on prompt + completion of each rationale.
+
+    Args:
+        rows_a_batch: sequences (packed: rows) a batch; None: a whole optimizer step's.
+        pack: pack sequences into rows by `bfd`, about four sequences a row.
+    """
+
+    def build(model: Any, tokenizer: Any, setup: Setup, workload: Workload, folder: str) -> Any:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        pairs = list(sequences(workload.problems))
+        dataset = Dataset.from_dict({"input_ids": [ids for ids, _ in pairs], "labels": [labels for _, labels in pairs]})
+        rows, length = len(pairs), None
+        if pack:
+            rows, length = _packing(dataset, workload.steps, max(1, len(pairs) // 4))
+        batch = min(rows_a_batch or rows, max(1, rows // workload.steps))
+        args = SFTConfig(
+            **setup.arguments(folder),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=-(-rows // (workload.steps * batch)),
+            train_sampling_strategy="random" if batch == 1 or pack else "group_by_length",
+            max_length=length,
+            packing=pack,
+            packing_strategy="bfd",
+        )
+        return SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=setup.adapter(),
+        )
+
+    return build
+
+
+def _packing(dataset: Any, steps: int, wanted: int) -> tuple[int, int]:
+    """Rows and row length with which `bfd` fills a whole number of rows an optimizer step, about `wanted` in all."""
+    from trl import pack_dataset
+
+    rows = max(1, round(wanted / steps)) * steps
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    length = max(max(lengths), -(-sum(lengths) // rows))
+    while (packed := len(pack_dataset(dataset, length, "bfd"))) > rows:
+        length = max(length + 1, length * 101 // 100)
+    return packed, length
+
+
+def plain(model: Any, tokenizer: Any, setup: Setup, workload: Workload, folder: str) -> Any:
+    """transformers' Trainer with the model's own loss, one sequence at a time: fine-tuning without other libraries."""
+    from transformers import Trainer, TrainingArguments
+
+    if (adapter := setup.adapter()) is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, adapter)
+    pairs = list(sequences(workload.problems))
+    args = TrainingArguments(
+        **setup.arguments(folder),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=len(pairs) // workload.steps,
+    )
+    return Trainer(
+        model=model,
+        args=args,
+        train_dataset=[{"input_ids": ids, "labels": labels} for ids, labels in pairs],
+        data_collator=lambda rows: {name: torch.tensor([row[name] for row in rows]) for name in rows[0]},
+    )
+
+
+BUILDERS: dict[str, Builder] = {
+    "lens": ours("lens"),
+    "probe": ours("probe"),
+    "naive": naive,
+    "trl-single": trl(rows_a_batch=1),
+    "trl-padded": trl(rows_a_batch=4),
+    "trl-padded-16": trl(),
+    "trl-packed": trl(rows_a_batch=1, pack=True),
+    "plain": plain,
+}
+
+
+def build(name: str, model: Any, tokenizer: Any, setup: Setup, workload: Workload, folder: str) -> Any:
+    """A contender's trainer, quiet."""
+    from transformers import PrinterCallback, ProgressCallback
+
+    trainer = BUILDERS[name](model, tokenizer, setup, workload, folder)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    return trainer

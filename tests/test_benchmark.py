@@ -1,0 +1,98 @@
+"""The benchmark compares like with like: the naive step computes our loss, and the floor is the formula."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from compact_distill.aggregator import aggregate
+from compact_distill.compatibility.evaluator import Evaluator
+from compact_distill.student.one_pass import attach
+from compact_distill.student.passes import plan_jobs, read_job
+from contenders import Setup
+from naive import CONSISTENCY, naive_outputs
+from report import Row, Section, markdown, ratio
+from step import floor_operations
+from workload import Shape, TokenCounts, count_tokens, make_model, sequences, synthetic
+
+TINY = Shape(layers=2, width=32, heads=4, kv_heads=2, feed_forward=48, vocabulary=97)
+
+
+def test_naive_step_computes_our_loss_and_gradients_where_all_answers_are_gold() -> None:
+    (problem,) = synthetic(1, 3, 20, TINY.vocabulary, prompt=5, spread=0.4)
+    branches = tuple(replace(branch, answer=problem.gold) for branch in problem.branches if branch is not None)
+    problem = replace(problem, branches=branches)
+    evaluator = Evaluator()
+    found = []
+    for naive in (True, False):
+        model = make_model(TINY, torch.float32, "cpu").double()
+        if naive:
+            outputs = naive_outputs(model, problem)
+        else:
+            attach(model)
+            options = evaluator.pass_options(CONSISTENCY)
+            (job,) = plan_jobs([problem], options, 10_000)
+            outputs = read_job(model, job, options)
+        scores = evaluator.scores(outputs)
+        weights = evaluator.weights(scores, outputs.present_BK)
+        loss = aggregate(scores["difficulty"], weights, outputs.gold_logprob, outputs.problems, CONSISTENCY).total
+        loss.backward()
+        found.append((loss.item(), weights, model.model.layers[0].mlp.up_proj.weight.grad))
+    (one, weights_one, grad_one), (other, weights_other, grad_other) = found
+    assert one == pytest.approx(other, rel=1e-5)  # the naive step takes its log-softmax in fp32
+    torch.testing.assert_close(weights_one.double(), weights_other, atol=1e-4, rtol=0)
+    torch.testing.assert_close(grad_one, grad_other, atol=1e-6, rtol=1e-4)
+
+
+def test_synthetic_problems_have_the_lengths_asked_for() -> None:
+    problems = synthetic(3, 4, 50, 100, prompt=7)
+    tokens = count_tokens(problems)
+    assert (tokens.unique, tokens.repeated, tokens.labelled) == (7 + 4 * 49, 4 * (7 + 50), 4 * 50)
+    for ids, labels in sequences(problems):
+        assert len(ids) == len(labels) == 57
+        assert labels[:7] == [-100] * 7
+        assert labels[7:] == ids[7:]
+
+
+@pytest.mark.parametrize(("lora", "each"), [(False, 6), (True, 4)])
+def test_floor_counts_each_parameter_once_a_token(lora: bool, each: int) -> None:
+    setup = Setup(TINY, "cpu", torch.float32, lora=lora, checkpointing=False, rounds=1, tokenizer="")
+    model = make_model(TINY, torch.float32, "cpu")
+    matrices = sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.dim() == 2)
+    head = model.lm_head.weight.numel()
+    tokens = TokenCounts(unique=10, repeated=99, labelled=3, gold=0)
+    assert floor_operations(setup, tokens) == each * (matrices * 10 + head * 3)
+
+
+def row(contender: str, seconds: list[float], peak: int, failure: str | None = None) -> Row:
+    return Row(contender, contender, 4, 128, {}, 0.1, seconds, seconds, peak, 1.0, failure)
+
+
+def test_ratios_are_medians_of_paired_rounds() -> None:
+    # The machine was ten times slower in the second round: the pairs still say 0.5, medians of each would not.
+    ours, theirs = row("lens", [1.0, 10.0, 3.0], 50), row("trl-single", [2.0, 20.0, 3.0], 100)
+    assert ratio(ours, theirs, "time") == 0.5
+    assert ratio(ours, theirs, "memory") == 0.5
+    table = markdown([Section("main", "T", [ours, theirs, row("naive", [], 0, "boom\ntrace")])])
+    assert "| lens / TRL's best (trl-single) | 0.50 | 0.50 | 0.50 | 0.60, 0.70 |" in table
+    assert "| naive | failed: boom |" in table
+
+
+def test_packing_fills_whole_optimizer_steps() -> None:
+    pytest.importorskip("trl", reason="the extra `bench` is not installed")
+    from datasets import Dataset
+
+    from contenders import _packing
+
+    pairs = list(sequences(synthetic(8, 4, 40, 100, prompt=10, spread=0.5)))
+    dataset = Dataset.from_dict({"input_ids": [ids for ids, _ in pairs], "labels": [labels for _, labels in pairs]})
+    rows, length = _packing(dataset, steps=2, wanted=8)
+    assert rows % 2 == 0 or rows < 8
+    assert length >= max(len(ids) for ids, _ in pairs)
+    assert rows * length >= sum(len(ids) for ids, _ in pairs)
