@@ -1,5 +1,6 @@
 # make demo    the embedded world, end to end          make test    all tests
 # make lint    style, types, import layers             make bench   speed and memory against peers
+# make picture the README's picture of the demo's report; needs chromium
 #
 # Each target does the set-up it needs in .venv of this folder and reuses it afterwards.
 # PYTHON chooses the interpreter (3.11 or newer), PIP_FLAGS adds flags to pip, ARGS to the command itself:
@@ -11,7 +12,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --progress-bar off -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo picture test lint bench clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -20,6 +21,11 @@ help:
 
 demo: .venv/.installed
 	$(BIN)/compact demo $(ARGS)
+
+picture: demo
+	mkdir -p docs/images
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1200,1560 --virtual-time-budget=3000 \
+		--screenshot=docs/images/report.png file://$(CURDIR)/runs/demo/compact/report.html
 
 # One thread a worker, so that the two workers do not fight over two cores; a test file stays in one worker.
 test: .venv/.installed-dev

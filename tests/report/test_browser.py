@@ -157,6 +157,21 @@ def test_colours_stand_at_the_words_where_the_belief_moved(visit, report):
     assert card.locator(".ex-text").evaluate("e => e.textContent") == text
 
 
+def test_colours_keep_their_place_behind_signs_of_two_units(visit, tmp_path):
+    text = "🙂🙂 So we get 7.\r\nThe answer is 7."
+    rationale = {"teacher": "t", "text": text, "verdict": "correct", "status": "ok", "tokens": 5}
+    problem = {"id": "p", "question": "?", "answer": "7", "rationales": [rationale]}
+    steps = {"start": 0, "belief": -1.0, "ends": [2, 5, 16], "gains": [0.0, 0.9, -0.9], "thinking": [[3, 5]]}
+    line = {"id": "p", "student": "after", "rationales": [{"teacher": "t", **steps}]}
+    (tmp_path / "data.jsonl").write_text(json.dumps(problem) + "\n")
+    (tmp_path / "gains.jsonl").write_text(json.dumps(line) + "\n")
+    page = visit(write_report([tmp_path]))
+    assert "".join(page.locator(".ex-text .g4").all_text_contents()) == " So"
+    assert "".join(page.locator(".ex-text .h4").all_text_contents()) == " we get 7. "
+    assert page.locator(".ex-text u").all_text_contents() == ["So"]
+    assert page.locator(".ex-text").evaluate("e => e.textContent") == text.replace("\r\n", " \n")
+
+
 def test_filters_and_orders_choose_problems(visit, report):
     page = visit(report)
     page.select_option("#ex-show", "mixed")

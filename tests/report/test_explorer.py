@@ -85,12 +85,14 @@ def test_gains_are_those_of_the_file_but_for_what_no_eye_can_see(folder, packed)
 
 def test_a_small_budget_keeps_evenly_spaced_problems_and_says_how_many(folder, packed):
     run = read_run(folder)
-    small = pack_explorer(run, packed.size // 2)
-    assert small.size <= packed.size // 2
-    assert 1 <= small.shown < small.total == 12
-    names = [p[0] for p in unpack(small.index)["problems"]]
-    step = next(s for s in range(2, 13) if len(range(0, 12, s)) == small.shown)
-    assert names == [f"made/{i}" for i in range(0, 12, step)]
+    half = pack_explorer(run, packed.size - 1)  # one byte too few for all
+    assert [p[0] for p in unpack(half.index)["problems"]] == [f"made/{i}" for i in range(0, 12, 2)]
+    assert (half.shown, half.total) == (6, 12)
+    third = pack_explorer(run, half.size - 1)
+    assert third.size < half.size
+    assert [p[0] for p in unpack(third.index)["problems"]] == [f"made/{i}" for i in range(0, 12, 3)]
+    assert len(problems_of(third)) == 4
+    assert pack_explorer(run, 10).shown == 1  # never none
 
 
 def test_gains_that_do_not_fit_their_text_are_left_out(folder, tmp_path):

@@ -7,13 +7,17 @@ import csv
 import json
 import struct
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
 from compact_distill.errors import InputError
 from compact_distill.report import read_run, write_report
-from compact_distill.report.compare import compare_figures, differing_settings, overview, run_names
+from compact_distill.report.compare import compare_figures, differing_settings, overview, run_names, verdict
+from compact_distill.report.read import RunData
+from compact_distill.report.read_eval import Result
 from compact_distill.report.run_page import figures
+from compact_distill.report.trace import arrange_trace
 from report.synthetic import make_run
 
 
@@ -103,6 +107,51 @@ def test_the_comparison_shows_results_weights_losses_and_paired_changes(three, t
     assert [row[2] for row in losses] == pytest.approx([row["loss"] for row in logged if "loss" in row])
     page = write_report([run.path for run in three], tmp_path / "c.html", paired=[document, document]).read_text()
     assert "What differs in their settings" in page
+
+
+def result(accuracy, margin):
+    low, high = accuracy - margin, accuracy + margin
+    return Result("student", "x", "learned", 200, 1, accuracy, low, high, 0, 0, 200, 5.0)
+
+
+def against_first(difference, margin):
+    change = {
+        "task": "x",
+        "rows": 200,
+        "difference": difference,
+        "low": difference - margin,
+        "high": difference + margin,
+    }
+    return {"changes": [change | {"before": {"accuracy": 0.5}, "after": {"accuracy": 0.5 + difference}}]}
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "margin", "paired", "words"),
+    [
+        ((0.5, 0.6), 0.02, None, "b did best on x: 60.0 %."),
+        ((0.5, 0.6), 0.2, None, "b did best on x: 60.0 %, but that may be chance."),
+        ((0.5, 0.6), 0.2, [0.05], "b did best on x: 60.0 %."),  # the paired test sees more
+        ((0.6, 0.5), 0.2, [0.05], "a did best on x: 60.0 %."),
+        ((0.6, 0.5), 0.02, [0.2], "a did best on x: 60.0 %, but that may be chance."),
+        ((0.5, 0.6, 0.4), 0.2, [0.05, 0.05], "b did best on x: 60.0 %, but that may be chance."),  # b and c unpaired
+        ((0.5, 0.5), 0.2, None, "a and b are equal on x: 50.0 %."),
+    ],
+)
+def test_the_best_run_is_named_and_chance_is_not_hidden(accuracies, margin, paired, words):
+    runs = [
+        RunData(path=Path(name), name=name, results=[result(accuracy, margin)])
+        for name, accuracy in zip("abc", accuracies, strict=False)
+    ]
+    documents = [against_first(a - accuracies[0], m) for a, m in zip(accuracies[1:], paired or [], strict=False)]
+    assert verdict(runs, documents) == words
+
+
+def test_equal_shares_trust_nobody_most():
+    equal = [
+        {"id": "p", "teachers": ["a", "b"], "difficulty": [1.0, 1.0], "weights": [0.5, 0.5]},
+    ]
+    run = RunData(path=Path("r"), name="r", trace=arrange_trace(equal))
+    assert overview([run]).rows[0][-2] == "all equally"
 
 
 def test_runs_with_nothing_in_common_can_be_compared(tmp_path):

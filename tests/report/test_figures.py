@@ -151,6 +151,24 @@ def test_rank_correlation_is_scipys_ties_and_gaps_included():
     assert math.isnan(scores.spearman(np.ones(5), np.arange(5.0)))
 
 
+def test_teachers_agree_where_both_are_right_or_write_the_same(tmp_path):
+    answers = [("18", "$18.00", "correct", "correct"), ("7", " 7", "wrong", "wrong"), ("5", "6", "correct", "wrong")]
+    answers.append((None, "3", "unparsed", "correct"))  # says nothing, so it does not count
+    rows = [
+        {
+            "id": str(i),
+            "rationales": [
+                {"teacher": "a", "answer": a, "verdict": x, "tokens": 3},
+                {"teacher": "b", "answer": b, "verdict": y, "tokens": 3},
+            ],
+        }
+        for i, (a, b, x, y) in enumerate(answers)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure = next(f for f in figures(read_run(tmp_path)) if f.key == "agreement")
+    assert figure.table.rows == [("a", "b", pytest.approx(2 / 3), 3), ("b", "a", pytest.approx(2 / 3), 3)]
+
+
 def test_weights_and_entropy_are_those_of_the_file(folder, found):
     rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     first = [row for row in rows if row["epoch"] < 1]

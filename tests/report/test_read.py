@@ -143,3 +143,14 @@ def test_a_target_that_cannot_be_written_is_refused(run, tmp_path):
         write_report([run], tmp_path / "nowhere" / "report.html")
     with pytest.raises(InputError, match="existing folder"):
         write_report([run], tmp_path)
+
+
+def test_a_second_sample_joins_its_scores_under_its_own_name(tmp_path):
+    rationales = [{"teacher": "t", "sample": n, "verdict": v} for n, v in enumerate(("correct", "wrong"))]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"id": "p", "rationales": rationales}) + "\n")
+    score = {"id": "p", "teachers": ["t#1", "t"], "difficulty": [1.0, 2.0], "weights": [0.3, 0.7]}
+    (tmp_path / "scores.jsonl").write_text(json.dumps(score) + "\n")
+    run = read_run(tmp_path)
+    assert run.teachers == ("t", "t#1")
+    assert run.trace.weights_NK.tolist() == [[0.7, 0.3]]
+    assert [run.verdict("p", name) for name in run.teachers] == ["correct", "wrong"]

@@ -14,7 +14,7 @@ from compact_distill.report.charts import Line, Mark, interval_chart, line_chart
 from compact_distill.report.figure import Figure, Key, Table
 from compact_distill.report.figures.results import final_results
 from compact_distill.report.figures.training import TRAIN_POINTS, loss_curve
-from compact_distill.report.headline import headline, weight_shares
+from compact_distill.report.headline import headline, most_trusted, weight_shares
 from compact_distill.report.page import render
 from compact_distill.report.read import RunData
 from compact_distill.report.read_eval import Change, read_changes
@@ -51,7 +51,7 @@ def compare_page(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = 
         title=f"{plural(len(runs), 'run')} compared · compact-distill report",
         version=metadata.version("compact-distill"),
         sections=[{"id": key, "short": text} for key, text in section],
-        headline=verdict(runs),
+        headline=verdict(runs, paired),
         overview=overview(runs),
         verdicts=[(name, headline(run).verdict) for name, run in zip(names, runs, strict=True)],
         figures=compare_figures(runs, paired),
@@ -72,14 +72,13 @@ def overview(runs: Sequence[RunData]) -> Table:
     for name, run in zip(run_names(runs), runs, strict=True):
         after = {task: result for task, _, result in final_results(run)}
         seconds = sum(run.seconds().values())
-        top = weight_shares(run)
         rows.append(
             [
                 name,
-                *(100 * r.accuracy if (r := after.get(task)) else None for task in tasks),
+                *(round(100 * r.accuracy, 1) if (r := after.get(task)) else None for task in tasks),
                 len(run.problems) or None,
                 len(run.teachers),
-                top[0][0] if top else None,
+                most_trusted(run),
                 duration(seconds) if seconds else DASH,
             ]
         )
@@ -118,8 +117,8 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, clean(value)
 
 
-def verdict(runs: Sequence[RunData]) -> str:
-    """Which run is best on the learned tasks they share, if any is clearly so."""
+def verdict(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Which run is best on the learned tasks that all share, and whether that may be chance, in a sentence."""
     names = run_names(runs)
     tables = [{task: result for task, _, result in final_results(run) if result} for run in runs]
     shared = [t for t in tables[0] if all(t in table for table in tables) and tables[0][t].role != "retained"]
@@ -127,12 +126,21 @@ def verdict(runs: Sequence[RunData]) -> str:
         return f"{plural(len(runs), 'run')} without a learned benchmark in common."
     means = [sum(table[t].accuracy for t in shared) / len(shared) for table in tables]
     best = max(range(len(runs)), key=lambda i: means[i])
-    clear = all(any(tables[best][t].low > table[t].high for t in shared) for i, table in enumerate(tables) if i != best)
-    ties = [names[i] for i, mean in enumerate(means) if mean == means[best]]
+    ties = [name for name, mean in zip(names, means, strict=True) if mean == means[best]]
+    where = f"on {listed(shared)}: {percent(means[best])}{' on average' if len(shared) > 1 else ''}"
     if len(ties) > 1:
-        return f"{listed([short(name, 60) for name in ties])} are equal on {listed(shared)}: {percent(means[best])}."
-    tail = "" if clear else ", though intervals overlap: compare them on the same rows before you believe it"
-    return f"{short(names[best], 60)} did best on {listed(shared)}: {percent(means[best])} on average{tail}."
+        return f"{listed([short(name, 60) for name in ties])} are equal {where}."
+    changes = {(name, change.task): change for name, change in compared(names, paired)}
+
+    def surely_beats(i: int, task: str) -> bool:
+        """On the same rows, where one of the two is the first run; else by intervals that do not overlap."""
+        change = changes.get((names[best or i], task)) if 0 in (best, i) else None
+        if change is None:
+            return tables[best][task].low > tables[i][task].high
+        return change.low > 0 if i == 0 else change.high < 0
+
+    clear = all(any(surely_beats(i, task) for task in shared) for i in range(len(runs)) if i != best)
+    return f"{short(names[best], 60)} did best {where}{'' if clear else ', but that may be chance'}."
 
 
 def _keys(names: Sequence[str]) -> list[Key]:

@@ -15,6 +15,7 @@ from compact_distill.report.text import DASH, duration, listed, number, percent,
 from compact_distill.report.trace import mean_sem
 
 _EVEN = 0.01  # weights closer than this are not told apart
+_ALL = "all equally"
 
 
 @dataclass(frozen=True)
@@ -153,29 +154,41 @@ def weight_shares(run: RunData) -> list[tuple[str, float, float]]:
     return sorted(rows, key=lambda row: -row[1])
 
 
-def _trust_clause(run: RunData) -> str:
+def most_trusted(run: RunData) -> str | None:
+    """The teacher with the largest share of the weight, `all equally` where the next one is as large; None: nobody."""
     weights = weight_shares(run)
-    if len(weights) < 2:
-        return f"its only teacher was {short(weights[0][0], 60)}" if weights else ""
-    (first, weight, _), (_, runner_up, _) = weights[:2]
-    if weight - runner_up < _EVEN:
-        return "it learned from all its teachers about equally"
-    return f"it learned most from {short(first, 60)}"
+    if not weights:
+        return None
+    even = len(weights) > 1 and weights[0][1] - weights[1][1] < _EVEN
+    return _ALL if even else weights[0][0]
+
+
+def _trust_clause(run: RunData) -> str:
+    trusted = most_trusted(run)
+    if trusted is None:
+        return ""
+    if len(weight_shares(run)) == 1:
+        return f"its only teacher was {short(trusted, 60)}"
+    return (
+        "it learned from all its teachers about equally"
+        if trusted == _ALL
+        else f"it learned most from {short(trusted, 60)}"
+    )
 
 
 def _trust(run: RunData) -> Answer:
     question = "Whom did it learn from?"
-    weights = weight_shares(run)
-    if not weights:
+    weights, trusted = weight_shares(run), most_trusted(run)
+    if trusted is None:
         return Answer(question, "Not known", ["No weights were recorded."])
-    details = [f"{short(name, 40)}: {percent(share, 0)} of the weight" for name, share, _ in weights[:4]]
+    details = ["How much each teacher's solutions counted:"] if len(weights) > 1 else []
+    details += [f"{short(name, 40)}: {percent(share, 0)}" for name, share, _ in weights[:4]]
     if len(weights) > 4:
         details.append(f"and {len(weights) - 4} more")
     right, wrong = _weight_when(run, RIGHT), _weight_when(run, WRONG)
     if right == right and wrong == wrong:
-        details.append(f"Right rationales weigh {share_text(right)} on average, wrong ones {share_text(wrong)}.")
-    even = len(weights) > 1 and weights[0][1] - weights[1][1] < _EVEN
-    return Answer(question, "All about equally" if even else f"Most from {short(weights[0][0], 60)}", details)
+        details.append(f"A right solution weighs {share_text(right)} on average, a wrong one {share_text(wrong)}.")
+    return Answer(question, "All about equally" if trusted == _ALL else f"Most from {short(trusted, 60)}", details)
 
 
 def _weight_when(run: RunData, verdict: str) -> float:

@@ -47,8 +47,9 @@ def sections(run: RunData) -> list[Section]:
             "teachers",
             "Teachers",
             "Whom did it learn from?",
-            "For every problem the student weighs its teachers' rationales by how compatible they are with it, "
-            "anew each time it reads the problem. The weights of a problem sum to 1.",
+            "A rationale is one teacher's worked-out solution. For every problem the student weighs its teachers' "
+            "rationales by how compatible they are with it, anew each time it reads the problem; the weights of a "
+            "problem sum to 1.",
             _there(weights.weights(run), weights.entropy(run), weights.scores_over_training(run)),
             "scores.jsonl holds no weights yet; training writes them.",
         ),

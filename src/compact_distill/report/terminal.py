@@ -45,7 +45,7 @@ def summary(run: RunData) -> str:
 
 def comparison(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> str:
     """Which run did best, a row for each, paired changes, and the settings that differ, as plain text."""
-    parts = [verdict(runs), _aligned(overview(runs))]
+    parts = [verdict(runs, paired), _aligned(overview(runs))]
     changes = compared(run_names(runs), paired)
     if changes:
         rows = [
