@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from compact_distill import pipeline
 from compact_distill.cli import app
-from compact_distill.config import RunConfig, config_from
+from compact_distill.config import RunConfig, config_from, dump_config
 from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation.compare import compare_results
 from compact_distill.evaluation.results import read_result, read_rows
@@ -261,6 +261,14 @@ def test_compact_drift_of_an_adapter_with_the_retained_benchmarks(configure, stu
     before = (tmp_path / "drift" / "drift.json").stat().st_mtime_ns
     assert invoke(*arguments, *settings)[0] == 0
     assert (tmp_path / "drift" / "drift.json").stat().st_mtime_ns == before, "it was measured again"
+
+
+def test_compact_train_measures_every_epoch_where_it_is_told_to(configure, tmp_path):
+    config = configure()
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    code, _, err = invoke("train", tmp_path / "run.yaml", "--every-epoch")
+    assert code == 0, err
+    assert sorted(path.name for path in (Path(config.output) / "eval").iterdir()) == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_compact_compare_names_its_runs(configure, tmp_path):
