@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-from report import MIB, Row, Section
+from tables import MIB, Row, Section
 
 NAMES = {
     "lens": "compact-distill",

@@ -23,7 +23,7 @@ from contenders import BUILDERS, Setup
 from figure import draw
 from measure import describe_machine
 from race import Entry, race
-from report import Row, Section, markdown
+from tables import Row, Section, markdown
 from workload import (
     PROMPT,
     RATIONALE,

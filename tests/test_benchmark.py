@@ -17,8 +17,8 @@ from compact_distill.student.one_pass import attach
 from compact_distill.student.passes import plan_jobs, read_job
 from contenders import Setup
 from naive import CONSISTENCY, naive_outputs
-from report import Row, Section, markdown, ratio
 from step import floor_operations
+from tables import Row, Section, markdown, ratio
 from workload import Shape, TokenCounts, count_tokens, make_model, sequences, synthetic
 
 TINY = Shape(layers=2, width=32, heads=4, kv_heads=2, feed_forward=48, vocabulary=97)
