@@ -138,6 +138,19 @@ def test_another_training_forgets_the_results_of_the_old_one(configure):
     assert (first / "base" / "sums.json").stat().st_mtime_ns == base
 
 
+def test_results_of_another_base_do_not_stay_beside_the_new_ones(configure, tmp_path):
+    folder = pipeline.run(configure(eval={"drift_rows": 0}))
+    assert (folder.eval_path / "base" / "even.json").exists()
+    other = tiny_model("qwen2", layers=2, dtype=torch.float32, seed=2)
+    other = save_student(tmp_path / "other", other, byte_level_tokenizer())
+    pipeline.run(configure(student=str(other), eval={"retained": [], "drift_rows": 0}))
+    names = {path.relative_to(folder.eval_path).as_posix() for path in folder.eval_path.rglob("*") if path.is_file()}
+    assert names == {
+        "changes.json",
+        *(f"{label}/sums{suffix}" for label in ("base", "student") for suffix in (".json", ".rows.jsonl")),
+    }
+
+
 class Listener(TrainerCallback):
     """What tensorboard, wandb and trackio get to hear."""
 
