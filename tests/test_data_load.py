@@ -142,15 +142,16 @@ def test_parquet_and_datasets_folders_hold_the_same_instances_as_jsonl(tmp_path:
 def test_a_hub_name_is_loaded_by_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, str | None, str]] = []
 
-    def load_dataset(path: str, split: str) -> datasets.Dataset:
-        asked.append((path, split))
+    def load_dataset(path: str, name: str | None, split: str) -> datasets.Dataset:
+        asked.append((path, name, split))
         return datasets.Dataset.from_list(numbered(2))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert [p.id for p in load_problems("somebody/problems", split="test")] == ["p0", "p1"]
-    assert asked == [("somebody/problems", "test")]
+    assert [p.id for p in load_problems("somebody/problems:easy", split="test")] == ["p0", "p1"]
+    assert asked == [("somebody/problems", None, "test"), ("somebody/problems", "easy", "test")]
 
 
 def test_the_published_format_gets_ids_from_rows_and_names_from_positions(tmp_path: Path) -> None:

@@ -255,8 +255,13 @@ def score(
     print(f"wrote {out}: {summary}")
 
 
+EveryEpochOption = Annotated[
+    bool, typer.Option("--every-epoch", help="Measure the student on the benchmarks after each epoch.")
+]
+
+
 @app.command()
-def train(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B006
+def train(config: ConfigArgument, every_epoch: EveryEpochOption = False, settings: SetOption = []) -> None:  # noqa: B006
     """Train the student on existing rationales.
 
     A run that was stopped goes on from its newest complete checkpoint.
@@ -267,12 +272,17 @@ def train(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B0
     """
     from compact_distill import pipeline
 
-    folder = pipeline.train(_load(config, settings))
+    folder = pipeline.train(_load(config, _with_every_epoch(settings, every_epoch)))
     print(f"student: {folder.student_path}")
 
 
 @app.command()
-def run(config: ConfigArgument, max_errors: MaxErrorsOption = None, settings: SetOption = []) -> None:  # noqa: B006
+def run(
+    config: ConfigArgument,
+    max_errors: MaxErrorsOption = None,
+    every_epoch: EveryEpochOption = False,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
     """Run all stages, each from where it stopped.
 
     A stage that is done is skipped; a stage whose inputs changed is done again.
@@ -283,7 +293,7 @@ def run(config: ConfigArgument, max_errors: MaxErrorsOption = None, settings: Se
     """
     from compact_distill import pipeline
 
-    folder = pipeline.run(_load(config, settings, max_errors))
+    folder = pipeline.run(_load(config, _with_every_epoch(settings, every_epoch), max_errors))
     print(f"run folder: {folder.path}")
 
 
@@ -454,6 +464,10 @@ def _load(path: Path, settings: list[str], max_errors: float | None = None) -> A
 
     more = {} if max_errors is None else {"generation.max_errors": max_errors}
     return load_config(path, {**_overrides(settings), **more})
+
+
+def _with_every_epoch(settings: list[str], every_epoch: bool) -> list[str]:
+    return [*settings, "eval.every_epoch=true"] if every_epoch else settings
 
 
 def _student_config(student: str, settings: list[str], more: dict[str, Any] | None = None) -> Any:

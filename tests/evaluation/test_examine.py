@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from compact_distill import pipeline
 from compact_distill.cli import app
-from compact_distill.config import RunConfig, config_from
+from compact_distill.config import RunConfig, config_from, dump_config
 from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation.compare import compare_results
 from compact_distill.evaluation.results import read_result, read_rows
@@ -136,6 +136,19 @@ def test_another_training_forgets_the_results_of_the_old_one(configure):
     assert {p.name for p in first.iterdir() if p.is_dir()} == {"base", "student"}
     assert read_result(first / "student" / "sums.json")["student"]["hash"] != old["student"]["hash"]
     assert (first / "base" / "sums.json").stat().st_mtime_ns == base
+
+
+def test_results_of_another_base_do_not_stay_beside_the_new_ones(configure, tmp_path):
+    folder = pipeline.run(configure(eval={"drift_rows": 0}))
+    assert (folder.eval_path / "base" / "even.json").exists()
+    other = tiny_model("qwen2", layers=2, dtype=torch.float32, seed=2)
+    other = save_student(tmp_path / "other", other, byte_level_tokenizer())
+    pipeline.run(configure(student=str(other), eval={"retained": [], "drift_rows": 0}))
+    names = {path.relative_to(folder.eval_path).as_posix() for path in folder.eval_path.rglob("*") if path.is_file()}
+    assert names == {
+        "changes.json",
+        *(f"{label}/sums{suffix}" for label in ("base", "student") for suffix in (".json", ".rows.jsonl")),
+    }
 
 
 class Listener(TrainerCallback):
@@ -261,6 +274,14 @@ def test_compact_drift_of_an_adapter_with_the_retained_benchmarks(configure, stu
     before = (tmp_path / "drift" / "drift.json").stat().st_mtime_ns
     assert invoke(*arguments, *settings)[0] == 0
     assert (tmp_path / "drift" / "drift.json").stat().st_mtime_ns == before, "it was measured again"
+
+
+def test_compact_train_measures_every_epoch_where_it_is_told_to(configure, tmp_path):
+    config = configure()
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    code, _, err = invoke("train", tmp_path / "run.yaml", "--every-epoch")
+    assert code == 0, err
+    assert sorted(path.name for path in (Path(config.output) / "eval").iterdir()) == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_compact_compare_names_its_runs(configure, tmp_path):

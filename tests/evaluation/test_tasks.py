@@ -87,6 +87,19 @@ def test_rows_of_the_hub_become_rows_of_the_task(tmp_path, name, expected):
     assert expected[1] in found.prompt
 
 
+def test_a_benchmark_is_asked_of_the_hub_by_name_configuration_and_split(monkeypatch):
+    asked = []
+
+    def load_dataset(path, configuration, split):
+        asked.append((path, configuration, split))
+        return [HUB_ROWS["gsm8k" if "gsm8k" in path else "svamp"]]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert read_task(load_task("gsm8k")).rows[0].gold == "1,800"
+    assert read_task(load_task("svamp")).rows[0].id == "chal-1"
+    assert asked == [("openai/gsm8k", "main", "test"), ("ChilleD/SVAMP", None, "train+test")]
+
+
 @pytest.mark.parametrize(
     ("name", "file", "rows"),
     [

@@ -12,7 +12,7 @@ from typing import Any
 
 from compact_distill.data.faults import Faults, short
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(?:/[A-Za-z0-9][\w.\-]*)?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(?:/[A-Za-z0-9][\w.\-]*)?(?::[\w.\-]+)?")
 _FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".csv", ".txt", ".gz")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -32,7 +32,7 @@ def read_rows(source: str | Path, split: str, faults: Faults) -> Iterator[Row]:
     Args:
         source: a `.parquet` file; any other file is read as JSONL: UTF-8 (a byte-order mark is allowed), one object a
             line, lines end with LF or CRLF, blank lines are left out. A folder that `datasets` saved. Otherwise the
-            name of a dataset on the hub, whose code is never run.
+            name of a dataset on the hub, whose code is never run; `name:configuration` where it has several.
         split: split of a `datasets` folder or hub dataset.
     """
     path = Path(source)
@@ -138,7 +138,8 @@ def _read_hub(name: str, split: str, faults: Faults) -> Iterator[tuple[str, Any]
     from datasets import load_dataset
 
     try:
-        dataset = load_dataset(name, split=split)
+        path, _, configuration = name.partition(":")
+        dataset = load_dataset(path, configuration or None, split=split)
     except Exception as error:
         faults.add(
             "",
