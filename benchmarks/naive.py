@@ -1,10 +1,9 @@
 """A naive COMPACT step: what a direct translation of the method into transformers does, as the published prototype.
 
 One problem at a time, its K sequences padded to the longest, the prompt read K times, logits of all tokens, all hidden
-states, log-softmax over everything. Scores, weights and loss are the package's own, so only the pass differs.
-
-In one point it does less than the package: where a rationale's answer is not the gold one, the consistency term reads
-the distributions at the same places of its own answer segment, instead of the gold answer's.
+states, log-softmax over everything. Where a rationale's answer is not the gold one, its reasoning is read once more with the gold
+answer, as the consistency term asks. Scores, weights and loss are the package's own: it trains on the same loss to the
+last digits, and only the pass differs.
 """
 
 from __future__ import annotations
@@ -36,14 +35,7 @@ def naive_outputs(model: Any, problem: EncodedProblem) -> StudentOutputs:
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     device = next(model.parameters()).device
     p = len(problem.prompt)
-    rows = [[*problem.prompt, *branch.completion] for branch in branches]
-    out = model(
-        input_ids=pad_rows(rows, 0, device),
-        attention_mask=pad_rows([[1] * len(row) for row in rows], 0, device),
-        output_hidden_states=True,
-        use_cache=False,
-    )
-    logp_KTV = torch.log_softmax(out.logits.float(), dim=-1)
+    hidden_KTD, logp_KTV = _read(model, [[*problem.prompt, *branch.completion] for branch in branches], device)
     labels_KT = pad_rows([branch.completion for branch in branches], 0, device)
     real_KT = pad_rows([[True] * len(branch) for branch in branches], False, device)
     completion_KTV = logp_KTV[:, p - 1 : -1]
@@ -54,7 +46,7 @@ def naive_outputs(model: Any, problem: EncodedProblem) -> StudentOutputs:
     point_KP = pad_rows([[True] * (len(b.reasoning) + 1) + [False] * (len(b.answer)) for b in branches], False, device)
     thinking_KP = pad_rows([[False, *b.thinking, *[False] * len(b.answer)] for b in branches], False, device)
     last = torch.tensor([p + len(branch) - 2 for branch in branches], device=device)
-    state_KD = out.hidden_states[-1].detach()[torch.arange(len(branches), device=device), last]
+    state_KD = hidden_KTD.detach()[torch.arange(len(branches), device=device), last]
     attention = core.model.layers[-1].self_attn
     with torch.no_grad():
         query_KHD = attention.q_proj(state_KD).view(len(branches), -1, attention.head_dim)
@@ -69,15 +61,31 @@ def naive_outputs(model: Any, problem: EncodedProblem) -> StudentOutputs:
         thinking_BKP=thinking_KP[None],
         query_BKHD=query_KHD[None].float(),
         key_BKGD=key_KGD[None].float(),
-        gold_logprob=(torch.stack([_answer_rows(logp_KTV[k], p, b, problem) for k, b in enumerate(branches)]),),
+        gold_logprob=(_gold_logprobs(model, problem, branches, logp_KTV),),
     )
 
 
-def _answer_rows(logp_TV: Tensor, prompt: int, branch: Branch, problem: EncodedProblem) -> Tensor:
-    """Distributions at the places of the gold answer's tokens in the branch's own sequence, [A, V]."""
-    first = prompt + len(branch.reasoning) + problem.gold_start - 1
-    places = torch.arange(first, first + len(problem.gold_tokens), device=logp_TV.device)
-    return logp_TV[places.clamp_max(prompt + len(branch) - 2)]
+def _read(model: Any, rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Final hidden states and log-probabilities of all tokens of padded rows, [K, T, D] and [K, T, V]."""
+    out = model(
+        input_ids=pad_rows(rows, 0, device),
+        attention_mask=pad_rows([[1] * len(row) for row in rows], 0, device),
+        output_hidden_states=True,
+        use_cache=False,
+    )
+    return out.hidden_states[-1], torch.log_softmax(out.logits.float(), dim=-1)
+
+
+def _gold_logprobs(model: Any, problem: EncodedProblem, branches: list[Branch], logp_KTV: Tensor) -> Tensor:
+    """Distributions that predict the gold answer's tokens after each branch's reasoning, [K, A, V]."""
+    wrong = [k for k, branch in enumerate(branches) if branch.answer != problem.gold]
+    rows = [[*problem.prompt, *branches[k].reasoning, *problem.gold] for k in wrong]
+    again = dict(zip(wrong, _read(model, rows, logp_KTV.device)[1], strict=True)) if wrong else {}
+    predicted = []
+    for k, branch in enumerate(branches):
+        first = len(problem.prompt) + len(branch.reasoning) + problem.gold_start - 1
+        predicted.append(again.get(k, logp_KTV[k])[first : first + len(problem.gold_tokens)])
+    return torch.stack(predicted)
 
 
 class NaiveTrainer(Trainer):

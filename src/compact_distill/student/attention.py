@@ -3,8 +3,9 @@
 Registered with transformers under `IMPLEMENTATION`, so every supported model calls it in each layer. Called without a
 plan (generation, somebody else's forward), it is transformers' own `sdpa`.
 
-Three kernels compute the same: a loop over segments on `scaled_dot_product_attention` (CPU, and any dtype), one
-`varlen_attn` call (CUDA, half precision), and FlexAttention (CUDA, where `varlen_attn` is missing).
+Four kernels compute the same: torch's flash attention for CPUs over parts of the row (fp32 and fp64), one `varlen_attn`
+call (CUDA, half precision), FlexAttention (CUDA, where `varlen_attn` is missing), and a loop over segments on
+`scaled_dot_product_attention` (everything else, and sliding windows on a CPU).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,14 @@ from torch import Tensor, nn
 from compact_distill.student.layout import Layout, Segment
 
 IMPLEMENTATION = "compact"
+
+
+class _Part(NamedTuple):
+    """Queries that read keys: rows of both, and whether they are one segment, which reads itself causally."""
+
+    queries: slice
+    keys: slice
+    causal: bool
 
 
 @dataclass
@@ -59,6 +68,30 @@ class AttentionPlan:
             seen = keys <= query
             self._cache[key] = seen if window is None else seen & (query - keys < window)
         return self._cache[key]
+
+    @cached_property
+    def longest(self) -> int:
+        """Most tokens that one query sees."""
+        return max(segment.position + segment.length for segment in self.own)
+
+    @cached_property
+    def parts(self) -> list[_Part]:
+        """The row's attention as (query rows, key rows, whether they are the same segment and so causal).
+
+        Each segment first reads itself; then adjoining segments that see the same rows read those together.
+        """
+        offset = self.own[0].start
+        own = [_Part(slice(s.start - offset, s.stop - offset), slice(s.start, s.stop), True) for s in self.own]
+        shared: dict[tuple[int, int], list[slice]] = {}
+        for segment, part in zip(self.own, own, strict=True):
+            for index, seen in segment.context:
+                start = self.segments[index].start
+                runs = shared.setdefault((start, start + seen), [])
+                if runs and runs[-1].stop == part.queries.start:
+                    runs[-1] = slice(runs[-1].start, part.queries.stop)
+                else:
+                    runs.append(part.queries)
+        return own + [_Part(run, slice(*keys), False) for keys, runs in shared.items() for run in runs]
 
     @cached_property
     def gather(self) -> list[int]:
@@ -108,17 +141,85 @@ def segment_attention(
         compact_plan.memory[layer] = (key.detach(), value.detach())
     if compact_plan.first:
         key, value = (torch.cat(pair, dim=2) for pair in zip(compact_plan.memory[layer], (key, value), strict=True))
-    kernel = _choose_kernel(query)
+    if query.dtype != torch.float64 and torch.is_autocast_enabled(query.device.type):
+        # Rotary embeddings are fp32 under autocast; attention is not (as scaled_dot_product_attention has it).
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    kernel = _choose_kernel(query, compact_plan, sliding_window)
     return kernel(query, key, value, compact_plan, scaling, sliding_window), None
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor, AttentionPlan, float | None, int | None], Tensor]
 
 
-def _choose_kernel(query: Tensor) -> Kernel:
+def _choose_kernel(query: Tensor, plan: AttentionPlan, window: int | None) -> Kernel:
     if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
         return varlen_kernel if _varlen_works(query.device) else flex_kernel
-    return loop_kernel
+    whole = window is None or window >= plan.longest
+    full = query.dtype in (torch.float32, torch.float64)  # merging parts in half precision would round twice
+    return cpu_kernel if query.device.type == "cpu" and whole and full and _CPU_FLASH is not None else loop_kernel
+
+
+# torch's flash attention for CPUs, which scaled_dot_product_attention calls: (output, log-sum-exp), and its backward.
+_CPU_FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_CPU_FLASH_BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+
+
+def cpu_kernel(
+    query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float | None, window: int | None
+) -> Tensor:
+    """Flash attention over the plan's parts, merged by their log-sum-exps; returns [1, T, H, D]. fp32 and fp64.
+
+    All of a problem's branches read its prompt in one call, nothing is copied or masked, and autograd sees one node.
+    The backward of a part with the merged output and log-sum-exp is that part's share of the whole backward.
+    """
+    return cast(Tensor, _CpuAttention.apply(query, key, value, plan.parts, scale))
+
+
+class _CpuAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: list[_Part], scale: float | None) -> Tensor:
+        _, heads, rows, _ = query.shape
+        out_THD = query.new_empty(rows, heads, value.shape[3])
+        sum_THE = query.new_empty(rows, heads, 1)
+        for q, k, own in parts:
+            out, sums = _CPU_FLASH(query[:, :, q], key[:, :, k], value[:, :, k], 0.0, own, scale=scale)
+            out, sums = out[0].transpose(0, 1), sums[0].t()[..., None]
+            if own:
+                out_THD[q], sum_THE[q] = out, sums
+            else:
+                both = torch.logaddexp(sum_THE[q], sums)
+                out_THD[q] = out_THD[q] * (sum_THE[q] - both).exp() + out * (sums - both).exp()
+                sum_THE[q] = both
+        ctx.save_for_backward(query, key, value, out_THD, sum_THE)
+        ctx.parts, ctx.scale = parts, scale
+        return out_THD[None]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out_THD, sum_THE = ctx.saved_tensors
+        grad_out, out, sums = grads[0].transpose(1, 2), out_THD[None].transpose(1, 2), sum_THE[None, ..., 0].mT
+        grad_q, grad_k, grad_v = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for q, k, own in ctx.parts:
+            dq, dk, dv = _CPU_FLASH_BACKWARD(
+                grad_out[:, :, q],
+                query[:, :, q],
+                key[:, :, k],
+                value[:, :, k],
+                out[:, :, q],
+                sums[:, :, q],
+                0.0,
+                own,
+                scale=ctx.scale,
+            )
+            if own:
+                grad_q[:, :, q] = dq
+            else:
+                grad_q[:, :, q] += dq
+            grad_k[:, :, k] += dk
+            grad_v[:, :, k] += dv
+        return grad_q, grad_k, grad_v, None, None
 
 
 def loop_kernel(
@@ -127,29 +228,25 @@ def loop_kernel(
     """One `scaled_dot_product_attention` call a segment; returns [1, T, H, D]."""
     lengths = [segment.length for segment in plan.segments]
     keys, values = key.split(lengths, dim=2), value.split(lengths, dim=2)
-    queries = dict(enumerate(query.split(lengths[plan.first :], dim=2), start=plan.first))
-    outputs = []
+    offset, outputs = plan.own[0].start, []
     for index, segment in enumerate(plan.own, start=plan.first):
-        q = queries[index]
         k = torch.cat([*(keys[i][:, :, :seen] for i, seen in segment.context), keys[index]], dim=2)
         v = torch.cat([*(values[i][:, :, :seen] for i, seen in segment.context), values[index]], dim=2)
         limit = None if window is None or window >= k.shape[2] else window
-        queried = all(i in queries for i, _ in segment.context)
-        if limit is None and queried and segment.position <= segment.length:
-            # The context's queries come along (their output is dropped): causal attention needs no mask then and
-            # skips the upper half, which is cheaper than a masked rectangle where the context is the shorter part.
-            context = [queries[i][:, :, :seen] for i, seen in segment.context]
-            out = _sdpa(torch.cat([*context, q], dim=2), k, v, scale, None, causal=True)
-            outputs.append(out[:, :, segment.position :])
-        else:
-            outputs.append(_sdpa(q, k, v, scale, plan.mask(segment, limit, q.device), causal=False))
+        mask = None
+        if segment.context or limit is not None:
+            mask = plan.mask(segment, limit, query.device)
+        out = F.scaled_dot_product_attention(
+            query[:, :, segment.start - offset : segment.stop - offset],
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        outputs.append(out)
     return torch.cat(outputs, dim=2).transpose(1, 2)
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None, mask: Tensor | None, causal: bool) -> Tensor:
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
 
 
 def varlen_kernel(
@@ -187,7 +284,7 @@ def _varlen_index(plan: AttentionPlan, device: torch.device) -> tuple[Tensor, Te
     packed = plan._cache[key]
     half = len(packed) // 2
     longest_q = max(s.length for s in plan.own)
-    longest_k = max(s.position + s.length for s in plan.own)
+    longest_k = plan.longest
     return plan._cache[("rows", device)], packed[:half], packed[half:], longest_q, longest_k
 
 
