@@ -179,7 +179,10 @@ def test_score_uses_the_configurations_settings(compact, config, student, data, 
 def test_train_and_run_print_where_the_result_is(compact, config, tmp_path):
     assert compact("train", config).stdout == f"student: {tmp_path / 'run' / 'student'}\n"
     second = compact("run", config)
-    assert second.stdout == f"run folder: {tmp_path / 'run'}\n"
+    report = tmp_path / "run" / "report.html"
+    assert second.stdout.endswith(f"report: {report}\n")
+    assert "teachers: share of the weight" in second.stdout
+    assert report.is_file()
     assert "train: done already" in second.stderr
     assert RunFolder.open(tmp_path / "run").manifest["finished"]
 

@@ -1,4 +1,8 @@
-"""The demo: the embedded world end to end, COMPACT beside plain averaging from the same start with the same budget."""
+"""The demo: the embedded world end to end, COMPACT beside plain averaging from the same start with the same budget.
+
+The COMPACT side is one `compact run`: problems, teachers that are asked, training, benchmarks, report. Averaging trains
+on the rationales which that run gathered.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +17,21 @@ from rich.console import Console
 from rich.table import Table
 
 from compact_distill import pipeline
-from compact_distill.answers import extract_answer
 from compact_distill.config import RunConfig, config_from
+from compact_distill.data import load_instances
 from compact_distill.evaluation.results import BASE, STUDENT, read_result, result_path
 from compact_distill.files import atomic_write, json_line
 from compact_distill.lab import student as lab
 from compact_distill.lab.problems import arithmetic
-from compact_distill.lab.teachers import instances, pool
+from compact_distill.lab.teachers import pool
 from compact_distill.progress import duration, say
-from compact_distill.records import Instance
-from compact_distill.report import write_report
+from compact_distill.records import Instance, Problem, Verdict
 from compact_distill.runs import RunFolder
 
 # Both sides differ in nothing else: equal scores give every rationale the weight 1/K.
-SIDES: dict[str, dict[str, Any]] = {
-    "averaging": {"compatibility": {"consensus": 0, "adaptability": 0, "difficulty": 0}, "consistency": 0},
-    "compact": {},
+AVERAGING: dict[str, Any] = {
+    "compatibility": {"consensus": 0, "adaptability": 0, "difficulty": 0},
+    "consistency": 0,
 }
 LEARNED, RETAINED = ("lab_arithmetic",), ("lab_facts", "lab_yes_no")
 
@@ -72,30 +75,34 @@ def run_demo(output: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> D
     recipe = recipe or DemoRecipe()
     started = time.monotonic()
     student = lab.cached_student(replace(recipe.student, seed=seed))
-    training = instances(arithmetic("train", recipe.problems, seed), pool(seed))
+    problems = output / "problems.jsonl"
     output.mkdir(parents=True, exist_ok=True)
-    data = output / "rationales.jsonl"
-    _write(training, data)
-    accuracy: dict[str, dict[str, dict[str, float]]] = {}
-    for side, settings in SIDES.items():
-        say(f"demo: {side}")
-        folder = pipeline.run(_config(student, data, output / side, seed, recipe, settings))
-        accuracy["before"] = _accuracy(folder, BASE)
-        accuracy[side] = _accuracy(folder, STUDENT)
-    weights = _weights_by_epoch(RunFolder.open(output / "compact"), training)
-    report = write_report([output / "compact"])
+    _write(arithmetic("train", recipe.problems, seed), problems)
+    teachers = [{"name": teacher.name, "backend": "lab", "model": teacher.name} for teacher in pool()]
+    asked = {"problems": {"path": str(problems)}, "teachers": teachers}
+
+    def side(name: str, source: dict[str, Any]) -> RunFolder:
+        say(f"demo: {name}")
+        return pipeline.run(_config(student, output / name, seed, recipe, source))
+
+    compact = side("compact", asked)
+    averaging = side("averaging", {"rationales": str(compact.training_path), **AVERAGING})
+    accuracy = {
+        "before": _accuracy(compact, BASE),
+        "averaging": _accuracy(averaging, STUDENT),
+        "compact": _accuracy(compact, STUDENT),
+    }
+    weights = _weights_by_epoch(compact, load_instances(compact.training_path))
+    report = compact.report_path
     result = DemoResult(accuracy, weights, output, report, time.monotonic() - started)
     _write_result(result, seed, recipe)
     return result
 
 
-def _config(
-    student: Path, data: Path, output: Path, seed: int, recipe: DemoRecipe, settings: dict[str, Any]
-) -> RunConfig:
+def _config(student: Path, output: Path, seed: int, recipe: DemoRecipe, source: dict[str, Any]) -> RunConfig:
     return config_from(
         {
             "student": str(student),
-            "rationales": str(data),
             "output": str(output),
             "seed": seed,
             "train": {
@@ -106,7 +113,7 @@ def _config(
                 "warmup_steps": recipe.warmup_share,
             },
             "eval": {"learned": list(LEARNED), "retained": list(RETAINED), "limit": recipe.examined},
-            **settings,
+            **source,
         }
     )
 
@@ -119,7 +126,10 @@ def _accuracy(folder: RunFolder, label: str) -> dict[str, dict[str, float]]:
 
 def _weights_by_epoch(folder: RunFolder, training: Sequence[Instance]) -> dict[str, list[float]]:
     """Mean weight of each teacher in each epoch; of one that errs, apart for its right and its wrong rationales."""
-    labels = {instance.id: _labels(instance) for instance in training}
+    labels = {
+        i.id: [r.teacher if r.verdict is Verdict.CORRECT else f"{r.teacher}, wrong" for r in i.rationales]
+        for i in training
+    }
     erring = {label.removesuffix(", wrong") for row in labels.values() for label in row if label.endswith(", wrong")}
     sums: dict[str, dict[int, list[float]]] = {}
     for row in folder.read_scores():
@@ -131,18 +141,10 @@ def _weights_by_epoch(folder: RunFolder, training: Sequence[Instance]) -> dict[s
     }
 
 
-def _labels(instance: Instance) -> list[str]:
-    return [
-        r.teacher if extract_answer(r.text) == instance.answer else f"{r.teacher}, wrong" for r in instance.rationales
-    ]
-
-
-def _write(training: Sequence[Instance], path: Path) -> None:
+def _write(problems: Sequence[Problem], path: Path) -> None:
     with atomic_write(path) as file:
-        for instance in training:
-            rationales = [{"teacher": r.teacher, "text": r.text} for r in instance.rationales]
-            row = {"id": instance.id, "question": instance.question, "answer": instance.answer}
-            file.write(json_line({**row, "rationales": rationales}))
+        for problem in problems:
+            file.write(json_line({"id": problem.id, "question": problem.question, "answer": problem.answer}))
 
 
 def _write_result(result: DemoResult, seed: int, recipe: DemoRecipe) -> None:

@@ -3,7 +3,7 @@
     validate_run    everything that is wrong, before any work
     dry_run         what would be read, dropped and done
     train           load -> train
-    run             ask teachers -> verify -> join -> train -> evaluate; or load -> train -> evaluate
+    run             ask teachers -> verify -> join (without teachers: load) -> train -> evaluate -> report
     evaluate        base and student on the benchmarks, compared; how far the student moved
 
 A stage records a fingerprint of its inputs in the run folder. Run twice, the second run does nothing; with other
@@ -47,6 +47,7 @@ from compact_distill.fit import fit, training_arguments
 from compact_distill.preview import Preview, preview
 from compact_distill.progress import progress, say
 from compact_distill.records import Instance, RationaleStatus
+from compact_distill.report import write_report
 from compact_distill.runs import RunFolder, output_problem, score_fields
 from compact_distill.student.load import check_student, load_student
 from compact_distill.teachers.stages import check_teachers, plan, rationales, teachers_in_manifest
@@ -202,6 +203,8 @@ def run(config: RunConfig) -> RunFolder:
         _evaluate(config, _exam(config, instances), folder)
         if not folder.manifest["finished"]:
             folder.finish()
+        if not folder.is_follower:
+            write_report([folder.path])
     return folder
 
 

@@ -1,0 +1,29 @@
+"""The `compact` command, its commands in the order of work."""
+
+from collections.abc import Callable
+
+from compact_distill.cli import results, start, work
+from compact_distill.cli.app import app
+
+__all__ = ["app"]
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": start.demo,
+    "init": start.init,
+    "validate": start.validate,
+    "generate": work.generate,
+    "verify": work.verify,
+    "teachers": work.teachers,
+    "score": work.score,
+    "train": work.train,
+    "run": work.run,
+    "eval": results.evaluate,
+    "drift": results.drift,
+    "compare": results.compare,
+    "export": results.export,
+    "report": results.report,
+    "env": start.env,
+}
+
+for name, command in _COMMANDS.items():
+    app.command(name)(command)

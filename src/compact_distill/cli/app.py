@@ -1,0 +1,75 @@
+"""The `compact` command: reads arguments, calls the pipeline, prints. Results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from compact_distill.errors import CompactError, InputError
+
+# What the user did is wrong (2, as for wrong arguments); stopped by Ctrl-C (128 + SIGINT).
+_BAD_INPUT, _INTERRUPTED = 2, 130
+
+
+class _Commands(TyperGroup):
+    """Commands in the order of work; errors made on purpose end as a message, never as a traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            for problem in error.problems:
+                print(f"error: {problem}", file=sys.stderr)
+            if len(error.problems) > 1:
+                print(f"{len(error.problems)} errors; nothing was done", file=sys.stderr)
+        except CompactError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(_BAD_INPUT)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        import importlib.metadata
+
+        print(f"compact-distill {importlib.metadata.version('compact-distill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train a small language model on the rationales of several teachers.
+
+    Each rationale counts as much as it fits this student, now. Start with `compact demo`, or with `compact init` for
+    data of your own.
+    """
+    # Before anything imports them: one progress display is enough, and it is ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Libraries tell each other about changes to come; who runs a command cannot act on that.
+    warnings.simplefilter("ignore", FutureWarning)

@@ -1,0 +1,68 @@
+"""Arguments that several commands share, and how they are read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compact_distill.errors import ConfigError
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run; see `compact init`.")]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the file, as --set train.max_steps=10."),
+]
+MaxErrorsOption = Annotated[
+    float | None,
+    typer.Option("--max-errors", help="Share of rationales without an answer that fails the run [default: 0.1]."),
+]
+EveryEpochOption = Annotated[
+    bool, typer.Option("--every-epoch", help="Measure the student on the benchmarks after each epoch.")
+]
+TaskOption = Annotated[
+    list[str],
+    typer.Option("--task", metavar="TASK", help="gsm8k, gsm8k=FILE, a file of problems, or a task's YAML; repeat it."),
+]
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]
+
+
+def load(path: Path, settings: list[str], max_errors: float | None = None) -> Any:
+    """The run's configuration, with what the command line replaces."""
+    from compact_distill.config import load_config
+
+    more = {} if max_errors is None else {"generation.max_errors": max_errors}
+    return load_config(path, {**overrides(settings), **more})
+
+
+def student_config(student: str, settings: list[str], more: dict[str, Any] | None = None) -> Any:
+    """Settings of an evaluation that belongs to no run."""
+    from compact_distill.config import config_from
+
+    # A run needs a source of rationales; nothing reads it here.
+    return config_from({"student": student, "rationales": "none"}, {**(more or {}), **overrides(settings)})
+
+
+def overrides(settings: list[str]) -> dict[str, Any]:
+    """`["train.max_steps=10"]` as `{"train.max_steps": 10}`, by the file's own rules."""
+    from compact_distill.strict_yaml import parse_value
+
+    values = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set must be KEY=VALUE, got {setting!r}; as in --set train.max_steps=10")
+        values[key] = parse_value(value)
+    return values
+
+
+def check_target(path: Path) -> None:
+    """Refuse a file that cannot be written before any work is done for it."""
+    if path.is_dir():
+        raise ConfigError(f"{path} must be a file to write, but is a folder; add a file name")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: folder {path.parent} does not exist; make it first")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ConfigError(f"{path} cannot be written: no permission; choose another place")

@@ -1,0 +1,180 @@
+"""Commands that show and hand on what came out: benchmarks, drift, comparison, export, report."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compact_distill.cli.options import (
+    RunsArgument,
+    SetOption,
+    TaskOption,
+    check_target,
+    overrides,
+    student_config,
+)
+from compact_distill.errors import ConfigError
+
+
+class ExportFormat(enum.StrEnum):
+    """Row shapes that other trainers read."""
+
+    PROMPT_COMPLETION = "prompt_completion"
+    MESSAGES = "messages"
+
+
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|STUDENT", help="A run folder; or a student's folder or name.")],
+    task: TaskOption = [],  # noqa: B006
+    checkpoint: Annotated[int | None, typer.Option(help="Of a run: the student after so many steps.")] = None,
+    out: Annotated[Path, typer.Option(help="Of a student: folder for the results.")] = Path("eval"),
+    base_url: Annotated[str | None, typer.Option(help="Ask this OpenAI-compatible server for STUDENT.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")] = None,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Measure students on benchmarks.
+
+    Of a run: its base and its student, compared, and how far the student moved. Stopped, it goes on where it was.
+
+    \b
+    Example:
+      compact eval runs/first --set eval.limit=200
+      compact eval Qwen/Qwen2.5-0.5B --task gsm8k --task my-problems.jsonl
+      compact eval my-student --base-url http://localhost:8000/v1 --task csqa
+    """
+    from compact_distill import pipeline
+
+    if (Path(target) / "manifest.json").is_file():
+        folder = pipeline.evaluate(target, overrides(settings), task, checkpoint)
+    elif checkpoint is not None:
+        raise ConfigError(f"--checkpoint needs a run folder, but {target} holds no manifest.json; name the run")
+    else:
+        from compact_distill.evaluation.served import ServedWriter
+
+        server = None if base_url is None else ServedWriter(target, base_url, api_key_env)
+        folder = pipeline.evaluate_student(student_config(target, settings), task, out, server)
+    _print_results(folder)
+
+
+def drift(
+    base: Annotated[str, typer.Argument(help="Folder or hub name of the student before training.")],
+    student: Annotated[str, typer.Argument(help="Folder or hub name of the student after; an adapter is not merged.")],
+    learned: Annotated[list[str], typer.Option(help="A benchmark that should improve; repeat it.")] = [],  # noqa: B006
+    retained: Annotated[list[str], typer.Option(help="A benchmark not to be forgotten; repeat it.")] = [],  # noqa: B006
+    benchmarks: Annotated[bool, typer.Option(help="Also measure both on the retained benchmarks.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("drift"),
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Measure how far a student moved.
+
+    On the prompts of what it learned and of what it was to retain, layer by layer. Without --learned and --retained:
+    the published benchmarks.
+
+    \b
+    Example:
+      compact drift Qwen/Qwen2.5-1.5B runs/first/student --retained csqa --no-benchmarks
+    """
+    from compact_distill import pipeline
+
+    named = {"eval.learned": learned, "eval.retained": retained}
+    if not learned and not retained:
+        named = {"eval.learned": ["gsm8k", "svamp", "math500"], "eval.retained": ["csqa", "strategyqa"]}
+    _print_results(pipeline.drift(student_config(student, settings, named), base, out, benchmarks))
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(help="A run folder, or a student's results such as RUN/eval/base.")],
+    after: Annotated[Path, typer.Argument(help="The same of another student.")],
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
+    """Compare two students on the same rows.
+
+    Paired bootstrap and exact McNemar test, for every benchmark that both have done.
+
+    \b
+    Example:
+      compact compare runs/first runs/second
+    """
+    from compact_distill.evaluation.compare import compare_students, describe_changes
+    from compact_distill.evaluation.results import write_result
+
+    if out is not None:
+        check_target(out)
+    document = compare_students(_results_of(before), _results_of(after), names=(str(before), str(after)))
+    for line in describe_changes(document):
+        print(line)
+    if out is not None:
+        write_result(out, document)
+
+
+def export(
+    data: Annotated[str, typer.Argument(help="Problems with rationales: JSONL, Parquet, datasets folder or hub name.")],
+    out: Annotated[Path, typer.Argument(help="JSONL file to write, one line a rationale.")],
+    shape: Annotated[
+        ExportFormat, typer.Option("--format", help="Shape of the rows.")
+    ] = ExportFormat.PROMPT_COMPLETION,
+) -> None:
+    """Write rationales for other trainers.
+
+    TRL, axolotl and LLaMA-Factory read these rows.
+
+    \b
+    Example:
+      compact export rationales.jsonl sft.jsonl --format messages
+    """
+    from compact_distill.data import export_instances, load_instances
+
+    check_target(out)
+    counts = export_instances(load_instances(data), out, shape.value)
+    print(f"wrote {out}: {counts.written} rows, left out: {counts.missing} missing, {counts.unparsed} unparsed")
+
+
+def report(
+    runs: RunsArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default RUN/report.html, compare.html for several runs.")
+    ] = None,
+    export: Annotated[Path | None, typer.Option(help="Folder for every figure as CSV, SVG and PNG.")] = None,
+    png: Annotated[bool, typer.Option("--png/--no-png", help="Whether --export writes PNG.")] = True,
+) -> None:
+    """Write a page that shows a run, or compares several.
+
+    One HTML file that needs no network. It shows what there is and says what is missing.
+
+    \b
+    Example:
+      compact report runs/first
+    """
+    from compact_distill.report import comparison, read_run, summary, write_report
+
+    paired = _paired(runs)
+    path = write_report(runs, out, export, png=png, paired=paired)
+    read = [read_run(run) for run in runs]
+    print(summary(read[0]) if len(read) == 1 else comparison(read, paired))
+    print(f"report: {path}")
+
+
+def _print_results(folder: Path) -> None:
+    from compact_distill.evaluation.examine import summary_lines
+
+    for line in summary_lines(folder):
+        print(line)
+    print(f"results: {folder}")
+
+
+def _results_of(path: Path) -> Path:
+    folder = path / "eval" / "student" if (path / "manifest.json").is_file() else path
+    if not folder.is_dir():
+        raise ConfigError(f"{path} must be a run folder or a student's results, but {folder} is no folder")
+    return folder
+
+
+def _paired(runs: list[Path]) -> list[dict[str, Any]]:
+    """Each later run's student against the first run's, on the rows that both answered."""
+    from compact_distill.evaluation.compare import compare_students
+
+    first, *others = (run / "eval" / "student" for run in runs)
+    return [compare_students(first, other) for other in others]

@@ -1,0 +1,100 @@
+"""Commands to begin with: the demo, a first configuration, its check, the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compact_distill.cli.options import (
+    ConfigArgument,
+    SetOption,
+    check_target,
+    overrides,
+)
+from compact_distill.errors import ConfigError, InputError
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for data, runs and results.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of student, problems, teachers and training.")] = 0,
+) -> None:
+    """Run the embedded world, end to end.
+
+    Makes a small student and four teachers, trains COMPACT and plain averaging from the same start with the same
+    budget, and examines both on new problems and on what the student knew before. Minutes on a CPU; no download.
+
+    \b
+    Example:
+      compact demo --seed 1 --output runs/demo-1
+    """
+    from compact_distill.demo import run_demo, show
+
+    show(run_demo(output, seed))
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("compact.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a commented configuration.
+
+    It is valid as it stands; edit student and rationales.
+
+    \b
+    Example:
+      compact init my-run.yaml
+    """
+    from compact_distill.config_template import template
+    from compact_distill.files import atomic_write
+
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists already; choose another name or pass --force to replace it")
+    check_target(path)
+    with atomic_write(path) as file:
+        file.write(template())
+    print(f"wrote {path}; edit it, then: compact validate {path} --dry-run")
+
+
+def validate(
+    config: ConfigArgument,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Also count problems, rationales and tokens. Nothing is trained.")
+    ] = False,
+    settings: SetOption = [],  # noqa: B006 - typer wants a list
+) -> None:
+    """Check a configuration; all errors at once.
+
+    Data and student are checked too. --dry-run adds what the run would read, drop and do.
+
+    \b
+    Example:
+      compact validate my-run.yaml --dry-run
+    """
+    from compact_distill import pipeline
+    from compact_distill.config import load_sound_part
+
+    run_config, problems = load_sound_part(config, overrides(settings))
+    if run_config is None or problems:
+        raise InputError(problems + (pipeline.validate_run(run_config) if run_config else []))
+    instances = pipeline.require_valid(run_config)
+    print(f"{config} is valid")
+    if dry_run:
+        print(pipeline.dry_run(run_config, instances))
+
+
+def env() -> None:
+    """Print versions and hardware.
+
+    For bug reports; no paths, user names or keys.
+
+    \b
+    Example:
+      compact env
+    """
+    from compact_distill.environment import hardware, versions
+
+    for name, value in {**versions(), **hardware()}.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{name}: {shown or 'none'}")

@@ -1,0 +1,144 @@
+"""Commands that do a run's work: ask teachers, score, train, all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compact_distill.cli.options import (
+    ConfigArgument,
+    EveryEpochOption,
+    MaxErrorsOption,
+    SetOption,
+    check_target,
+    load,
+    overrides,
+)
+
+
+def generate(
+    config: ConfigArgument,
+    max_errors: MaxErrorsOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count requests, prompt tokens and cost. Nothing is sent.")
+    ] = False,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Ask the teachers for rationales.
+
+    Each answer is stored at once and verified. Only what the stores lack is asked for, so a stopped or killed run
+    goes on where it was. Ctrl-C finishes what is in flight; a second one drops it.
+
+    \b
+    Example:
+      compact generate my-run.yaml --dry-run
+    """
+    from compact_distill.teachers import stages
+
+    run_config = load(config, settings, max_errors)
+    if dry_run:
+        print(stages.plan(run_config))
+        return
+    print(f"rationales: {stages.ask_teachers(run_config)}")
+
+
+def verify(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B006
+    """Check the teachers' answers again.
+
+    Every stored answer is extracted and compared anew, by today's rules and gold answers. Nothing is asked.
+
+    \b
+    Example:
+      compact verify my-run.yaml
+    """
+    from compact_distill.teachers import stages
+    from compact_distill.teachers.table import render
+
+    run_config = load(config, settings)
+    count = stages.verify_teachers(run_config)
+    print(f"verified {count} answers\n{render(stages.table(run_config))}")
+
+
+def teachers(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B006
+    """Show what the stores hold.
+
+    For each teacher its rows, those of this configuration, usable and correct ones, mean length in tokens, cost, and
+    on how many problems it gives the same answer as each other teacher.
+
+    \b
+    Example:
+      compact teachers my-run.yaml
+    """
+    from compact_distill.teachers import stages
+    from compact_distill.teachers.table import render
+
+    print(render(stages.table(load(config, settings))))
+
+
+def score(
+    student: Annotated[str, typer.Option(help="Folder or hub name of the student.")],
+    data: Annotated[str, typer.Option(help="Problems with rationales: JSONL, Parquet, datasets folder or hub name.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write, one line a problem.")],
+    config: Annotated[Path | None, typer.Option(help="YAML file whose settings of the scores are used.")] = None,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Score and weigh rationales with a student.
+
+    Nothing is trained. One line a problem, in the order of the input: id, teachers, consensus, adaptability,
+    difficulty and weights.
+
+    \b
+    Example:
+      compact score --student Qwen/Qwen2.5-0.5B --data rationales.jsonl --out scores.jsonl
+    """
+    from compact_distill import pipeline
+    from compact_distill.config import config_from, load_config
+
+    check_target(out)
+    given = {**overrides(settings), "student": student, "rationales": data}
+    summary = pipeline.score_file(load_config(config, given) if config else config_from({}, given), out)
+    print(f"wrote {out}: {summary}")
+
+
+def train(config: ConfigArgument, every_epoch: EveryEpochOption = False, settings: SetOption = []) -> None:  # noqa: B006
+    """Train the student on existing rationales.
+
+    A run that was stopped goes on from its newest complete checkpoint.
+
+    \b
+    Example:
+      compact train my-run.yaml --set output=runs/second
+    """
+    from compact_distill import pipeline
+
+    folder = pipeline.train(load(config, _with_every_epoch(settings, every_epoch)))
+    print(f"student: {folder.student_path}")
+
+
+def run(
+    config: ConfigArgument,
+    max_errors: MaxErrorsOption = None,
+    every_epoch: EveryEpochOption = False,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Run all stages, each from where it stopped.
+
+    A stage that is done is skipped; a stage whose inputs changed is done again. Ends with the run's report.
+
+    \b
+    Example:
+      compact run my-run.yaml
+    """
+    from compact_distill import pipeline
+    from compact_distill.report import read_run, summary
+
+    folder = pipeline.run(load(config, _with_every_epoch(settings, every_epoch), max_errors))
+    if not folder.is_follower:
+        print(summary(read_run(folder.path)))
+        print(f"report: {folder.report_path}")
+
+
+def _with_every_epoch(settings: list[str], every_epoch: bool) -> list[str]:
+    return [*settings, "eval.every_epoch=true"] if every_epoch else settings
