@@ -9,7 +9,7 @@ import torch
 
 from compact_distill.lab import corpus
 from compact_distill.lab import student as lab_student
-from compact_distill.lab.problems import arithmetic, facts, yes_no
+from compact_distill.lab.problems import STEPS, arithmetic, facts, parse, split_of, yes_no
 from compact_distill.lab.student import Recipe, cache_folder, cached_student, tokenizer
 from compact_distill.lab.teachers import instances, pool
 from compact_distill.records import RationaleStatus
@@ -143,6 +143,19 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     assert cache_folder() == tmp_path / "own"
 
 
-def test_the_corpus_never_holds_a_whole_problem() -> None:
-    questions = {p.question for split in ("train", "tuning", "held_out") for p in arithmetic(split, 500, seed=0)}
-    assert not [line for line in corpus.lines(5000, seed=0) if any(q in line for q in questions)]
+def test_the_corpus_never_holds_a_problem_to_tune_or_to_examine_on() -> None:
+    worked = [arithmetic_part(line) for line in corpus.lines(20000, seed=0) if line.startswith("Question: compute")]
+    long = [question for question in worked if len(parse(question)) == STEPS + 1]
+    assert len(long) > 500
+    assert {split_of(question) for question in long} == {"train"}
+
+
+def test_the_corpus_holds_small_operands_only_while_problems_go_further() -> None:
+    worked = [arithmetic_part(line) for line in corpus.lines(5000, seed=0) if line.startswith("Question: compute")]
+    assert {abs(term) for question in worked for term in parse(question)[1:]} == set(corpus.KNOWN_OPERANDS)
+    problems = arithmetic("held_out", 300, seed=0)
+    assert {abs(term) for p in problems for term in parse(p.question)[1:]} == set(range(1, 10))
+
+
+def arithmetic_part(line: str) -> str:
+    return line.removeprefix("Question: ").partition("\n")[0]

@@ -33,14 +33,26 @@ def test_the_terse_teacher_writes_bare_steps() -> None:
     assert Terse().write(PROBLEM) == "7 + 5 = 12. 12 - 3 = 9.\n#### 9"
 
 
-def test_the_erring_teacher_slips_in_one_step_and_goes_on_from_there() -> None:
+def test_the_erring_teacher_miscounts_8_and_9_by_one_and_goes_on_from_there() -> None:
     for problem in PROBLEMS:
         steps = re.findall(r"(\d+) ([+-]) (\d+) = (\d+)", Erring().write(problem))
-        wrong = [int(r) - (int(a) + int(f"{sign}{b}")) for a, sign, b, r in steps]
-        assert sum(slip != 0 for slip in wrong) <= 1
-        assert all(abs(slip) <= 3 for slip in wrong)
+        for a, sign, b, result in steps:
+            slip = int(result) - (int(a) + int(f"{sign}{b}"))
+            assert slip in ((0, -1 if sign == "+" else 1) if b in ("8", "9") else (0,))
         assert [step[3] for step in steps[:-1]] == [step[0] for step in steps[1:]]
         assert all(0 <= int(step[3]) <= LARGEST for step in steps)
+
+
+def test_the_erring_teacher_by_hand() -> None:
+    problem = Problem(id="p", question="compute 3 + 9 - 8 + 2 ?", answer="6")
+    assert Erring().write(problem) == "We get 3 + 9 = 11 and 11 - 8 = 4 and 4 + 2 = 6.\nThe answer is 6."
+    problem = Problem(id="p", question="compute 3 + 9 - 2 ?", answer="10")
+    assert Erring().write(problem) == "We get 3 + 9 = 11 and 11 - 2 = 9.\nThe answer is 9."
+
+
+def test_the_erring_teacher_makes_no_slip_that_leaves_the_world() -> None:
+    problem = Problem(id="p", question="compute 3 + 9 - 6 - 6 ?", answer="0")
+    assert Erring().write(problem) == "We get 3 + 9 = 12 and 12 - 6 = 6 and 6 - 6 = 0.\nThe answer is 0."
 
 
 def test_the_foreign_teacher_writes_the_same_steps_in_roman_numerals() -> None:

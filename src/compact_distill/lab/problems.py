@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import random
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from compact_distill.errors import DataError
@@ -36,17 +37,17 @@ def arithmetic(split: Split, count: int, seed: int) -> list[Problem]:
     while len(problems) < count:
         terms = draw(rng.choice(STARTS), STEPS, rng)
         question = f"compute {plain(terms)} ?"
-        if _split_of(question) == split and question not in problems:
+        if split_of(question) == split and question not in problems:
             name = f"{split}-{seed}-{len(problems)}"
             problems[question] = Problem(id=name, question=question, answer=str(sum(terms)))
     return list(problems.values())
 
 
-def draw(start: int, steps: int, rng: random.Random) -> Terms:
+def draw(start: int, steps: int, rng: random.Random, operands: Sequence[int] = OPERANDS) -> Terms:
     """Return a random sum whose totals are all numbers of the world."""
     terms = [start]
     for _ in range(steps):
-        operand = rng.choice(OPERANDS)
+        operand = rng.choice(operands)
         terms.append(rng.choice([term for term in (operand, -operand) if 0 <= sum(terms) + term <= LARGEST]))
     return tuple(terms)
 
@@ -75,7 +76,8 @@ def steps(terms: Terms) -> list[str]:
     return [f"{plain((total, term))} = {total + term}" for total, term in zip(totals, terms[1:], strict=False)]
 
 
-def _split_of(question: str) -> Split:
+def split_of(question: str) -> Split:
+    """Return the split that a question belongs to, by its hash."""
     digest = hashlib.sha256(question.encode()).digest()
     return _SPLIT_OF_BUCKET[int.from_bytes(digest[:4], "big") % len(_SPLIT_OF_BUCKET)]
 
