@@ -28,8 +28,8 @@ from compact_distill.progress import duration, say
 from compact_distill.records import Instance, Problem, Verdict
 from compact_distill.runs import RunFolder
 
-# The two sides differ in nothing else. Equal scores give every rationale the weight 1/K. docs/results.md has why COMPACT's
-# two settings are not the defaults, and what those give.
+# The two sides differ in nothing else. Equal scores give every rationale the weight 1/K.
+# docs/results.md has why COMPACT's two settings are not the defaults, and what those give.
 COMPACT: dict[str, Any] = {"compatibility": {"estimator": "probe"}, "consistency": 0.02}
 AVERAGING: dict[str, Any] = {
     "compatibility": {"consensus": 0, "adaptability": 0, "difficulty": 0},
