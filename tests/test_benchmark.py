@@ -24,10 +24,13 @@ from workload import Shape, TokenCounts, count_tokens, make_model, sequences, sy
 TINY = Shape(layers=2, width=32, heads=4, kv_heads=2, feed_forward=48, vocabulary=97)
 
 
-def test_naive_step_computes_our_loss_and_gradients_where_all_answers_are_gold() -> None:
+@pytest.mark.parametrize("wrong", [False, True], ids=["all answers gold", "one answer wrong"])
+def test_naive_step_computes_our_loss_and_gradients(wrong: bool) -> None:
     (problem,) = synthetic(1, 3, 20, TINY.vocabulary, prompt=5, spread=0.4)
-    branches = tuple(replace(branch, answer=problem.gold) for branch in problem.branches if branch is not None)
-    problem = replace(problem, branches=branches)
+    assert sum(branch.answer != problem.gold for branch in problem.branches if branch is not None) == 1
+    if not wrong:
+        branches = tuple(replace(branch, answer=problem.gold) for branch in problem.branches if branch is not None)
+        problem = replace(problem, branches=branches)
     evaluator = Evaluator()
     found = []
     for naive in (True, False):
