@@ -1,9 +1,9 @@
 """A naive COMPACT step: what a direct translation of the method into transformers does, as the published prototype.
 
 One problem at a time, its K sequences padded to the longest, the prompt read K times, logits of all tokens, all hidden
-states, log-softmax over everything. Where a rationale's answer is not the gold one, its reasoning is read once more with
+states, log-softmax over everything. Where a rationale's answer is not the gold one, its reasoning is read again with
 the gold answer, as the consistency term asks. Scores, weights and loss are the package's own: it trains on the same
-loss to the last digits, and only the pass differs.
+loss, and only the pass differs.
 """
 
 from __future__ import annotations
