@@ -45,7 +45,7 @@ def test_averaging_gives_every_rationale_the_same_weight_and_compact_does_not(de
 
 def test_the_table_tells_a_wrong_rationale_from_a_right_one(demo):
     result, _ = demo
-    assert set(result.weights) == {"terse", "verbose", "erring, right", "erring, wrong", "foreign"}
+    assert list(result.weights) == ["terse", "verbose", "erring, right", "erring, wrong", "foreign"]
     assert all(len(by_epoch) == RECIPE.epochs for by_epoch in result.weights.values())
 
 
@@ -54,7 +54,8 @@ def test_it_prints_accuracy_weights_and_where_the_report_is(demo):
     console = Console(file=io.StringIO(), width=120)
     show(result, console)
     printed = console.file.getvalue()
-    for text in ("averaging", "COMPACT", "lab_arithmetic", "lab_facts", "erring, wrong", str(result.report)):
+    paths = [str(result.report), str(result.comparison)]
+    for text in ("averaging", "COMPACT", "lab_arithmetic", "lab_facts", "erring, wrong", result.verdict, *paths):
         assert text in printed
     assert result.report.read_text(encoding="utf-8").startswith("<!doctype html>")
 

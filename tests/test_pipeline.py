@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -98,7 +99,7 @@ def test_a_run_writes_its_folder_and_a_second_run_does_nothing(configure, capsys
     assert made_of["finished"]
     assert made_of["seeds"]["seed"] == 42
     assert made_of["teachers"] == ["t0", "t1"]
-    assert made_of["versions"]["torch"] == torch.__version__
+    assert made_of["versions"]["torch"] == importlib.metadata.version("torch")
     assert made_of["student"]["sha256"]
     assert list(made_of["data"]["files"]) == list(config.rationales)
     summary = folder.stage_summary("train")

@@ -1,4 +1,4 @@
-"""The demo: the embedded world end to end, COMPACT beside plain averaging from the same start with the same budget.
+"""The demo: the embedded world end to end, COMPACT beside plain averaging from the same start with as many steps.
 
 The COMPACT side is one `compact run`: problems, teachers that are asked, training, benchmarks, report. Averaging trains
 on the rationales which that run gathered.
@@ -19,6 +19,7 @@ from rich.table import Table
 from compact_distill import pipeline
 from compact_distill.config import RunConfig, config_from
 from compact_distill.data import load_instances
+from compact_distill.evaluation.compare import compare_students
 from compact_distill.evaluation.results import BASE, STUDENT, read_result, result_path
 from compact_distill.files import atomic_write, json_line
 from compact_distill.lab import student as lab
@@ -26,6 +27,7 @@ from compact_distill.lab.problems import arithmetic
 from compact_distill.lab.teachers import pool
 from compact_distill.progress import duration, say
 from compact_distill.records import Instance, Problem, Verdict
+from compact_distill.report import read_run, verdict, write_report
 from compact_distill.runs import RunFolder
 
 # The two sides differ in nothing else. Equal scores give every rationale the weight 1/K.
@@ -35,6 +37,10 @@ AVERAGING: dict[str, Any] = {
     "compatibility": {"consensus": 0, "adaptability": 0, "difficulty": 0},
     "consistency": 0,
 }
+_EXPLANATION = """\
+terse and verbose are right and write as the student does; erring miscounts 8 and 9, so half of its solutions are wrong
+(its right and wrong ones are shown apart); foreign is right, in Roman numerals. Averaging is the same training with the
+weight 0.25 for each of the four, all the time. The weights of a problem's four rationales add up to 1."""
 LEARNED, RETAINED = ("lab_arithmetic",), ("lab_facts", "lab_yes_no")
 
 
@@ -46,7 +52,7 @@ class DemoRecipe:
     problems: int = 400
     epochs: int = 5
     problems_per_step: int = 4
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     warmup_share: float = 0.1
     examined: int | None = None  # rows a benchmark; None: all 500 held-out problems, all facts
 
@@ -56,13 +62,16 @@ class DemoResult:
     """The outcome.
 
     `accuracy` holds, by student ("before", "averaging", "compact") and benchmark, `accuracy` with `low` and `high` of
-    its 95 % interval. `weights` holds COMPACT's mean weight by teacher, then epoch.
+    its 95 % interval. `weights` holds COMPACT's mean weight by teacher, then epoch. `report` is COMPACT's page,
+    `comparison` the one that shows it beside averaging, and `verdict` that page's first sentence.
     """
 
     accuracy: dict[str, dict[str, dict[str, float]]]
     weights: dict[str, list[float]]
     output: Path
     report: Path
+    comparison: Path
+    verdict: str
     seconds: float
 
 
@@ -95,8 +104,12 @@ def run_demo(output: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> D
         "compact": _accuracy(compact, STUDENT),
     }
     weights = _weights_by_epoch(compact, load_instances(compact.training_path))
-    report = compact.report_path
-    result = DemoResult(accuracy, weights, output, report, time.monotonic() - started)
+    paired = [compare_students(averaging.eval_path / STUDENT, compact.eval_path / STUDENT)]
+    sides = [averaging.path, compact.path]
+    comparison = write_report(sides, output / "compare.html", paired=paired)
+    sentence = verdict([read_run(path) for path in sides], paired)
+    seconds = time.monotonic() - started
+    result = DemoResult(accuracy, weights, output, compact.report_path, comparison, sentence, seconds)
     _write_result(result, seed, recipe)
     return result
 
@@ -138,8 +151,12 @@ def _weights_by_epoch(folder: RunFolder, training: Sequence[Instance]) -> dict[s
         for label, weight in zip(labels[row["id"]], row["weights"], strict=True):
             name = f"{label}, right" if label in erring else label
             sums.setdefault(name, {}).setdefault(int(row["epoch"]), []).append(weight)
+    teachers = [name for instance in training[:1] for name in instance.teachers]
+    order = [name for teacher in teachers for name in (teacher, f"{teacher}, right", f"{teacher}, wrong")]
     return {
-        name: [sum(weights) / len(weights) for _, weights in sorted(epochs.items())] for name, epochs in sums.items()
+        name: [sum(weights) / len(weights) for _, weights in sorted(sums[name].items())]
+        for name in order
+        if name in sums
     }
 
 
@@ -181,9 +198,11 @@ def show(result: DemoResult, console: Console | None = None) -> None:
     for name, by_epoch in result.weights.items():
         weights.add_row(name, *(f"{weight:.2f}" for weight in by_epoch))
     console.print(weights)
-    console.print("Averaging gives each of the four teachers 0.25 all the time.")
+    console.print(_EXPLANATION, soft_wrap=True)
+    console.print(result.verdict, style="bold", soft_wrap=True)
     console.print(f"Everything is in {result.output}; it took {duration(result.seconds)}.", soft_wrap=True)
-    console.print(f"Open {result.report} in a browser.", soft_wrap=True)
+    console.print(f"Side by side: {result.comparison}", soft_wrap=True)
+    console.print(f"The report of COMPACT's run: {result.report}", soft_wrap=True)
 
 
 def _percent(accuracy: dict[str, float]) -> str:

@@ -172,7 +172,7 @@ def evaluate_student(config: RunConfig, tasks: Sequence[str], out: Path, server:
     """
     exam = prepare(config.eval, config.text, config.seed, only=tasks)
     if not exam:
-        raise ConfigError("eval needs a benchmark, got none; name one with --task")
+        raise ConfigError(f"{config.student} is no run folder, so eval needs a benchmark; name one with --task")
     name = re.sub(r"[^\w.\-]+", "_", config.student.rstrip("/").rpartition("/")[2]).strip("._-") or STUDENT
     if server is None:
         examine_folder(config.student, Subject(name, config.student, student_hash(config.student)), exam, out / name)
@@ -203,7 +203,7 @@ def run(config: RunConfig) -> RunFolder:
         _evaluate(config, _exam(config, instances), folder)
         if not folder.manifest["finished"]:
             folder.finish()
-        if not folder.is_follower:
+        if not folder.is_follower and _is_older(folder.report_path, folder.manifest_path):
             write_report([folder.path])
     return folder
 
@@ -247,6 +247,10 @@ def _evaluate(config: RunConfig, exam: Exam, folder: RunFolder) -> None:
         return
     with folder.stage("eval", inputs) as summary:
         summary.update(examine_run(config.student, folder.student_path, exam, folder.eval_path))
+
+
+def _is_older(path: Path, source: Path) -> bool:
+    return not path.exists() or path.stat().st_mtime_ns < source.stat().st_mtime_ns
 
 
 def _claim(config: RunConfig) -> RunFolder:

@@ -70,6 +70,7 @@ def main(
     # Before anything imports them: one progress display is enough, and it is ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Libraries tell each other about changes to come; who runs a command cannot act on that.
     warnings.simplefilter("ignore", FutureWarning)

@@ -33,7 +33,7 @@ def lines(count: int, seed: int) -> list[str]:
 def _arithmetic(kind: str, rng: random.Random) -> str:
     if kind == "worked":
         terms = _worked(rng)
-        return _prompted(f"compute {plain(terms)} ?", f"{_in_a_style(steps(terms), rng)}\n", str(sum(terms)))
+        return _prompted(f"compute {plain(terms)} ?", f"{_in_a_style(terms, rng)}\n", str(sum(terms)))
     (step,) = steps(draw(rng.randint(0, LARGEST), 1, rng, KNOWN_OPERANDS))
     return f"{rng.choice(OPENINGS)} {step}." if kind == "thought" else f"{step}."
 
@@ -47,14 +47,17 @@ def _worked(rng: random.Random) -> Terms:
             return terms
 
 
-def _in_a_style(written: list[str], rng: random.Random) -> str:
-    """Steps as one of three teachers would write them: terse, thinking aloud, in one sentence."""
+def _in_a_style(terms: Terms, rng: random.Random) -> str:
+    """A sum's steps as one of three teachers would write them: terse, thinking aloud, in one sentence."""
+    written = steps(terms)
     style = rng.choice(("terse", "aloud", "sentence"))
     if style == "sentence":
         return f"We get {' and '.join(written)}."
     if style == "aloud":
         first, *others = written
         written = [f"{OPENINGS[0]} {first}", *(f"{rng.choice(OPENINGS[1:])} {step}" for step in others)]
+        if rng.random() < 0.5:
+            written.append(f"Wait: yes, it is {sum(terms)}")
     return " ".join(f"{step}." for step in written)
 
 

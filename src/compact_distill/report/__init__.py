@@ -15,13 +15,13 @@ from typing import Any
 
 from compact_distill.errors import InputError
 from compact_distill.files import atomic_write
-from compact_distill.report.compare import compare_figures, compare_page
+from compact_distill.report.compare import compare_figures, compare_page, verdict
 from compact_distill.report.export import export_figures
 from compact_distill.report.read import RunData, read_run
 from compact_distill.report.run_page import figures, run_page
 from compact_distill.report.terminal import comparison, summary
 
-__all__ = ["RunData", "comparison", "read_run", "summary", "write_report"]
+__all__ = ["RunData", "comparison", "read_run", "summary", "verdict", "write_report"]
 
 
 def write_report(

@@ -132,15 +132,19 @@ def verdict(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -
         return f"{listed([short(name, 60) for name in ties])} are equal {where}."
     changes = {(name, change.task): change for name, change in compared(names, paired)}
 
-    def surely_beats(i: int, task: str) -> bool:
+    def surely_beats(one: int, other: int, task: str) -> bool:
         """On the same rows, where one of the two is the first run; else by intervals that do not overlap."""
-        change = changes.get((names[best or i], task)) if 0 in (best, i) else None
+        change = changes.get((names[one or other], task)) if 0 in (one, other) else None
         if change is None:
-            return tables[best][task].low > tables[i][task].high
-        return change.low > 0 if i == 0 else change.high < 0
+            return tables[one][task].low > tables[other][task].high
+        return change.low > 0 if other == 0 else change.high < 0
 
-    clear = all(any(surely_beats(i, task) for task in shared) for i in range(len(runs)) if i != best)
-    return f"{short(names[best], 60)} did best {where}{'' if clear else ', but that may be chance'}."
+    others = [i for i in range(len(runs)) if i != best]
+    clear = all(any(surely_beats(best, i, task) for task in shared) for i in others)
+    retained = [t for t in tables[0] if all(t in table for table in tables) and tables[0][t].role == "retained"]
+    lost = [task for task in retained if any(surely_beats(i, best, task) for i in others)]
+    sentence = f"{short(names[best], 60)} did best {where}{'' if clear else ', but that may be chance'}"
+    return f"{sentence}; it retained less than another run on {listed(lost)}." if lost else f"{sentence}."
 
 
 def _keys(names: Sequence[str]) -> list[Key]:

@@ -97,8 +97,9 @@ def divergence(run: RunData) -> Figure | None:
     return Figure(
         "divergence",
         "How differently it goes on",
-        "KL(base ‖ student) of the next-token distributions, in nats. Near 0 the student would write what the base "
-        "wrote; a large value on retained prompts warns of changed habits even where accuracy held. 95 % intervals.",
+        "KL(base ‖ student) of the next-token distributions, in nats. A large value on retained prompts warns of "
+        "changed habits even where accuracy held. It looks one token ahead, so a value near 0 proves nothing about "
+        "what follows. 95 % intervals.",
         [interval_chart("KL divergence, nats", rows, x_label="nats", reference=0.0)],
         Table(("role", "where", "mean", "low", "high"), table),
         "python -c \"import json; print('role,where,mean,low,high'); [print(s['role'],k,*(s[k][m] for m in "

@@ -45,7 +45,7 @@ def accuracy(run: RunData) -> Figure | None:
     return Figure(
         "accuracy",
         "Accuracy before and after training",
-        "Look for intervals that do not overlap: those changes are surely real. Learned tasks should move right; "
+        "Look for intervals that do not overlap: those changes are very likely real. Learned tasks should move right; "
         "retained tasks should stay. Bars are 95 % Wilson intervals over rows. An answer that could not be read "
         "counts as wrong, so watch the unparsed and truncated columns below before you trust a low number.",
         [sheet],
@@ -90,8 +90,8 @@ def change(run: RunData) -> Figure | None:
     return Figure(
         "change",
         "Change on the same rows",
-        "Look at whether a bar crosses zero: grey bars do, so chance alone explains them; blue is better, orange is "
-        "worse. This is the sharper test, because both students answered the same rows (paired bootstrap, 95 %). "
+        "Look at whether a bar crosses zero: grey bars do, so chance alone could explain them; blue is better, orange "
+        "is worse. This is the sharper test, because both students answered the same rows (paired bootstrap, 95 %). "
         "Gained rows turned right, lost rows turned wrong; p is the exact McNemar test of the two counts.",
         [sheet],
         Table(columns, [tuple(getattr(c, name) for name in columns) for c in order]),

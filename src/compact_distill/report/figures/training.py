@@ -45,9 +45,9 @@ def training(run: RunData) -> Figure | None:
     return Figure(
         "training",
         "Loss, gradients, speed and memory",
-        "The loss should fall fast, then slowly; one that rises again, or gradient norms that grow, mean that the "
-        f"learning rate is too high. Throughput should be level: dips are pauses to save or evaluate, or a busy "
-        f"machine. {lines}"
+        "The loss should fall fast, then slowly; one that rises again, or gradient norms that grow, hint at a learning "
+        "rate that is too high. The likelihood is weighted, so it also moves when the weights do. Throughput should be "
+        f"level: dips are pauses to save or evaluate, or a busy machine. {lines}"
         "Memory is the peak so far, of the accelerator or of the process.",
         sheets,
         Table(("epoch", *keys), list(zip(*columns, strict=True))),

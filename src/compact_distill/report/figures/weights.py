@@ -117,7 +117,7 @@ def scores_over_training(run: RunData) -> Figure | None:
         "What moved the weights: each score over training",
         "Difficulty should fall for every teacher as the student learns; a teacher whose difficulty falls faster than "
         "the others' gains weight. Adaptability shows whose reasoning still raises the belief in the gold answer, "
-        "consensus whose paths end near the others'.",
+        "consensus which paths the others' final states attend to most (attention, not agreement of the answers).",
         sheets,
         Table(("epoch", "teacher", "score", "mean", "sem", "n"), table),
         python(
@@ -161,11 +161,11 @@ def curriculum(trace: Trace) -> str:
                 moved.append((mean, name))
     if not moved:
         return (
-            f"No curriculum shows: between first and last reading no teacher's mean weight moved by more than "
+            f"The weights stayed: between first and last reading no teacher's mean weight moved by more than "
             f"{share_text(largest)} or beyond chance."
         )
     parts = [
         f"{name} {'gained' if mean > 0 else 'lost'} {share_text(abs(mean))}"
         for mean, name in sorted(moved, reverse=True)
     ]
-    return f"A curriculum shows: between first and last reading {listed(parts)} of mean weight."
+    return f"The weights moved: between first and last reading {listed(parts)} of mean weight."

@@ -150,10 +150,10 @@
 
   const legend = () => {
     const bar = el("div", "ex-legend");
-    bar.append(el("span", "", "After each token the belief in the gold answer"));
+    bar.append(el("span", "", "Along the reading, the belief in the gold answer"));
     bar.append(el("i", "g1", "rises"), el("i", "g4", `by ≥ ${digits(index.scale)} nats`), el("i", "h1", "falls"), el("i", "h4", `by ≥ ${digits(index.scale)}`));
     const thinking = el("span", "");
-    thinking.append(el("u", "", "underlined"), ": a thinking expression");
+    thinking.append(el("u", "", "underlined"), ": a thinking expression; where a text has none, the start of each sentence");
     bar.append(thinking);
     return bar;
   };
