@@ -1,4 +1,4 @@
-"""The definitions of design section 2, done slowly and plainly: the judge of the fast implementation.
+"""The definitions of docs/definitions.md, done slowly and plainly: the judge of the fast implementation.
 
 One problem, one branch, one full forward at a time: no packing, no padding, no cache, no chunks. It imports nothing
 from the package. Shapes: K rationales, T tokens, V vocabulary, D width, A gold-answer tokens; a missing rationale is
@@ -23,7 +23,7 @@ LEXICON = (
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of design 2, with their defaults."""
+    """The options of the definitions, with their defaults."""
 
     prompt_template: str = "Question: {question}\nAnswer:"
     answer_template: str = "The answer is {answer}."
@@ -301,7 +301,7 @@ def standardise(scores_K: Tensor) -> Tensor:
 
 
 def weights(consensus_K: Tensor, adaptability_K: Tensor, difficulty_K: Tensor, settings: Settings) -> Tensor:
-    """Return alpha [K]: 1 for the only present rationale, 0 for a missing one, else the softmax of design 2."""
+    """Return alpha [K]: 1 for the only present rationale, 0 for a missing one, else the softmax of the definitions."""
     present = ~difficulty_K.isnan()
     if present.sum() == 1:
         return present.to(difficulty_K.dtype)

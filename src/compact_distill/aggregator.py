@@ -1,4 +1,4 @@
-"""Loss Aggregator: what the pass yielded and the weights, to one loss (design: Loss; paper section 3.3).
+"""Loss Aggregator: what the pass yielded and the weights, to one loss (docs/definitions.md, Loss; paper section 3.3).
 
 This is the only place that reduces over teachers and problems, and it does so exactly once.
 """

@@ -32,7 +32,7 @@ from compact_distill.strict_yaml import Document, parse
 
 
 class CompatibilityConfig(Strict):
-    """How a rationale's weight is computed from its scores (design: Weights; paper section 3.2)."""
+    """How a rationale's weight is computed from its scores (docs/definitions.md, Weights; paper section 3.2)."""
 
     consensus: StrictFloat = Field(1.0, description="coefficient of the consensus score; 0 turns it off")
     adaptability: StrictFloat = Field(1.0, description="coefficient of the adaptability score; 0 turns it off")
@@ -70,7 +70,7 @@ class CompatibilityConfig(Strict):
 
 
 class TextConfig(Strict):
-    """How a problem and a rationale become text (design: Text to tokens)."""
+    """How a problem and a rationale become text (docs/definitions.md, Text to tokens)."""
 
     prompt_template: str = Field("Question: {question}\nAnswer:", description="used without a chat template")
     answer_template: str = Field("The answer is {answer}.", description="the answer segment's sentence")

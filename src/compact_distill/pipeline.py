@@ -312,7 +312,7 @@ def _check_run(config: RunConfig, instances: Sequence[Instance]) -> list[str]:
     try:
         _exam(config, instances)
     except InputError as error:
-        problems += error.problems
+        problems += [f"eval: {problem}" for problem in error.problems]
     if config.eval.every_epoch and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         problems.append("eval.every_epoch works in one process only; use `compact eval RUN --checkpoint N` instead")
     wrong_output = output_problem(config.output)

@@ -173,7 +173,7 @@ def references(model: Any, problems: tuple[Encoded, ...], settings: Settings, ba
 
 
 def assert_equal(got: Values, expected: Values, dtype: torch.dtype = torch.float64) -> None:
-    """Fail unless both agree to the tolerances of the design."""
+    """Fail unless both agree to the tolerances that docs/definitions.md promises."""
     of_values, of_gradients = TOLERANCE[dtype]
 
     def close(a: Tensor, b: Tensor, tolerance: float, what: str) -> None:

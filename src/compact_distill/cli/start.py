@@ -40,7 +40,7 @@ def init(
 ) -> None:
     """Write a commented configuration.
 
-    It is valid as it stands; edit student and rationales.
+    Every key with its default and meaning; put your student and your rationales or teachers in.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Adaptability: how much the student's belief in the gold answer rises while it reads (design: Adaptability)."""
+"""Adaptability: how much the student's belief in the gold answer rises while it reads; see docs/definitions.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Consensus: how much the other teachers' paths attend to this one (design: Consensus; paper section 3.1)."""
+"""Consensus: how much the other teachers' paths attend to this one (paper section 3.1; docs/definitions.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Difficulty: how surprised the student is by a rationale (design: Difficulty; paper section 3.1)."""
+"""Difficulty: how surprised the student is by a rationale (docs/definitions.md, Difficulty; paper section 3.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dynamic Weight Generator: scores [B, K] to weights alpha [B, K] (design: Weights; paper section 3.2).
+"""Dynamic Weight Generator: scores [B, K] to weights alpha [B, K] (docs/definitions.md, Weights; paper section 3.2).
 
 Sees tensors only. No gradient flows through a weight.
 """

@@ -181,21 +181,29 @@ def _trust(run: RunData) -> Answer:
     weights, trusted = weight_shares(run), most_trusted(run)
     if trusted is None:
         return Answer(question, "Not known", ["No weights were recorded."])
-    details = ["How much each teacher's solutions counted:"] if len(weights) > 1 else []
+    details = ["How much each teacher's solutions counted in the end:"] if len(weights) > 1 else []
     details += [f"{short(name, 40)}: {percent(share, 0)}" for name, share, _ in weights[:4]]
     if len(weights) > 4:
         details.append(f"and {len(weights) - 4} more")
-    right, wrong = _weight_when(run, RIGHT), _weight_when(run, WRONG)
-    if right == right and wrong == wrong:
-        details.append(f"A right solution weighs {share_text(right)} on average, a wrong one {share_text(wrong)}.")
+    if (means := _right_and_wrong(run)) is not None:
+        right, wrong = map(share_text, means)
+        details.append(
+            f"Of teachers that were right and wrong, a right solution weighs {right} on average, a wrong one {wrong}."
+        )
     return Answer(question, "All about equally" if trusted == _ALL else f"Most from {short(trusted, 60)}", details)
 
 
-def _weight_when(run: RunData, verdict: str) -> float:
+def _right_and_wrong(run: RunData) -> tuple[float, float] | None:
+    """Mean weight of right and of wrong rationales, over the teachers that wrote both: the others differ in more."""
     if run.trace is None:
-        return float("nan")
-    chosen = run.trace.weights_NK[run.trace.last][verdicts_PK(run, run.trace) == verdict]
-    return mean_sem(chosen)[0]
+        return None
+    verdicts = verdicts_PK(run, run.trace)
+    both = (verdicts == RIGHT).any(0) & (verdicts == WRONG).any(0)
+    if not both.any():
+        return None
+    weights = run.trace.weights_NK[run.trace.last][:, both]
+    right, wrong = (mean_sem(weights[verdicts[:, both] == verdict])[0] for verdict in (RIGHT, WRONG))
+    return right, wrong
 
 
 # ---- what did it take?
@@ -233,6 +241,8 @@ def _cost_fact(run: RunData) -> tuple[str, str, str]:
         return ("cost", DASH, "no answers of teachers were bought in this run")
     prices = "in your prices' currency; " if "cost" in total else ""
     written, read = (number(total[key], 4) for key in ("completion_tokens", "prompt_tokens"))
+    if not any(total.values()):
+        return ("cost", "0", "the teachers wrote for nothing")
     tokens = f"{prices}{written} tokens written, {read} read by teachers"
     money = f"{number(total['cost'], 4)}" if "cost" in total else DASH
     return ("cost", money, f"{tokens}{'' if 'cost' in total else '; their price is not known'}")

@@ -1,4 +1,4 @@
-"""Where the probe estimator stops in a reasoning, and the row of tokens it reads there (design: Adaptability)."""
+"""Where the probe estimator stops in a reasoning, and the row of tokens it reads there; see docs/definitions.md."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def thinking_spans(text: str, extra: Sequence[str] = ()) -> list[tuple[int, int]
     """Return the (start, end) character spans of thinking expressions in `text`, in order; they may overlap.
 
     An expression is a word of `LEXICON` (whole words, any case) or a match of a regular expression of `extra`
-    (any case). A text without one gets the first words of its sentences and lines instead (design, section 2).
+    (any case). A text without one gets the first words of its sentences and lines instead (docs/definitions.md).
     """
     spans = {m.span() for pattern in _patterns(tuple(extra)) for m in pattern.finditer(text) if m.end() > m.start()}
     return sorted(spans) or [m.span(1) for m in _STARTS.finditer(text)]

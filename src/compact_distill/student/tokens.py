@@ -1,4 +1,4 @@
-"""From texts to tokens: a problem's prompt, its K branches and the gold answer (design, section 2: Text to tokens).
+"""From texts to tokens: a problem's prompt, its K branches and the gold answer (docs/definitions.md, Text to tokens).
 
 Prompt, reasoning and answer segment are tokenised separately and concatenated, so that the same answer gives the
 same tokens after every rationale. What is trained on is known from construction; nothing is searched for.
