@@ -364,4 +364,5 @@ class CompactTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card with a path of this machine
             (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")

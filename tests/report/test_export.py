@@ -146,6 +146,18 @@ def test_the_best_run_is_named_and_chance_is_not_hidden(accuracies, margin, pair
     assert verdict(runs, documents) == words
 
 
+@pytest.mark.parametrize(("kept", "words"), [(0.2, "; it retained less than another run on y."), (0.5, ".")])
+def test_what_the_best_run_lost_against_another_is_said(kept, words):
+    def retained(accuracy):
+        return Result("student", "y", "retained", 200, 1, accuracy, accuracy - 0.05, accuracy + 0.05, 0, 0, 200, 5.0)
+
+    runs = [
+        RunData(path=Path("a"), name="a", results=[result(0.5, 0.02), retained(0.5)]),
+        RunData(path=Path("b"), name="b", results=[result(0.6, 0.02), retained(kept)]),
+    ]
+    assert verdict(runs) == f"b did best on x: 60.0 %{words}"
+
+
 def test_equal_shares_trust_nobody_most():
     equal = [
         {"id": "p", "teachers": ["a", "b"], "difficulty": [1.0, 1.0], "weights": [0.5, 0.5]},

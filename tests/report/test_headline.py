@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compact_distill.report.headline import headline, weight_shares
-from compact_distill.report.read import RunData
+from compact_distill.report.read import RunData, UsedProblem, UsedRationale
 from compact_distill.report.read_eval import Change, Result
 from compact_distill.report.terminal import summary
 from compact_distill.report.trace import arrange_trace
@@ -124,3 +124,17 @@ def test_the_terminal_shows_the_verdict_the_changes_and_the_weights():
     assert "50.0 % →  60.0 %    +10.0 points (95 %: +5.0 to +15.0)" in text
     assert "a  ██████████████████        75 %  100 %" in text
     assert "not shown: no drift" in text
+
+
+def test_right_and_wrong_are_compared_within_the_teachers_that_wrote_both():
+    def problem(name, **verdicts):
+        rationales = {t: UsedRationale(t, "...", "1", verdict, "ok", 9) for t, verdict in verdicts.items()}
+        return UsedProblem(name, "?", "1", 5, rationales)
+
+    trace = weights([0.7, 0.3], [0.9, 0.1])
+    mixed = {"p0": problem("p0", a="correct", b="correct"), "p1": problem("p1", a="correct", b="wrong")}
+    (_, _, trust) = headline(run(trace=trace, problems=mixed)).answers
+    assert trust.details[-1].endswith("a right solution weighs 0.30 on average, a wrong one 0.10.")
+    apart = {"p0": problem("p0", a="correct", b="wrong"), "p1": problem("p1", a="correct", b="wrong")}
+    (_, _, trust) = headline(run(trace=trace, problems=apart)).answers
+    assert not any("weighs" in line for line in trust.details)
