@@ -24,7 +24,7 @@ demo: .venv/.installed
 
 picture: demo
 	mkdir -p docs/images
-	chromium --headless --no-sandbox --hide-scrollbars --window-size=1200,1560 --virtual-time-budget=3000 \
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1200,1450 --virtual-time-budget=3000 \
 		--screenshot=docs/images/report.png file://$(CURDIR)/runs/demo/compact/report.html
 
 # One thread a worker, so that the two workers do not fight over two cores; a test file stays in one worker.

@@ -118,6 +118,12 @@ def test_cost_adds_up_what_the_stores_say():
     assert "price is not known" in facts["cost"][1]
 
 
+def test_scripted_teachers_cost_nothing():
+    costs = {"a": {"answers": 2.0, "prompt_tokens": 0.0, "completion_tokens": 0.0}}
+    facts = {name: (value, note) for name, value, note in headline(run(teacher_costs=costs)).facts}
+    assert facts["cost"] == ("0", "2 answers, no tokens")
+
+
 def test_the_terminal_shows_the_verdict_the_changes_and_the_weights():
     text = summary(run(change("x", 0.1, 0.05), trace=weights((0.75, 0.25)), missing=["no drift"]))
     assert "The student got better at x" in text

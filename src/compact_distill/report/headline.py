@@ -241,8 +241,8 @@ def _cost_fact(run: RunData) -> tuple[str, str, str]:
         return ("cost", DASH, "no answers of teachers were bought in this run")
     prices = "in your prices' currency; " if "cost" in total else ""
     written, read = (number(total[key], 4) for key in ("completion_tokens", "prompt_tokens"))
-    if not any(total.values()):
-        return ("cost", "0", "the teachers wrote for nothing")
+    if not (total["completion_tokens"] or total["prompt_tokens"] or total.get("cost")):
+        return ("cost", "0", f"{number(total['answers'], 6)} answers, no tokens")
     tokens = f"{prices}{written} tokens written, {read} read by teachers"
     money = f"{number(total['cost'], 4)}" if "cost" in total else DASH
     return ("cost", money, f"{tokens}{'' if 'cost' in total else '; their price is not known'}")
