@@ -181,7 +181,7 @@ def test_half_precision_on_a_gpu_takes_varlen_where_it_works_and_flex_elsewhere(
         assert attention._choose_kernel(OnGpu(), plan, None) is kernel
 
 
-def test_on_a_cpu_windows_that_cut_and_half_precision_take_the_loop(monkeypatch):
+def test_on_a_cpu_windows_that_cut_and_half_precision_take_the_loop():
     plan, query = AttentionPlan(SEGMENTS), torch.zeros(1)
     longest = 7  # prompt of 3 and branch of 4
     assert plan.longest == longest
@@ -192,8 +192,24 @@ def test_on_a_cpu_windows_that_cut_and_half_precision_take_the_loop(monkeypatch)
         (None, torch.bfloat16, loop_kernel),
     ):
         assert attention._choose_kernel(query.to(dtype), plan, window) is kernel
-    monkeypatch.setattr(attention, "_CPU_FLASH", None)  # a torch without it
-    assert attention._choose_kernel(query, plan, None) is loop_kernel
+
+
+@pytest.mark.parametrize("kernels", ["missing", "other arguments", "other values"])
+def test_a_torch_whose_cpu_kernels_are_missing_or_differ_gets_the_loop(kernels, monkeypatch):
+    real = attention._CPU_FLASH
+
+    def wrong(*args, **kwargs):
+        if kernels == "other arguments":
+            raise TypeError("unexpected keyword argument 'scale'")
+        out, sums = real(*args, **kwargs)
+        return 2 * out, sums
+
+    monkeypatch.setattr(attention, "_CPU_FLASH", None if kernels == "missing" else wrong)
+    attention._cpu_flash_works.cache_clear()
+    try:
+        assert attention._choose_kernel(torch.zeros(1), AttentionPlan(SEGMENTS), None) is loop_kernel
+    finally:
+        attention._cpu_flash_works.cache_clear()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -157,7 +157,7 @@ def _choose_kernel(query: Tensor, plan: AttentionPlan, window: int | None) -> Ke
         return varlen_kernel if _varlen_works(query.device) else flex_kernel
     whole = window is None or window >= plan.longest
     full = query.dtype in (torch.float32, torch.float64)  # merging parts in half precision would round twice
-    return cpu_kernel if query.device.type == "cpu" and whole and full and _CPU_FLASH is not None else loop_kernel
+    return cpu_kernel if query.device.type == "cpu" and whole and full and _cpu_flash_works() else loop_kernel
 
 
 # torch's flash attention for CPUs, which scaled_dot_product_attention calls: (output, log-sum-exp), and its backward.
@@ -220,6 +220,24 @@ class _CpuAttention(torch.autograd.Function):
             grad_k[:, :, k] += dk
             grad_v[:, :, k] += dv
         return grad_q, grad_k, grad_v, None, None
+
+
+@lru_cache(maxsize=1)
+def _cpu_flash_works() -> bool:
+    """Whether this torch has both kernels, and they share key heads among query heads as we need (tried once)."""
+    if _CPU_FLASH is None or _CPU_FLASH_BACKWARD is None:
+        return False
+    plan = AttentionPlan([Segment(0, 3, 0, ()), Segment(3, 2, 3, ((0, 3),))])
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 5, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
+    try:
+        with torch.enable_grad():
+            fast, slow = (kernel(q, k, v, plan, None, None) for kernel in (cpu_kernel, loop_kernel))
+            pairs = [(fast, slow)]
+            pairs += zip(*(torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (fast, slow)), strict=True)
+    except (RuntimeError, TypeError):
+        return False
+    return all(torch.allclose(one, other, atol=1e-4) for one, other in pairs)
 
 
 def loop_kernel(
