@@ -46,7 +46,7 @@ LEARNED, RETAINED = ("lab_arithmetic",), ("lab_facts", "lab_yes_no")
 
 @dataclass(frozen=True, slots=True)
 class DemoRecipe:
-    """Sizes and settings, the same for both sides; chosen on the tuning split, never on what is reported."""
+    """Sizes and settings, the same for both sides; docs/results.md has how they were chosen."""
 
     student: lab.Recipe = field(default_factory=lab.Recipe)
     problems: int = 400

@@ -23,7 +23,7 @@ from compact_distill.compatibility.evaluator import Evaluator
 from compact_distill.config import CompatibilityConfig
 from compact_distill.errors import StudentError
 from compact_distill.records import RationaleStatus
-from compact_distill.student import head
+from compact_distill.student import attention, head
 from compact_distill.student.one_pass import attach
 from compact_distill.student.passes import plan_jobs, read_job
 from compact_distill.student.probes import choose_points
@@ -501,6 +501,17 @@ def test_backward_replays_the_dropout_of_the_forward(budget: int, checkpointing:
     assert slope.item() == pytest.approx(((there[0] - there[1]) / 2e-6).item(), rel=1e-6)
     torch.manual_seed(12)
     assert packages(model, PROBLEMS[:2], flat, budget, backward=False).loss != got.loss
+
+
+@pytest.mark.parametrize("how", ["gradient checkpointing", "two-phase"])
+def test_the_first_pass_of_a_process_may_be_under_an_activation_checkpoint(how: str) -> None:
+    model = tiny_model("llama")
+    expected = references(model, PROBLEMS, Settings())
+    attention._cpu_flash_works.cache_clear()  # as in a new process
+    if how == "gradient checkpointing":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    got = packages(model, PROBLEMS, Settings(), WHOLE if how == "gradient checkpointing" else BRANCHWISE)
+    torch.testing.assert_close(got.loss, expected.loss, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

@@ -229,9 +229,9 @@ def _cpu_flash_works() -> bool:
         return False
     plan = AttentionPlan([Segment(0, 3, 0, ()), Segment(3, 2, 3, ((0, 3),))])
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, heads, 5, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            q, k, v = (torch.randn(1, heads, 5, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
             fast, slow = (kernel(q, k, v, plan, None, None) for kernel in (cpu_kernel, loop_kernel))
             pairs = [(fast, slow)]
             pairs += zip(*(torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (fast, slow)), strict=True)
@@ -381,5 +381,6 @@ def register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
+    _cpu_flash_works()  # tried here: in a forward under an activation checkpoint its gradients would be taken for ours
     AttentionInterface.register(IMPLEMENTATION, segment_attention)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
