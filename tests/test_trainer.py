@@ -20,12 +20,14 @@ from compact_distill.runs import read_trace
 from compact_distill.trainer import CompactConfig, CompactTrainer, ProblemDataset
 
 
-def instances(count=10, teachers=3):
+def instances(count=10, teachers=3, long=()):
+    """Sums with `teachers` rationales each; those of the problems in `long` take three times the tokens."""
     made = []
     for i in range(count):
         j = i * 7 % 5
+        more = " More." * (30 if i in long else i % 3)
         texts = [
-            f"First we add {i} and {j}. So we get {i + j + k}.{' More.' * (i % 3)}\nThe answer is {i + j + k}."
+            f"First we add {i} and {j}. So we get {i + j + k}.{more}\nThe answer is {i + j + k}."
             for k in range(teachers)
         ]
         rationales = tuple(Rationale(f"t{k}", text) for k, text in enumerate(texts))
@@ -113,10 +115,14 @@ sys.path.insert(0, sys.argv[1])
 import torch
 import models
 from test_trainer import instances, trainer
-made = trainer(sys.argv[2], optim="sgd", train_sampling_strategy="sequential", max_steps=1, data=instances(8),
-               model=models.tiny_model("qwen2"), per_device_train_batch_size=2, gradient_accumulation_steps=2,
-               compatibility={"normalise": "running"}, max_tokens_per_pass=150)
+made = trainer(sys.argv[2], optim="sgd", train_sampling_strategy="sequential", max_steps=1,
+               data=instances(8, long=(1, 4)), model=models.tiny_model("qwen2"), per_device_train_batch_size=2, gradient_accumulation_steps=2,
+               compatibility={"normalise": "running"}, max_tokens_per_pass=400)
+passes = []
+job_loss = made._job_loss
+made._job_loss = lambda model, job: passes.append(job) or job_loss(model, job)
 made.train()
+assert len(passes) == 3 - made.accelerator.process_index  # of two batches
 if made.is_world_process_zero():
     torch.save(made.model.state_dict(), sys.argv[2] + "/weights.pt")
     print(made.state.log_history[0]["weight/t0"], made.evaluator.running.moments["difficulty"][0])
@@ -129,7 +135,7 @@ def test_two_ranks_give_the_step_of_one(tmp_path):
         optim="sgd",
         train_sampling_strategy="sequential",
         max_steps=1,
-        data=instances(8),
+        data=instances(8, long=(1, 4)),
         model=models.tiny_model("qwen2"),
         per_device_train_batch_size=8,
         compatibility={"normalise": "running"},

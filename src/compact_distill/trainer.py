@@ -28,7 +28,7 @@ from compact_distill.compatibility.evaluator import Evaluator
 from compact_distill.compatibility.score import score_row
 from compact_distill.config import CompatibilityConfig, TextConfig
 from compact_distill.errors import ConfigError, DataError
-from compact_distill.records import Instance, RationaleStatus
+from compact_distill.records import Instance, RationaleStatus, ScoreRow
 from compact_distill.runs import ScoreTrace
 from compact_distill.student.one_pass import attach
 from compact_distill.student.passes import Job, plan_jobs, read_job
@@ -132,6 +132,10 @@ def _collate(problems: list[EncodedProblem]) -> dict[str, list[EncodedProblem]]:
     return {"problems": problems}
 
 
+def _longest(job: Job) -> int:
+    return max(len(layout.tokens) for layout in job.layouts)
+
+
 class CompactTrainer(Trainer):
     """Trains a student on several teachers' rationales, each weighted by its compatibility with the student now.
 
@@ -195,6 +199,7 @@ class CompactTrainer(Trainer):
         )
         self.metrics = TrainingMetrics()
         self.trace = ScoreTrace(Path(str(args.trace)))
+        self._rows: list[ScoreRow] = []
         self._observed: list[tuple[dict[str, Tensor], Tensor]] = []
         if datasets[0] is not None:
             logger.info("training on %s", datasets[0].summary())
@@ -212,6 +217,7 @@ class CompactTrainer(Trainer):
         # DistributedDataParallel averages gradients over ranks; the mean over all ranks' problems needs their sum.
         share = self.accelerator.num_processes / float(num_items_in_batch or len(problems))
         jobs = plan_jobs(problems, self.pass_options, self.args.max_tokens_per_pass, self.args.device)
+        jobs.sort(key=_longest, reverse=True)  # while there are no gradients yet, and memory is least in pieces
         loss = torch.zeros((), device=self.args.device)
         for index, job in enumerate(jobs):
             last = index == len(jobs) - 1
@@ -220,6 +226,7 @@ class CompactTrainer(Trainer):
                     total = self._job_loss(model, job)
                 self.accelerator.backward(total * share, **self._backward_options())
             loss += total.detach().float() * share
+        self._write_trace()
         if self.accelerator.sync_gradients:
             self._observe_step()
         return loss
@@ -242,18 +249,25 @@ class CompactTrainer(Trainer):
             host = {name: value.detach().float().cpu() for name, value in scores.items()}
             weights_BK, present_BK = weights_BK.float().cpu(), outputs.present_BK.cpu()
             self.metrics.add(job.problems, host, weights_BK, terms)
-            self._trace(job, host, weights_BK)
+            self._note(job, host, weights_BK)
             if self.evaluator.running is not None:
                 self._observed.append((host, present_BK))
         return terms.total
 
-    def _trace(self, job: Job, scores: dict[str, Tensor], weights_BK: Tensor) -> None:
-        """Note every problem's scores and weights, with the optimizer step that they contribute to."""
-        rows = []
+    def _note(self, job: Job, scores: dict[str, Tensor], weights_BK: Tensor) -> None:
+        """Keep every problem's scores and weights for the trace."""
         for index, problem in enumerate(job.problems):
             count = len(problem.branches)
             own_scores = {name: value[index, :count] for name, value in scores.items()}
-            rows.append(score_row(problem, own_scores, weights_BK[index, :count]))
+            self._rows.append(score_row(problem, own_scores, weights_BK[index, :count]))
+
+    def _write_trace(self) -> None:
+        """Write what was noted of a batch, with the optimizer step that it contributes to.
+
+        Once a batch, not once a job: ranks talk to each other here, and their batches may be divided into more or
+        fewer jobs.
+        """
+        rows, self._rows = self._rows, []
         if self.accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 

@@ -1,79 +1,144 @@
-"""The LM head for the tokens that have a label, in chunks, so that no [T, V] logits ever exist at once.
+"""The LM head for the tokens that are needed, in chunks, so that no [T, V] logits ever exist at once.
 
-Two things are read from the same logits: the log-probability of the label (differentiable, unreduced: its weight is
-known only later), and the mean log-probability of the gold answer's tokens (the lens; not differentiable).
+Of most rows two numbers are read: the log-probability of the label (differentiable, unreduced: its weight is known only
+later), and the mean log-probability of the gold answer's tokens (the lens; not differentiable). Of a few rows, those
+that predict the gold answer, the whole distribution is.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 # Rows of a chunk: enough for a fast matmul, few enough for its logits to stay near the processor.
-CHUNK_ROWS = 256
-# What the backward needs of the chunks is kept up to this many numbers a pass (128 MiB in fp32), and computed again
-# beyond it.
-KEEP_NUMBERS = 2**25
+CHUNK_ROWS = 128
+# A trained head keeps this many probabilities a pass for its backward (16 MiB in fp32), and computes the others again.
+# A frozen one (LoRA) keeps none: its gradient is known, up to a factor a row, when the logits are.
+KEEP_NUMBERS = 2**22
 
 
-class _LabelLogProbs(torch.autograd.Function):
-    """log softmax(h W^T + b)[label] for each row, and the lens; the backward is written out by hand."""
+def read_head(
+    hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, gold_NA: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of each row's label, belief in the gold answer after it, and all log-probabilities of the last rows.
 
+    Args:
+        hidden_MD: final hidden states: N that predict labels, then M - N of which all is wanted.
+        weight_VD: the LM head's weight; bias_V its bias or None.
+        labels_N: token ids.
+        gold_NA: gold-answer tokens of the row's problem, padded with -1.
+
+    Returns:
+        (log-probabilities of the labels [N] in nats, differentiable; mean over gold tokens of log softmax(W h)[g], [N]
+        in nats, not differentiable; log softmax(W h) [M - N, V], differentiable), all fp32 or fp64.
+    """
+    if torch.is_autocast_enabled(hidden_MD.device.type):
+        dtype = torch.get_autocast_dtype(hidden_MD.device.type)
+        hidden_MD, weight_VD = hidden_MD.to(dtype), weight_VD.to(dtype)
+        bias_V = bias_V if bias_V is None else bias_V.to(dtype)
+    return cast(tuple[Tensor, Tensor, Tensor], _Head.apply(hidden_MD, weight_VD, bias_V, labels_N, gold_NA))
+
+
+class _Head(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, gold_NA: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        keep = any(ctx.needs_input_grad) and len(hidden_ND) * len(weight_VD) <= KEEP_NUMBERS
-        logprobs, beliefs, tops, sums, kept = [], [], [], [], []
-        for part in _chunks(len(hidden_ND)):
-            logits_NV = _logits(hidden_ND[part], weight_VD, bias_V)
-            label_N1, gold = logits_NV.gather(1, labels_N[part, None]), logits_NV.gather(1, gold_NA[part].clamp_min(0))
+        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, gold_NA: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        count = len(labels_N)
+        trained = any(ctx.needs_input_grad[1:3])
+        frozen = ctx.needs_input_grad[0] and not trained
+        keep = KEEP_NUMBERS // len(weight_VD) if trained else 0
+        tops, sums, logprobs, beliefs, kept, slopes = [], [], [], [], [], []
+        for part in _chunks(count):
+            logits_NV, labels_N1, gold_CA = (
+                _logits(hidden_MD[part], weight_VD, bias_V),
+                labels_N[part, None],
+                gold_NA[part],
+            )
+            label_N1, of_gold_NA = logits_NV.gather(1, labels_N1), logits_NV.gather(1, gold_CA.clamp_min(0))
             top_N1 = logits_NV.amax(-1, keepdim=True)
             exp_NV = logits_NV.sub_(top_N1).exp_()  # logits are 0 at most, so nothing overflows
             sum_N1 = exp_NV.sum(-1, keepdim=True)
             norm_N1 = top_N1 + sum_N1.log()
-            present = gold_NA[part] >= 0
+            present = gold_CA >= 0
+            beliefs.append(((of_gold_NA - norm_N1) * present).sum(-1) / present.sum(-1).clamp_min(1))
             logprobs.append(label_N1 - norm_N1)
-            beliefs.append(((gold - norm_N1) * present).sum(-1) / present.sum(-1).clamp_min(1))
             tops.append(top_N1)
             sums.append(sum_N1)
-            if keep:
-                kept.append(exp_NV.to(hidden_ND.dtype))
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, torch.cat(tops), torch.cat(sums), *kept)
+            if part.stop <= keep:
+                kept.append(exp_NV.to(hidden_MD.dtype))
+            elif frozen:
+                slopes.append(_slope(exp_NV, sum_N1, logprobs[-1], labels_N1, weight_VD))
+        whole_GV = _logits(hidden_MD[count:], weight_VD, bias_V).log_softmax(-1)
+        ctx.kept = kept
+        ctx.save_for_backward(
+            hidden_MD, weight_VD, bias_V, labels_N, *(torch.cat(c) for c in (tops, sums, logprobs)), whole_GV, *slopes
+        )
         belief_N = torch.cat(beliefs)
         ctx.mark_non_differentiable(belief_N)
-        return torch.cat(logprobs)[:, 0], belief_N
+        ctx.set_materialize_grads(False)
+        return torch.cat(logprobs)[:, 0], belief_N, whole_GV
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_N = grads[0]
-        hidden_ND, weight_VD, bias_V, labels_N, top_N1, sum_N1, *kept = ctx.saved_tensors
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight_VD) if wants_weight else None
-        grad_bias = torch.zeros_like(bias_V) if wants_bias and bias_V is not None else None
-        for index, part in enumerate(_chunks(len(hidden_ND))):
-            if kept:
-                exp_NV = kept[index]
-            else:
-                exp_NV = _logits(hidden_ND[part], weight_VD, bias_V).sub_(top_N1[part]).exp_().to(hidden_ND.dtype)
-            # d logp / d logits = onehot(label) - softmax(logits), times the gradient of the row
-            scale_N1 = -grad_N[part, None] / sum_N1[part]
-            grad_NV = exp_NV * scale_N1
-            grad_NV = grad_NV.scatter_add_(1, labels_N[part, None], grad_N[part, None]).to(hidden_ND.dtype)
-            if grad_hidden is not None:
-                torch.mm(grad_NV, weight_VD, out=grad_hidden[part])
-            if grad_weight is not None:
-                grad_weight.addmm_(grad_NV.t(), hidden_ND[part])
-            if grad_bias is not None:
-                grad_bias += grad_NV.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_N, _, grad_GV = grads
+        hidden_MD, weight_VD, bias_V, labels_N, top_N1, sum_N1, logprob_N1, whole_GV, *slopes = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, []  # used up in place; whoever goes backward again has them computed again
+        count = len(labels_N)
+        sink = _Sink(hidden_MD, weight_VD, bias_V, ctx.needs_input_grad)
+        if grad_GV is not None:
+            sink.add(slice(count, None), grad_GV - whole_GV.exp() * grad_GV.sum(-1, keepdim=True))
+        if grad_N is not None and slopes:
+            assert sink.hidden is not None
+            torch.mul(torch.cat(slopes), grad_N[:, None].to(hidden_MD.dtype), out=sink.hidden[:count])
+        elif grad_N is not None:
+            for index, part in enumerate(_chunks(count)):
+                if index < len(kept):
+                    exp_NV, kept[index] = kept[index], None
+                else:
+                    exp_NV = _logits(hidden_MD[part], weight_VD, bias_V).sub_(top_N1[part]).exp_()
+                # d logp / d logits = onehot(label) - softmax(logits), times the gradient of the row. The label's own
+                # entry, 1 - p, is what rounding would harm.
+                grad_NV = exp_NV.mul_(-grad_N[part, None] / sum_N1[part])
+                own_N1 = -torch.expm1(logprob_N1[part]) * grad_N[part, None]
+                sink.add(part, grad_NV.scatter_(1, labels_N[part, None], own_N1.to(grad_NV.dtype)))
+        return sink.hidden, sink.weight, sink.bias, None, None
+
+
+class _Sink:
+    """Gradients of the head's inputs, to which gradients of logits are added chunk by chunk."""
+
+    def __init__(self, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, wanted: tuple[bool, ...]) -> None:
+        self._inputs = hidden_MD, weight_VD
+        self.hidden = torch.zeros_like(hidden_MD) if wanted[0] else None
+        self.weight = torch.empty_like(weight_VD) if wanted[1] else None
+        self._empty = True
+        self.bias = torch.zeros_like(bias_V) if wanted[2] and bias_V is not None else None
+
+    def add(self, part: slice, grad_NV: Tensor) -> None:
+        hidden_MD, weight_VD = self._inputs
+        grad_NV = grad_NV.to(hidden_MD.dtype)
+        if self.hidden is not None:
+            torch.mm(grad_NV, weight_VD, out=self.hidden[part])
+        if self.weight is not None:
+            self.weight.addmm_(grad_NV.t(), hidden_MD[part], beta=0 if self._empty else 1)
+            self._empty = False
+        if self.bias is not None:
+            self.bias += grad_NV.sum(0)
+
+
+def _slope(exp_NV: Tensor, sum_N1: Tensor, logprob_N1: Tensor, labels_N1: Tensor, weight_VD: Tensor) -> Tensor:
+    """d logp / d h = W[label] - sum_v p_v W[v], for a chunk; the label's own share apart, as rounding would harm it."""
+    others_ND = exp_NV.scatter_(1, labels_N1, 0.0).to(weight_VD.dtype) @ weight_VD
+    own_ND = -torch.expm1(logprob_N1) * weight_VD[labels_N1[:, 0]]
+    return (own_ND - others_ND / sum_N1).to(weight_VD.dtype)
 
 
 def _chunks(rows: int) -> list[slice]:
-    return [slice(start, start + CHUNK_ROWS) for start in range(0, rows, CHUNK_ROWS)]
+    return [slice(start, min(start + CHUNK_ROWS, rows)) for start in range(0, rows, CHUNK_ROWS)]
 
 
 def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
@@ -82,32 +147,3 @@ def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tens
     if bias_V is not None:
         logits_NV = logits_NV.add_(bias_V)
     return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-
-
-def label_logprobs(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, gold_NA: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each row's label, and the lens' belief in the gold answer after each row.
-
-    Args:
-        hidden_ND: final hidden states that predict the labels.
-        weight_VD: the LM head's weight; bias_V its bias or None.
-        labels_N: token ids.
-        gold_NA: gold-answer tokens of the row's problem, padded with -1.
-
-    Returns:
-        (log-probabilities [N] in nats, fp32 or fp64, differentiable; mean over gold tokens of
-        log softmax(W h)[g], [N] in nats, not differentiable).
-    """
-    if torch.is_autocast_enabled(hidden_ND.device.type):
-        dtype = torch.get_autocast_dtype(hidden_ND.device.type)
-        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
-        bias_V = bias_V if bias_V is None else bias_V.to(dtype)
-    logprob_N, belief_N = _LabelLogProbs.apply(hidden_ND, weight_VD, bias_V, labels_N, gold_NA)
-    return logprob_N, belief_N
-
-
-def log_softmax_rows(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
-    """Whole next-token distributions log softmax(W h) for a few rows, [N, V] in nats, fp32 or fp64, differentiable."""
-    full = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-    return torch.log_softmax(torch.nn.functional.linear(hidden_ND, weight_VD, bias_V).to(full), dim=-1)

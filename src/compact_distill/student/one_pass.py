@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from compact_distill.errors import StudentError
 from compact_distill.student.attention import IMPLEMENTATION, AttentionPlan, register
-from compact_distill.student.head import label_logprobs, log_softmax_rows
+from compact_distill.student.head import read_head
 from compact_distill.student.layout import BranchRows, Layout
+from compact_distill.student.lean import slim_down
 from compact_distill.student.outputs import Reading
 from compact_distill.student.probes import lay_out_probes
 from compact_distill.student.support import adapter_problems, architecture_problems, innermost
@@ -58,6 +59,7 @@ def attach(model: nn.Module) -> None:
     if getattr(core, "_compact_attached", False):
         return
     register()
+    slim_down(core.model)
     core.config._attn_implementation = IMPLEMENTATION
     ordinary = core.forward
 
@@ -85,21 +87,23 @@ def _read(core: Any, layout: Layout, options: PassOptions) -> Reading:
     head = core.get_output_embeddings()
     bias = getattr(head, "bias", None)
 
-    rows = torch.tensor([row for branch in layout.branches for row in branch.labelled], device=device)
-    labels = torch.tensor([token for branch in layout.branches for token in branch.branch.completion], device=device)
-    logprob_N, belief_N = label_logprobs(
-        hidden_TD.index_select(0, rows), head.weight, bias, labels, _gold_by_row(layout, device)
-    )
-    gold: tuple[Tensor, ...] = ()
+    rows = [row for branch in layout.branches for row in branch.labelled]
     if options.with_gold:
-        counts = [len(branch.gold) for branch in layout.branches]
-        rows = torch.tensor([row for branch in layout.branches for row in branch.gold], device=device)
-        gold = log_softmax_rows(hidden_TD.index_select(0, rows), head.weight, bias).split(counts)
+        rows += [row for branch in layout.branches for row in branch.gold]
+    labels = torch.tensor([token for branch in layout.branches for token in branch.branch.completion], device=device)
+    logprob_N, belief_N, gold_GV = read_head(
+        hidden_TD.index_select(0, torch.tensor(rows, device=device)),
+        head.weight,
+        bias,
+        labels,
+        _gold_by_row(layout, device),
+    )
+    gold = gold_GV.split([len(branch.gold) for branch in layout.branches]) if options.with_gold else ()
     probe: tuple[Tensor, ...] = ()
     if options.max_probes is not None:
         probe = _read_probes(core, layout, plan, options.max_probes, gold)
     query_RHD, key_RGD = _project(core, hidden_TD.detach(), layout.branches, options.pool)
-    return Reading(layout.branches, logprob_N, belief_N, query_RHD, key_RGD, gold if options.with_gold else (), probe)
+    return Reading(layout.branches, logprob_N, belief_N, query_RHD, key_RGD, gold, probe)
 
 
 def _hidden_states(core: Any, layout: Layout, plan: AttentionPlan) -> Tensor:
@@ -141,7 +145,7 @@ def _read_probes(
         rows = torch.tensor([row for point in probes.points for row in point.rows], device=hidden_TD.device)
         labels = torch.tensor([t for point in probes.points for t in point.labels], device=hidden_TD.device)
         none = torch.full((len(labels), 1), -1, device=hidden_TD.device)
-        logprob_N, _ = label_logprobs(
+        logprob_N, _, _ = read_head(
             hidden_TD.index_select(0, rows), head.weight, getattr(head, "bias", None), labels, none
         )
         counts = [len(point.labels) for point in probes.points]
