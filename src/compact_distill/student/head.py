@@ -22,7 +22,7 @@ KEEP_NUMBERS = 2**22
 def read_head(
     hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, gold_NA: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of each row's label, belief in the gold answer after it, and all log-probabilities of the last rows.
+    """Log-probability of each row's label, belief in the gold answer after it, and whole distributions of some rows.
 
     Args:
         hidden_MD: final hidden states: N that predict labels, then M - N of which all is wanted.
