@@ -114,23 +114,29 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 import models
+from compact_distill.trainer import CompactTrainer
 from test_trainer import instances, trainer
-settings = {"optim": "sgd", "train_sampling_strategy": "sequential", "max_steps": 1, "max_tokens_per_pass": 400,
+in_parts = sys.argv[3] == "in parts"
+CompactTrainer._in_parts = in_parts
+settings = {"optim": "sgd", "train_sampling_strategy": "sequential", "max_steps": 1,
+            "max_tokens_per_pass": 500 if in_parts else 400,  # 400: the longest problem takes two passes
             "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
             "compatibility": {"normalise": "running"}}
 made = trainer(sys.argv[2], data=instances(8, long=(1, 4)), model=models.tiny_model("qwen2"), **settings)
 passes = []
 job_loss = made._job_loss
-made._job_loss = lambda model, job: passes.append(job) or job_loss(model, job)
+made._job_loss = lambda model, job, *counts: passes.append(job) or job_loss(model, job, *counts)
 made.train()
-assert len(passes) == (4, 2)[made.accelerator.process_index]  # of two batches: unequal work
+# Of two batches each: unequal work, or made equal where ranks must stay in step.
+assert len(passes) == (4 if made.accelerator.process_index == 0 or made._in_parts else 2)
 if made.is_world_process_zero():
     torch.save(made.model.state_dict(), sys.argv[2] + "/weights.pt")
     print(made.state.log_history[0]["weight/t0"], made.evaluator.running.moments["difficulty"][0])
 """
 
 
-def test_two_ranks_give_the_step_of_one(tmp_path):
+@pytest.mark.parametrize("weights_are", ["whole", "in parts"])
+def test_two_ranks_give_the_step_of_one(tmp_path, weights_are):
     alone = trainer(
         tmp_path / "alone",
         optim="sgd",
@@ -148,7 +154,9 @@ def test_two_ranks_give_the_step_of_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
     paths = [str(Path(__file__).parent), str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([*command, str(script), *paths], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [*command, str(script), *paths, weights_are], capture_output=True, text=True, env=environment, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     together = torch.load(tmp_path / "two" / "weights.pt", weights_only=True)
     assert largest_difference(weights(alone), together) < 1e-9
@@ -157,6 +165,13 @@ def test_two_ranks_give_the_step_of_one(tmp_path):
     assert count == 24  # 8 problems x 3 teachers, seen by both ranks
     rows = list(read_trace(tmp_path / "two" / "scores.jsonl"))
     assert sorted(row["id"] for row in rows) == [f"p{i}" for i in range(8)]
+
+
+def test_where_ranks_hold_parts_of_the_weights_a_problem_must_fit_one_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr(CompactTrainer, "_in_parts", True)
+    made = trainer(tmp_path, data=instances(4, long=(2,)), max_tokens_per_pass=400)
+    with pytest.raises(ConfigError, match=r"max_tokens_per_pass must be >= 4\d\d under FSDP.*'p2'.*got 400; raise it"):
+        made.train()
 
 
 def test_equal_weights_without_consistency_are_the_mean_of_plain_losses(tmp_path):

@@ -30,6 +30,7 @@ from compact_distill.config import CompatibilityConfig, TextConfig
 from compact_distill.errors import ConfigError, DataError
 from compact_distill.records import Instance, RationaleStatus, ScoreRow
 from compact_distill.runs import ScoreTrace
+from compact_distill.student.layout import lay_out
 from compact_distill.student.one_pass import attach
 from compact_distill.student.passes import Job, plan_jobs, read_job
 from compact_distill.student.tokens import EncodedProblem, Encoder
@@ -219,11 +220,12 @@ class CompactTrainer(Trainer):
         jobs = plan_jobs(problems, self.pass_options, self.args.max_tokens_per_pass, self.args.device)
         jobs.sort(key=_longest, reverse=True)  # while there are no gradients yet, and memory is least in pieces
         loss = torch.zeros((), device=self.args.device)
-        for index, job in enumerate(jobs):
-            last = index == len(jobs) - 1
+        passes = self._in_step(jobs)
+        for index, (job, counts) in enumerate(passes):
+            last = index == len(passes) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    total = self._job_loss(model, job)
+                    total = self._job_loss(model, job, counts)
                 self.accelerator.backward(total * share, **self._backward_options())
             loss += total.detach().float() * share
         self._write_trace()
@@ -237,14 +239,46 @@ class CompactTrainer(Trainer):
         # The loss is scaled already; DeepSpeed would divide it by the accumulation steps again.
         return {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
 
-    def _job_loss(self, model: nn.Module, job: Job) -> Tensor:
-        """Sum over a job's problems of the loss; keeps what the log and the trace want to know."""
+    def _in_step(self, jobs: list[Job]) -> list[tuple[Job, bool]]:
+        """Jobs with whether they count.
+
+        Where each rank holds a part of the weights, all ranks must read equally often, or they wait for each other
+        forever: those with fewer jobs read their last one again, for nothing.
+        """
+        missing = 0
+        if self._in_parts:
+            from accelerate.utils import gather_object
+
+            missing = max(gather_object([len(jobs)])) - len(jobs)
+        return [*((job, True) for job in jobs), *[(jobs[-1], False)] * missing]
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether each rank holds a part of the weights (FSDP, DeepSpeed)."""
+        return self.accelerator.num_processes > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _require_whole_passes(self, problems: Sequence[EncodedProblem]) -> None:
+        """Refuse problems that take several passes where ranks hold parts of the weights and must stay in step."""
+        if not self._in_parts:
+            return
+        budget, with_gold = self.args.max_tokens_per_pass, self.pass_options.with_gold
+        longest = max(problems, key=lambda problem: len(lay_out([problem], with_gold).tokens))
+        if (size := len(lay_out([longest], with_gold).tokens)) > budget:
+            raise ConfigError(
+                f"max_tokens_per_pass must be >= {size} under FSDP and DeepSpeed, where every problem is read in one "
+                f"pass (the longest is {longest.id!r}), got {budget}; raise it, or lower max_length"
+            )
+
+    def _job_loss(self, model: nn.Module, job: Job, counts: bool = True) -> Tensor:
+        """Sum over a job's problems of the loss, or zero; keeps what the log and the trace want to know."""
         outputs = read_job(model, job, self.pass_options)
         scores = self.evaluator.scores(outputs)
         weights_BK = self.evaluator.weights(scores, outputs.present_BK)
         terms = aggregate(
             scores["difficulty"], weights_BK, outputs.gold_logprob, outputs.problems, self.args.consistency
         )
+        if not counts:
+            return 0.0 * terms.total
         if model.training:
             host = {name: value.detach().float().cpu() for name, value in scores.items()}
             weights_BK, present_BK = weights_BK.float().cpu(), outputs.present_BK.cpu()
@@ -320,11 +354,15 @@ class CompactTrainer(Trainer):
         if not isinstance(dataset, ProblemDataset):
             dataset = ProblemDataset(dataset, self.encoder)
         self.model.eval()
+        self._require_whole_passes(dataset.problems)
+        budget = self.args.max_tokens_per_pass
         mine = dataset.problems[self.accelerator.process_index :: self.accelerator.num_processes]
+        # A rank without a problem reads the first one, for nothing, where all must read.
+        jobs = plan_jobs(mine or dataset.problems[:1], self.pass_options, budget, self.args.device)
         total = torch.zeros((), device=self.args.device)
-        for job in plan_jobs(mine, self.pass_options, self.args.max_tokens_per_pass, self.args.device):
+        for job, counts in self._in_step(jobs):
             with self.compute_loss_context_manager():
-                total += self._job_loss(self.model, job).float()
+                total += self._job_loss(self.model, job, counts and bool(mine)).float()
         total = self.accelerator.reduce(total, "sum")
         metrics = {f"{metric_key_prefix}_loss": float(total) / len(dataset)}
         self.log(metrics)
@@ -344,7 +382,10 @@ class CompactTrainer(Trainer):
 
         Raises:
             RunError: a checkpoint that was named is not complete, or none of those there is.
+            ConfigError: a problem takes more than one pass under FSDP or DeepSpeed.
         """
+        if isinstance(self.train_dataset, ProblemDataset):
+            self._require_whole_passes(self.train_dataset.problems)
         checkpoint: Path | None = None
         if resume_from_checkpoint is True:
             checkpoint = newest_complete(Path(str(self.args.output_dir)))

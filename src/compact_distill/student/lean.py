@@ -114,8 +114,9 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         with torch.enable_grad():
-            active = ctx.activation(gate.requires_grad_())
-        (grad_gate,) = torch.autograd.grad(active, gate, grads[0] * up)
+            leaf = gate.detach().requires_grad_()
+            active = ctx.activation(leaf)
+        (grad_gate,) = torch.autograd.grad(active, leaf, grads[0] * up)
         return None, grad_gate, grads[0] * active.detach()
 
 
