@@ -73,9 +73,10 @@ def test_a_norm_by_hand() -> None:
     torch.testing.assert_close(weight.grad, torch.tensor([3.0 / math.sqrt(12.5), 0.0]))
 
 
-def test_a_norm_and_its_gradients_are_autograds() -> None:
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_a_norm_and_its_gradients_are_autograds(offset: float) -> None:
     states, weight = random(2, 3, 4, 6).requires_grad_(), random(6, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda s, w: rms_norm(s, w, 1e-3), (states, weight))
+    assert torch.autograd.gradcheck(lambda s, w: rms_norm(s, w, 1e-3, offset), (states, weight))
 
 
 def test_a_norm_does_not_see_the_length_of_its_input() -> None:
@@ -171,8 +172,9 @@ def test_an_mlp_keeps_its_input_or_the_factors_too(hooked: bool, kept: int) -> N
     assert numbers_kept(mlp, random(1, 10, 32).requires_grad_()) == 10 * kept
 
 
-def test_a_norm_keeps_its_input_and_a_number_a_row() -> None:
-    norm = tiny_model("llama", layers=1, dtype=torch.bfloat16).model.norm
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_a_norm_keeps_its_input_and_a_number_a_row(architecture: str) -> None:
+    norm = tiny_model(architecture, layers=1, dtype=torch.bfloat16).model.norm
     states = random(1, 10, 32, dtype=torch.bfloat16).requires_grad_()
     before = numbers_kept(norm, states)
     slim_down(norm)

@@ -52,11 +52,8 @@ class _Head(torch.autograd.Function):
         keep = KEEP_NUMBERS // len(weight_VD) if trained else 0
         tops, sums, logprobs, beliefs, kept, slopes = [], [], [], [], [], []
         for part in _chunks(count):
-            logits_NV, labels_N1, gold_CA = (
-                _logits(hidden_MD[part], weight_VD, bias_V),
-                labels_N[part, None],
-                gold_NA[part],
-            )
+            logits_NV = _logits(hidden_MD[part], weight_VD, bias_V)
+            labels_N1, gold_CA = labels_N[part, None], gold_NA[part]
             label_N1, of_gold_NA = logits_NV.gather(1, labels_N1), logits_NV.gather(1, gold_CA.clamp_min(0))
             top_N1 = logits_NV.amax(-1, keepdim=True)
             exp_NV = logits_NV.sub_(top_N1).exp_()  # logits are 0 at most, so nothing overflows

@@ -38,8 +38,7 @@ def slim_down(layers: nn.Module) -> None:
 def _norm_forward(self: Any, states: Tensor) -> Tensor:
     """transformers' RMSNorm, in at least fp32; Gemma's weight is an offset from 1, and multiplies before rounding."""
     if type(self).__name__.startswith("Gemma"):
-        full = _full(states.dtype)
-        return rms_norm(states.to(full), 1.0 + self.weight.to(full), self.eps).to(states.dtype)
+        return rms_norm(states, self.weight, self.eps, offset=1.0)
     return rms_norm(states, self.weight, self.variance_epsilon)
 
 
@@ -63,24 +62,24 @@ def _plain(matrix: nn.Module, states: Tensor) -> bool:
     return not hooks and matrix.weight.dtype == states.dtype and not torch.is_autocast_enabled("cpu")
 
 
-def _full(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def rms_norm(states: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+    """(offset + weight) * states / sqrt(mean(states^2) + eps) over the last dimension.
 
-
-def rms_norm(states: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """weight * states / sqrt(mean(states^2) + eps) over the last dimension, the quotient in at least fp32.
-
-    Zhang and Sennrich 2019, eq. 4. Keeps `states`, and one number a row.
+    Zhang and Sennrich 2019, eq. 4. Computed in at least fp32, then rounded to the precision of the states: the quotient
+    alone, or with an offset, as Gemma has it, the whole. Keeps `states`, and one number a row.
     """
-    return cast(Tensor, _RMSNorm.apply(states, weight_D, eps))
+    return cast(Tensor, _RMSNorm.apply(states, weight_D, eps, offset))
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        full = states.to(_full(states.dtype))
+    def forward(ctx: Any, states: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
+        full = states.to(torch.float64 if states.dtype == torch.float64 else torch.float32)
         scale = full.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.offset = offset
         ctx.save_for_backward(states, weight_D, scale)
+        if offset:
+            return (full * scale * (offset + weight_D.to(full.dtype))).to(states.dtype)
         return weight_D * (full * scale).to(states.dtype)
 
     @staticmethod
@@ -91,10 +90,10 @@ class _RMSNorm(torch.autograd.Function):
         grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = (grad * unit).flatten(0, -2).sum(0).to(weight_D.dtype)
-        grad = grad * weight_D
+        grad = grad * (weight_D.to(grad.dtype) + ctx.offset)
         # d unit / d states: what lies along `unit` has no effect.
         grad_states = grad.sub_(unit.mul_((grad * unit).mean(-1, keepdim=True))).mul_(scale)
-        return grad_states.to(states.dtype), grad_weight, None
+        return grad_states.to(states.dtype), grad_weight, None, None
 
 
 def gated(activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
