@@ -95,7 +95,7 @@ def test_a_step_is_the_mean_over_its_problems_however_it_is_divided(tmp_path):
         {"per_device_train_batch_size": 8},
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
         {"per_device_train_batch_size": 8, "max_tokens_per_pass": 150},
-        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "activation_checkpointing": True},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "gradient_checkpointing": True},
     ]
     results = []
     for division in divisions:
