@@ -15,7 +15,8 @@ import torch
 
 from compact_distill.config import CompatibilityConfig
 from compact_distill.records import RationaleStatus
-from compact_distill.trainer import CompactConfig, CompactTrainer, ProblemDataset
+from compact_distill.trainer import CompactConfig, CompactTrainer
+from compact_distill.training.dataset import ProblemDataset
 from naive import CONSISTENCY, NaiveTrainer
 from workload import Shape, Workload, sequences
 

@@ -17,7 +17,8 @@ from compact_distill.config import CompatibilityConfig
 from compact_distill.errors import ConfigError, DataError, RunError
 from compact_distill.records import Instance, Rationale
 from compact_distill.runs import read_trace
-from compact_distill.trainer import CompactConfig, CompactTrainer, ProblemDataset
+from compact_distill.trainer import CompactConfig, CompactTrainer
+from compact_distill.training.dataset import ProblemDataset
 
 
 def instances(count=10, teachers=3, long=()):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerControl, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -27,14 +26,15 @@ from compact_distill.aggregator import aggregate
 from compact_distill.compatibility.evaluator import Evaluator
 from compact_distill.compatibility.score import score_row
 from compact_distill.config import CompatibilityConfig, TextConfig
-from compact_distill.errors import ConfigError, DataError
-from compact_distill.records import Instance, RationaleStatus, ScoreRow
+from compact_distill.errors import ConfigError
+from compact_distill.records import Instance, ScoreRow
 from compact_distill.runs import ScoreTrace
 from compact_distill.student.layout import lay_out
 from compact_distill.student.one_pass import attach
 from compact_distill.student.passes import Job, plan_jobs, read_job
 from compact_distill.student.tokens import EncodedProblem, Encoder
 from compact_distill.training.checkpoints import newest_complete, require_complete, seal
+from compact_distill.training.dataset import ProblemDataset
 from compact_distill.training.metrics import TrainingMetrics
 from compact_distill.training.sampling import LengthGroupedSampler
 
@@ -91,42 +91,6 @@ class CompactConfig(TrainingArguments):
         for name in ("compatibility", "text"):
             values[name] = getattr(self, name).model_dump()
         return values
-
-
-class ProblemDataset(Dataset[EncodedProblem]):
-    """Encoded problems with at least one present rationale, and the count of every rationale's status."""
-
-    def __init__(self, instances: Sequence[Instance], encoder: Encoder) -> None:
-        encoded = list(encoder.encode_all(instances))
-        self.statuses: Counter[RationaleStatus] = Counter(s for problem in encoded for s in problem.statuses)
-        self.problems = [problem for problem in encoded if problem.present]
-        self.without_rationale = len(encoded) - len(self.problems)
-        if not self.problems:
-            counts = ", ".join(f"{status}: {count}" for status, count in sorted(self.statuses.items())) or "no rows"
-            raise DataError(
-                f"no rationale is left to train on ({counts}); max_length is {encoder.max_length} tokens: "
-                "raise it for over_length, and end texts with 'The answer is ...' for unparsed"
-            )
-
-    def __len__(self) -> int:
-        return len(self.problems)
-
-    def __getitem__(self, index: int) -> EncodedProblem:
-        return self.problems[index]
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each problem: its prompt and all present completions."""
-        return [len(p.prompt) + sum(len(b) for b in p.branches if b is not None) for p in self.problems]
-
-    def summary(self) -> str:
-        """One line of counts: problems, rationales, and every rationale that does not take part, by status."""
-        left_out = {status: n for status, n in sorted(self.statuses.items()) if status != RationaleStatus.OK}
-        parts = [f"{len(self)} problems, {self.statuses[RationaleStatus.OK]} rationales"]
-        parts += [f"{count} {status}" for status, count in left_out.items()]
-        if self.without_rationale:
-            parts.append(f"{self.without_rationale} problems without any rationale left out")
-        return ", ".join(parts)
 
 
 def _collate(problems: list[EncodedProblem]) -> dict[str, list[EncodedProblem]]:

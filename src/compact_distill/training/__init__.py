@@ -1,1 +1,1 @@
-"""What the trainer is made of besides transformers' Trainer: order of the data, log, checkpoints to be trusted."""
+"""What the trainer is made of besides transformers' Trainer: data and its order, log, checkpoints to be trusted."""
