@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 
-from compact_distill.config import CompatibilityConfig
+from compact_distill.config.models import CompatibilityConfig
 from compact_distill.records import RationaleStatus
-from compact_distill.trainer import CompactConfig, CompactTrainer
 from compact_distill.training.dataset import ProblemDataset
+from compact_distill.training.trainer import CompactConfig, CompactTrainer
 from naive import CONSISTENCY, NaiveTrainer
 from workload import Shape, Workload, sequences
 

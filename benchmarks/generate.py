@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compact_distill.config_teachers import GenerationConfig, TeacherConfig
+from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.records import Problem, Verdict
 from compact_distill.teachers.plan import estimate
 from compact_distill.teachers.pool import generate

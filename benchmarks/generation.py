@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from compact_distill.student.generation import Decoding, Generator
+from compact_distill.students.generate import Decoding, Generator
 
 END_SHARE = 0.01
 PROMPT_TOKENS = (40, 110)

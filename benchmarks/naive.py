@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from compact_distill.aggregator import aggregate
-from compact_distill.compatibility.evaluator import Evaluator
-from compact_distill.student.outputs import StudentOutputs
-from compact_distill.student.tokens import Branch, EncodedProblem
+from compact_distill.method.encode import Branch, EncodedProblem
+from compact_distill.method.loss import aggregate
+from compact_distill.method.outputs import StudentOutputs
+from compact_distill.method.scores import Evaluator
 
 CONSISTENCY = 0.1
 

@@ -18,13 +18,13 @@ from typing import Any
 from unittest import mock
 
 from compact_distill import pipeline
-from compact_distill.config import RunConfig, load_config
+from compact_distill.config.models import RunConfig, load_config
 from compact_distill.evaluation.results import BASE, STUDENT, read_result, result_path, tasks_done
-from compact_distill.runs import RunFolder, read_trace
-from compact_distill.student.layout import lay_out
-from compact_distill.student.one_pass import PassOptions
-from compact_distill.student.outputs import StudentOutputs
-from compact_distill.student.passes import Job
+from compact_distill.method.forward import PassOptions
+from compact_distill.method.outputs import StudentOutputs
+from compact_distill.method.packing import lay_out
+from compact_distill.method.passes import Job
+from compact_distill.runs.folder import RunFolder, read_trace
 from naive import naive_outputs
 
 
@@ -60,7 +60,10 @@ def read_branch_by_branch() -> Iterator[None]:
         assert options.max_probes is None, "the naive pass has no probes; set compatibility.estimator to lens"
         return naive_outputs(model, job.problems[0])
 
-    with mock.patch("compact_distill.trainer.plan_jobs", plan), mock.patch("compact_distill.trainer.read_job", read):
+    with (
+        mock.patch("compact_distill.training.trainer.plan_jobs", plan),
+        mock.patch("compact_distill.training.trainer.read_job", read),
+    ):
         yield
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from compact_distill.method.encode import Branch, EncodedProblem, Encoder
+from compact_distill.method.packing import lay_out
 from compact_distill.records import Instance, Rationale, RationaleStatus
-from compact_distill.student.layout import lay_out
-from compact_distill.student.tokens import Branch, EncodedProblem, Encoder
 
 PROMPT, RATIONALE = 72, 128  # tokens, the means of gsm8k_four_teachers under the tokenizer made here
 PAD, EOS = "<pad>", "<eos>"

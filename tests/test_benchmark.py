@@ -11,10 +11,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from compact_distill.aggregator import aggregate
-from compact_distill.compatibility.evaluator import Evaluator
-from compact_distill.student.one_pass import attach
-from compact_distill.student.passes import plan_jobs, read_job
+from compact_distill.method.forward import attach
+from compact_distill.method.loss import aggregate
+from compact_distill.method.passes import plan_jobs, read_job
+from compact_distill.method.scores import Evaluator
 from contenders import Setup
 from naive import CONSISTENCY, naive_outputs
 from step import floor_operations

@@ -16,16 +16,16 @@ import torch
 from safetensors.torch import load_file
 
 from compact_distill import pipeline
-from compact_distill.compatibility.score import score
-from compact_distill.config import RunConfig, config_from, dump_config
+from compact_distill.config.models import RunConfig, config_from, dump_config
 from compact_distill.data import load_instances
 from compact_distill.errors import InputError, RunError
-from compact_distill.preview import optimizer_steps
+from compact_distill.method.score import score
 from compact_distill.records import RationaleStatus
 from compact_distill.report import read_run, write_report
-from compact_distill.runs import RunFolder
-from compact_distill.student.load import load_student, load_tokenizer
+from compact_distill.runs.folder import RunFolder
+from compact_distill.students.load import load_student, load_tokenizer
 from compact_distill.training.callbacks import StopInOrder
+from compact_distill.training.preview import optimizer_steps
 from models import byte_level_tokenizer, save_student, tiny_model
 
 
@@ -201,7 +201,7 @@ def test_a_crashed_run_ends_with_the_weights_and_trace_of_one_that_was_not(confi
 
     training_step = pipeline.fit.__globals__["CompactTrainer"].training_step
     with monkeypatch.context() as patch:
-        patch.setattr("compact_distill.trainer.CompactTrainer.training_step", crash)
+        patch.setattr("compact_distill.training.trainer.CompactTrainer.training_step", crash)
         with pytest.raises(RuntimeError, match="lost power"):
             pipeline.train(config)
     interrupted = Path(config.output) / "student" / "checkpoint-5"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sklearn.metrics import roc_auc_score
 
-from compact_distill.runs import read_trace
+from compact_distill.runs.folder import read_trace
 
 COLUMNS = ("weights", "consensus", "adaptability", "difficulty")
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compact_distill.compatibility.evaluator import register_score
-    from compact_distill.compatibility.score import score
     from compact_distill.data import load_instances
-    from compact_distill.trainer import CompactConfig, CompactTrainer
+    from compact_distill.method.score import score
+    from compact_distill.method.scores import register_score
+    from compact_distill.training.trainer import CompactConfig, CompactTrainer
 
 __all__ = ["CompactConfig", "CompactTrainer", "load_instances", "register_score", "score"]
 
 _HOME = {
-    "CompactConfig": "compact_distill.trainer",
-    "CompactTrainer": "compact_distill.trainer",
+    "CompactConfig": "compact_distill.training.trainer",
+    "CompactTrainer": "compact_distill.training.trainer",
     "load_instances": "compact_distill.data",
-    "register_score": "compact_distill.compatibility.evaluator",
-    "score": "compact_distill.compatibility.score",
+    "register_score": "compact_distill.method.scores",
+    "score": "compact_distill.method.score",
 }
 
 

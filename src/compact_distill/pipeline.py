@@ -22,11 +22,8 @@ from typing import Any
 
 import torch
 
-from compact_distill.compatibility.evaluator import Evaluator
-from compact_distill.compatibility.score import score
-from compact_distill.config import RunConfig, dump_config, load_config
+from compact_distill.config.models import RunConfig, dump_config, load_config
 from compact_distill.data import load_instances
-from compact_distill.environment import hardware, versions
 from compact_distill.errors import ConfigError, DataError, InputError, RunError
 from compact_distill.evaluation.examine import (
     Exam,
@@ -41,17 +38,20 @@ from compact_distill.evaluation.examine import (
 from compact_distill.evaluation.harness import Subject
 from compact_distill.evaluation.results import STUDENT, checkpoint_label
 from compact_distill.evaluation.served import ServedWriter
-from compact_distill.evaluation.subjects import student_hash
-from compact_distill.files import atomic_write, content_hash, fingerprint, json_line
-from compact_distill.fit import fit, training_arguments
-from compact_distill.preview import Preview, preview
-from compact_distill.progress import progress, say
+from compact_distill.method.score import score
+from compact_distill.method.scores import Evaluator
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.report import write_report
-from compact_distill.runs import RunFolder, output_problem, score_fields
-from compact_distill.student.load import check_student, load_student
+from compact_distill.runs.environment import hardware, versions
+from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line
+from compact_distill.runs.folder import RunFolder, output_problem, score_fields
+from compact_distill.runs.progress import progress, say
+from compact_distill.students.identity import student_hash
+from compact_distill.students.load import check_student, load_student
 from compact_distill.teachers.stages import check_teachers, plan, rationales, teachers_in_manifest
 from compact_distill.training.checkpoints import require_complete
+from compact_distill.training.preview import Preview, preview
+from compact_distill.training.run import fit, training_arguments
 
 # Settings of `train:` that change what is shown or kept, not what is learned.
 _WITHOUT_EFFECT = ("logging_", "log_", "report_to", "run_name", "project", "trackio_", "save_", "disable_tqdm", "hub_")

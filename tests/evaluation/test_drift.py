@@ -16,8 +16,8 @@ from compact_distill.evaluation.drift import describe_drift, measure_drift
 from compact_distill.evaluation.geometry import Plane, linear_cka, pca_shift
 from compact_distill.evaluation.rows import TaskRow, TaskRows
 from compact_distill.evaluation.states import Reader, read_both
-from compact_distill.evaluation.subjects import student_hash
 from compact_distill.evaluation.task import Task
+from compact_distill.students.identity import student_hash
 from models import byte_level_tokenizer, randomise, save_student, tiny_model
 
 QUESTIONS = ["What is 1 + 1?", "How many apples does Ann have?", "Is it so?", "Thus", "She sells 18 eggs. Why?"]

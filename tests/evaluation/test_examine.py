@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from compact_distill import pipeline
 from compact_distill.cli import app
-from compact_distill.config import RunConfig, config_from, dump_config
+from compact_distill.config.models import RunConfig, config_from, dump_config
 from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation.compare import compare_results
 from compact_distill.evaluation.results import read_result, read_rows
-from compact_distill.evaluation.subjects import student_hash
-from compact_distill.runs import RunFolder
+from compact_distill.runs.folder import RunFolder
+from compact_distill.students.identity import student_hash
 from models import byte_level_tokenizer, save_student, tiny_model
 
 
@@ -161,7 +161,7 @@ class Listener(TrainerCallback):
 
 
 def test_the_curve_while_training_reaches_the_reporters_and_leaves_the_training_alone(configure, monkeypatch):
-    from compact_distill import fit
+    from compact_distill.training import run as fit
 
     class Trainer(fit.CompactTrainer):
         def __init__(self, *args, **kwargs):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compact_distill.config import TextConfig
+from compact_distill.config.models import TextConfig
 from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation.compare import compare_results, compare_students
 from compact_distill.evaluation.harness import Subject, describe, evaluate
@@ -16,7 +16,7 @@ from compact_distill.evaluation.rows import TaskRow, TaskRows
 from compact_distill.evaluation.statistics import bootstrap_mean, mcnemar, wilson
 from compact_distill.evaluation.task import Task
 from compact_distill.evaluation.writers import Reply, StudentWriter
-from compact_distill.student.generation import Generator
+from compact_distill.students.generate import Generator
 from models import byte_level_tokenizer, tiny_model
 
 BASE = Subject("base", "tiny", "0" * 8, 0, 0.0)
@@ -285,7 +285,7 @@ def test_the_student_writes_what_its_generator_writes(tmp_path, tiny):
 
 
 def document_decoding(document):
-    from compact_distill.student.generation import Decoding
+    from compact_distill.students.generate import Decoding
 
     pinned = document["decoding"]
     return Decoding(pinned["max_new_tokens"], pinned["temperature"], pinned["top_p"])
@@ -306,7 +306,7 @@ def test_two_evaluations_of_one_seed_are_the_same_bytes_and_another_seed_samples
 def test_a_batch_that_was_cut_off_is_written_again_whole(tiny, monkeypatch):
     task = Task(name="sums", version=1, data={"path": "x"}, max_new_tokens=4)
     from compact_distill.evaluation.harness import _requests
-    from compact_distill.student.generation import Decoding
+    from compact_distill.students.generate import Decoding
 
     requests = _requests(rows_of(4, task).rows, task, 42)
     writer = StudentWriter(*tiny, batch_tokens=2 * (4 + 20))

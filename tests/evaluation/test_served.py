@@ -20,8 +20,8 @@ SUBJECT = Subject("served", "m", "0")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Retries wait milliseconds instead of seconds."""
-    monkeypatch.setattr("compact_distill.teachers.conduct.FIRST_DELAY", 0.01)
-    monkeypatch.setattr("compact_distill.teachers.conduct._SPREAD", 0.0)
+    monkeypatch.setattr("compact_distill.teachers.ask.FIRST_DELAY", 0.01)
+    monkeypatch.setattr("compact_distill.teachers.ask._SPREAD", 0.0)
 
 
 def rows_of(count: int, **settings) -> TaskRows:

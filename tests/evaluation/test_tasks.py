@@ -10,8 +10,8 @@ import pytest
 from compact_distill.errors import CompactError, ConfigError, DataError
 from compact_distill.evaluation.rows import Training, read_task
 from compact_distill.evaluation.task import Task, load_task, load_tasks, task_names
-from compact_distill.files import fingerprint
 from compact_distill.records import Problem
+from compact_distill.runs.files import fingerprint
 
 # A change of what is asked or how answers are read needs a new version, and a new line here.
 PINNED = {

@@ -12,9 +12,9 @@ from compact_distill.lab import student as lab_student
 from compact_distill.lab.problems import STEPS, arithmetic, facts, parse, split_of, yes_no
 from compact_distill.lab.student import Recipe, cache_folder, cached_student, tokenizer
 from compact_distill.lab.teachers import instances, pool
+from compact_distill.method.encode import Encoder
 from compact_distill.records import RationaleStatus
-from compact_distill.student.load import check_student, load_student
-from compact_distill.student.tokens import Encoder
+from compact_distill.students.load import check_student, load_student
 
 TINY = Recipe(steps=4, lines_per_step=4, width=16, layers=1, heads=2, feed_forward=16)
 

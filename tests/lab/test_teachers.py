@@ -9,8 +9,8 @@ import pytest
 from compact_distill.answers import extract_answer
 from compact_distill.lab.problems import LARGEST, arithmetic
 from compact_distill.lab.teachers import Erring, Foreign, Terse, Verbose, instances, pool, roman
+from compact_distill.method.thinking import LEXICON
 from compact_distill.records import Problem
-from compact_distill.student.thinking import LEXICON
 
 PROBLEMS = arithmetic("train", 400, seed=0)
 PROBLEM = Problem(id="p", question="compute 7 + 5 - 3 ?", answer="9")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compact_distill.config_teachers import GenerationConfig, TeacherConfig
+from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.records import Problem, Verdict
 from compact_distill.teachers.pool import generate
 from compact_distill.teachers.rows import DrawStatus, Row, digest
@@ -76,8 +76,8 @@ def stored(tmp_path: Path) -> Callable[..., list[Row]]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries wait milliseconds instead of seconds."""
-    monkeypatch.setattr("compact_distill.teachers.conduct.FIRST_DELAY", 0.01)
-    monkeypatch.setattr("compact_distill.teachers.conduct._SPREAD", 0.0)
+    monkeypatch.setattr("compact_distill.teachers.ask.FIRST_DELAY", 0.01)
+    monkeypatch.setattr("compact_distill.teachers.ask._SPREAD", 0.0)
 
 
 def teacher(url: str, **given: Any) -> TeacherConfig:

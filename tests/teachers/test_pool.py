@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from compact_distill.config_teachers import GenerationConfig
+from compact_distill.config.teachers import GenerationConfig
 from compact_distill.errors import InputError, RunError
 from compact_distill.records import Problem, Verdict
 from compact_distill.teachers.plan import estimate
@@ -391,7 +391,7 @@ def test_a_row_does_not_wait_for_a_slow_verdict_but_gets_it_in_the_end(ask, stor
         return Verdict.WRONG
 
     monkeypatch.setattr(Verifier, "verify", slow)
-    monkeypatch.setattr("compact_distill.teachers.lane._VERDICT_SECONDS", 0.05)
+    monkeypatch.setattr("compact_distill.teachers.worker._VERDICT_SECONDS", 0.05)
     with Server(lambda b, n: says(r"Thus \boxed{x^2}")) as server:
         ask(teacher(server.url), [Problem("p0", "problem p0", r"x^3")])
     assert seen_while_verifying == [[None]]
@@ -448,7 +448,7 @@ def test_progress_without_a_terminal_is_plain_lines(ask, problems, capsys):
 WORKER = """
 import sys
 from pathlib import Path
-from compact_distill.config_teachers import GenerationConfig, TeacherConfig
+from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.records import Problem
 from compact_distill.teachers.pool import generate
 url, folder, count = sys.argv[1:]

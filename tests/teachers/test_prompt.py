@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from compact_distill.config_teachers import TeacherConfig
+from compact_distill.config.teachers import TeacherConfig
 from compact_distill.records import Problem
 from compact_distill.teachers.prompt import Prompting
 

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from compact_distill import pipeline
 from compact_distill.cli import app
-from compact_distill.config import config_from, dump_config
+from compact_distill.config.models import config_from, dump_config
 from compact_distill.errors import InputError, RunError
 from compact_distill.lab.problems import arithmetic
-from compact_distill.runs import RunFolder
+from compact_distill.runs.folder import RunFolder
 from compact_distill.teachers import stages
 from models import byte_level_tokenizer, save_student, tiny_model
 from teachers.server import Server, fails, says
@@ -167,7 +167,7 @@ def test_what_the_student_learns_of_the_rows_can_change_without_asking(configure
 def test_a_run_that_broke_in_any_stage_goes_on_from_there(configure, servers, monkeypatch, stage):
     targets = {
         "generate": "compact_distill.teachers.stages._verify",  # all answers are in, the stage after is not
-        "join": "compact_distill.teachers.select.json_line",
+        "join": "compact_distill.teachers.training_data.json_line",
         "train": "compact_distill.pipeline.fit",
     }
 

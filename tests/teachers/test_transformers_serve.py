@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 
 import models
 from compact_distill import pipeline
-from compact_distill.config import config_from
-from compact_distill.config_teachers import SYSTEM
+from compact_distill.config.models import config_from
+from compact_distill.config.teachers import SYSTEM
 from compact_distill.errors import InputError
 from compact_distill.records import Verdict
 from compact_distill.teachers.rows import DrawStatus
@@ -182,10 +182,10 @@ def test_one_run_with_two_real_servers_trains_a_student_stopped_and_resumed_at_e
     stages = [
         "compact_distill.teachers.pool._preflight",
         "compact_distill.teachers.stages._verify",
-        "compact_distill.teachers.select.json_line",
+        "compact_distill.teachers.training_data.json_line",
         "compact_distill.pipeline.load_instances",
         "compact_distill.pipeline.fit",
-        "compact_distill.trainer.CompactTrainer.save_model",
+        "compact_distill.training.trainer.CompactTrainer.save_model",
     ]
     for stage in stages:
         with monkeypatch.context() as patch:

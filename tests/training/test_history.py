@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from compact_distill.runs import read_trace
+from compact_distill.runs.folder import read_trace
 from compact_distill.training.history import TrainingHistory
 
 LOADER = SimpleNamespace(dataset=range(20))

@@ -31,7 +31,7 @@ RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run 
 
 def load(path: Path, settings: list[str], max_errors: float | None = None) -> Any:
     """The run's configuration, with what the command line replaces."""
-    from compact_distill.config import load_config
+    from compact_distill.config.models import load_config
 
     more = {} if max_errors is None else {"generation.max_errors": max_errors}
     return load_config(path, {**overrides(settings), **more})
@@ -39,7 +39,7 @@ def load(path: Path, settings: list[str], max_errors: float | None = None) -> An
 
 def student_config(student: str, settings: list[str], more: dict[str, Any] | None = None) -> Any:
     """Settings of an evaluation that belongs to no run."""
-    from compact_distill.config import config_from
+    from compact_distill.config.models import config_from
 
     # A run needs a source of rationales; nothing reads it here.
     return config_from({"student": student, "rationales": "none"}, {**(more or {}), **overrides(settings)})
@@ -47,7 +47,7 @@ def student_config(student: str, settings: list[str], more: dict[str, Any] | Non
 
 def overrides(settings: list[str]) -> dict[str, Any]:
     """`["train.max_steps=10"]` as `{"train.max_steps": 10}`, by the file's own rules."""
-    from compact_distill.strict_yaml import parse_value
+    from compact_distill.config.yaml import parse_value
 
     values = {}
     for setting in settings:

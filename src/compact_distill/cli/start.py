@@ -29,7 +29,7 @@ def demo(
     Example:
       compact demo --seed 1 --output runs/demo-1
     """
-    from compact_distill.demo import run_demo, show
+    from compact_distill.study.demo import run_demo, show
 
     show(run_demo(output, seed))
 
@@ -46,8 +46,8 @@ def init(
     Example:
       compact init my-run.yaml
     """
-    from compact_distill.config_template import template
-    from compact_distill.files import atomic_write
+    from compact_distill.config.template import template
+    from compact_distill.runs.files import atomic_write
 
     if path.exists() and not force:
         raise ConfigError(f"{path} exists already; choose another name or pass --force to replace it")
@@ -73,7 +73,7 @@ def validate(
       compact validate my-run.yaml --dry-run
     """
     from compact_distill import pipeline
-    from compact_distill.config import load_sound_part
+    from compact_distill.config.models import load_sound_part
 
     run_config, problems = load_sound_part(config, overrides(settings))
     if run_config is None or problems:
@@ -93,7 +93,7 @@ def env() -> None:
     Example:
       compact env
     """
-    from compact_distill.environment import hardware, versions
+    from compact_distill.runs.environment import hardware, versions
 
     for name, value in {**versions(), **hardware()}.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value

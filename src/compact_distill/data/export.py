@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compact_distill.answers import split_answer
-from compact_distill.config import TextConfig
+from compact_distill.config.models import TextConfig
 from compact_distill.errors import DataError
-from compact_distill.files import atomic_write, json_line
 from compact_distill.records import Instance, Rationale
+from compact_distill.runs.files import atomic_write, json_line
 
 Format = Literal["prompt_completion", "messages"]
 

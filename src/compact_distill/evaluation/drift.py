@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from compact_distill.config import TextConfig
-from compact_distill.environment import versions
+from compact_distill.config.models import TextConfig
 from compact_distill.errors import DataError, StudentError
 from compact_distill.evaluation.geometry import Plane, linear_cka, pca_shift
 from compact_distill.evaluation.results import FORMAT
 from compact_distill.evaluation.rows import TaskRows
 from compact_distill.evaluation.states import Reader, Readings, read_both
 from compact_distill.evaluation.statistics import bootstrap_mean
-from compact_distill.evaluation.subjects import student_hash
-from compact_distill.student.load import adapter_base, load_student, load_tokenizer
-from compact_distill.student.tokens import Encoder
+from compact_distill.method.encode import Encoder
+from compact_distill.runs.environment import versions
+from compact_distill.students.identity import student_hash
+from compact_distill.students.load import adapter_base, load_student, load_tokenizer
 
 _BATCH_TOKENS = 4096
 MIN_PROMPTS = 3

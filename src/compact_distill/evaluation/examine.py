@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from compact_distill.config import EvalConfig, TextConfig
+from compact_distill.config.models import EvalConfig, TextConfig
 from compact_distill.errors import CompactError, InputError, RunError
 from compact_distill.evaluation.compare import compare_students, describe_changes
 from compact_distill.evaluation.drift import MIN_PROMPTS, check_sets, describe_drift, measure_drift, prompts_in
@@ -29,12 +29,12 @@ from compact_distill.evaluation.results import (
     write_result,
 )
 from compact_distill.evaluation.rows import TaskRows, Training, read_task
-from compact_distill.evaluation.subjects import student_hash
 from compact_distill.evaluation.task import load_tasks
 from compact_distill.evaluation.writers import StudentWriter, Writer
-from compact_distill.files import fingerprint
-from compact_distill.progress import say
-from compact_distill.student.load import load_student
+from compact_distill.runs.files import fingerprint
+from compact_distill.runs.progress import say
+from compact_distill.students.identity import student_hash
+from compact_distill.students.load import load_student
 
 ROLES = ("learned", "retained")
 

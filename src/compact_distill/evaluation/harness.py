@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.answers import Verifier
-from compact_distill.environment import versions
 from compact_distill.errors import RunError
 from compact_distill.evaluation.parse import find_answer
 from compact_distill.evaluation.results import (
@@ -26,10 +25,11 @@ from compact_distill.evaluation.rows import TaskRow, TaskRows
 from compact_distill.evaluation.statistics import share_of_rows
 from compact_distill.evaluation.task import Task
 from compact_distill.evaluation.writers import Reply, Request, Writer
-from compact_distill.files import atomic_write, content_hash, cut_torn_line, fingerprint, json_line
-from compact_distill.progress import progress
 from compact_distill.records import Verdict
-from compact_distill.student.generation import Decoding
+from compact_distill.runs.environment import versions
+from compact_distill.runs.files import atomic_write, content_hash, cut_torn_line, fingerprint, json_line
+from compact_distill.runs.progress import progress
+from compact_distill.students.generate import Decoding
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.errors import RunError
-from compact_distill.files import atomic_write
+from compact_distill.runs.files import atomic_write
 
 FORMAT = 1
 BASE, STUDENT = "base", "student"

@@ -13,8 +13,8 @@ from compact_distill.data.rows import to_problem
 from compact_distill.errors import DataError
 from compact_distill.evaluation.task import Task
 from compact_distill.evaluation.templates import render
-from compact_distill.files import fingerprint
 from compact_distill.records import Problem
+from compact_distill.runs.files import fingerprint
 
 _LAB_ROWS, _LAB_SEED = 500, 0
 

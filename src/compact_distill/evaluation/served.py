@@ -8,15 +8,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compact_distill.config_messages import messages
-from compact_distill.config_teachers import GenerationConfig, TeacherConfig
+from compact_distill.config.messages import messages
+from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.errors import ConfigError, RunError
 from compact_distill.evaluation.writers import Reply, Request
 from compact_distill.records import Problem
-from compact_distill.student.generation import Decoding
+from compact_distill.students.generate import Decoding
 from compact_distill.teachers import protocol
-from compact_distill.teachers.build import build
-from compact_distill.teachers.conduct import Conduct, Halted
+from compact_distill.teachers.ask import Conduct, Halted
+from compact_distill.teachers.backends.build import build
 
 
 class ServedWriter:

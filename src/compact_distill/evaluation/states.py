@@ -13,8 +13,8 @@ from torch import Tensor
 
 from compact_distill.errors import StudentError
 from compact_distill.evaluation.geometry import Array
-from compact_distill.student.generation import plan_batches
-from compact_distill.student.support import innermost
+from compact_distill.students.generate import plan_batches
+from compact_distill.students.support import innermost
 
 _LOGITS_AT_ONCE = 2**24
 

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from compact_distill.config_messages import messages
+from compact_distill.config.messages import messages
+from compact_distill.config.yaml import parse
 from compact_distill.errors import ConfigError, nearest
 from compact_distill.evaluation.templates import check_template
-from compact_distill.strict_yaml import parse
 
 _FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet")
 

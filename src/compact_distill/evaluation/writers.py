@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from compact_distill.config import TextConfig
+from compact_distill.config.models import TextConfig
 from compact_distill.errors import InputError, RunError
-from compact_distill.student.generation import Decoding, Generator, plan_batches
-from compact_distill.student.tokens import Encoder
+from compact_distill.method.encode import Encoder
+from compact_distill.students.generate import Decoding, Generator, plan_batches
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from compact_distill.config import TextConfig
+from compact_distill.config.models import TextConfig
 from compact_distill.lab.problems import LARGEST, STEPS, Terms, draw, facts, plain, split_of, steps, yes_no
 from compact_distill.lab.teachers import OPENINGS
 

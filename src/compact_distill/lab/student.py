@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from compact_distill.lab import corpus
 from compact_distill.lab.problems import LARGEST, arithmetic, facts, yes_no
 from compact_distill.lab.teachers import pool, roman
-from compact_distill.progress import progress, say
+from compact_distill.runs.progress import progress, say
 
 _WORD = r"\n|\w+|#+|[^\w\s]"
 _NO_LABEL = -100

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.errors import InputError
-from compact_distill.files import atomic_write
 from compact_distill.report.compare import compare_figures, compare_page, verdict
 from compact_distill.report.export import export_figures
 from compact_distill.report.read import RunData, read_run
 from compact_distill.report.run_page import figures, run_page
 from compact_distill.report.terminal import comparison, summary
+from compact_distill.runs.files import atomic_write
 
 __all__ = ["RunData", "comparison", "read_run", "summary", "verdict", "write_report"]
 

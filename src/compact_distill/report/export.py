@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.errors import InputError
-from compact_distill.files import atomic_write
 from compact_distill.report.figure import Figure
 from compact_distill.report.page import read
 from compact_distill.report.palette import LIGHT, with_colours
 from compact_distill.report.svg import Sheet
+from compact_distill.runs.files import atomic_write
 
 _ZOOM = 3  # pixels of a PNG per unit of the drawing
 

@@ -13,7 +13,7 @@ from compact_distill.errors import InputError, RunError
 from compact_distill.report.read_eval import Change, DriftSet, Result, read_drift, read_results
 from compact_distill.report.text import clean, plural
 from compact_distill.report.trace import Trace, arrange_trace
-from compact_distill.runs import RunFolder
+from compact_distill.runs.folder import RunFolder
 
 _Made = TypeVar("_Made")
 _KNOWN = ("manifest.json", "config.yaml", "data.jsonl", "scores.jsonl", "training_log.jsonl", "gains.jsonl", "eval")

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from compact_distill.progress import duration, say
-from compact_distill.teachers.conduct import Conduct
+from compact_distill.runs.progress import duration, say
+from compact_distill.teachers.ask import Conduct
 from compact_distill.teachers.tally import Tally
 
 _SECONDS_BETWEEN_LINES = 15.0

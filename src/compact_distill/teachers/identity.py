@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from compact_distill.config_teachers import TeacherConfig
+from compact_distill.config.teachers import TeacherConfig
 from compact_distill.errors import ConfigError
-from compact_distill.files import content_hash
+from compact_distill.runs.files import content_hash
 
 _WHOLE_FILE = 1 << 24
 """Bytes up to which a model's file is hashed whole; of larger ones the size and both ends are."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from compact_distill.config_teachers import GenerationConfig, TeacherConfig
+from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.records import Problem, Verdict
-from compact_distill.teachers.conduct import estimate_tokens
+from compact_distill.teachers.answer import cost
+from compact_distill.teachers.ask import estimate_tokens
 from compact_distill.teachers.prompt import Prompting
 from compact_distill.teachers.rows import DrawStatus
-from compact_distill.teachers.settle import cost
 from compact_distill.teachers.store import StoreReader
 
 UNTIL_CORRECT = "until_correct"

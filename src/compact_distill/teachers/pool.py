@@ -10,19 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from compact_distill.answers import Verifier
-from compact_distill.config_teachers import GenerationConfig, TeacherConfig
+from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.errors import InputError, RunError
-from compact_distill.progress import say
 from compact_distill.records import Problem
-from compact_distill.teachers.build import Member, build
-from compact_distill.teachers.conduct import Conduct, Halted
+from compact_distill.runs.progress import say
+from compact_distill.teachers.answer import Verification
+from compact_distill.teachers.ask import Conduct, Halted
+from compact_distill.teachers.backends.build import Member, build
 from compact_distill.teachers.display import show
-from compact_distill.teachers.lane import Lane, preflight_request
 from compact_distill.teachers.protocol import FINAL, FaultKind, TeacherFault
-from compact_distill.teachers.settle import Verification
 from compact_distill.teachers.store import Store
 from compact_distill.teachers.tally import Tally
 from compact_distill.teachers.verify import verify_store
+from compact_distill.teachers.worker import Lane, preflight_request
 
 _PREFLIGHT_RETRIES, _PREFLIGHT_SECONDS = 2, 120.0
 _EARLY = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from compact_distill.config_teachers import TeacherConfig
+from compact_distill.config.teachers import TeacherConfig
 from compact_distill.records import Problem
 from compact_distill.teachers.identity import model_identity
 from compact_distill.teachers.protocol import Decoding, Request

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-from compact_distill.files import json_line
 from compact_distill.records import Verdict
+from compact_distill.runs.files import json_line
 
 
 class DrawStatus(StrEnum):

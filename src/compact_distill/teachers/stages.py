@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.answers import Verifier
-from compact_distill.config import RunConfig, dump_config
+from compact_distill.config.models import RunConfig, dump_config
 from compact_distill.data.stream import ProblemStream
 from compact_distill.errors import ConfigError, InputError, RunError
-from compact_distill.files import fingerprint
-from compact_distill.progress import say
-from compact_distill.runs import RunFolder
-from compact_distill.teachers.build import build
+from compact_distill.runs.files import fingerprint
+from compact_distill.runs.folder import RunFolder
+from compact_distill.runs.progress import say
+from compact_distill.teachers.backends.build import build
 from compact_distill.teachers.identity import model_identity
 from compact_distill.teachers.plan import estimate
 from compact_distill.teachers.pool import generate
-from compact_distill.teachers.select import select
 from compact_distill.teachers.store import Store, StoreReader
 from compact_distill.teachers.table import StoreTable, summarise
+from compact_distill.teachers.training_data import select
 from compact_distill.teachers.verify import verify_store
 
 _POLL_SECONDS = 1.0

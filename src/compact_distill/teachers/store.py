@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from compact_distill.errors import DataError, RunError
-from compact_distill.files import cut_torn_line
 from compact_distill.records import Verdict
+from compact_distill.runs.files import cut_torn_line
 from compact_distill.teachers.rows import DrawStatus, Row, dump, file_name, parse, parse_head
 
 _STATUSES = tuple(DrawStatus)

@@ -8,10 +8,10 @@ from itertools import combinations
 from pathlib import Path
 
 from compact_distill.answers import compare_answers
-from compact_distill.config_teachers import GenerationConfig, TeacherConfig
+from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.records import Problem, Verdict
 from compact_distill.teachers.rows import DrawStatus
-from compact_distill.teachers.select import TeacherRows
+from compact_distill.teachers.training_data import TeacherRows
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from compact_distill.progress import Progress, progress, say
+from compact_distill.runs.progress import Progress, progress, say
 
 
 class ShowProgress(TrainerCallback):

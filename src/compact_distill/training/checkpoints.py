@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from compact_distill.errors import RunError
-from compact_distill.files import atomic_write, content_hash
+from compact_distill.runs.files import atomic_write, content_hash
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch.utils.data import Dataset
 
 from compact_distill.errors import DataError
+from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.records import Instance, RationaleStatus
-from compact_distill.student.tokens import EncodedProblem, Encoder
 
 
 class ProblemDataset(Dataset[EncodedProblem]):

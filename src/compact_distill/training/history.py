@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from compact_distill.runs import StepLog, read_trace
+from compact_distill.runs.folder import StepLog, read_trace
 
 
 class TrainingHistory(TrainerCallback):

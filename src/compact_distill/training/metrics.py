@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from compact_distill.aggregator import LossTerms
-from compact_distill.student.tokens import EncodedProblem
+from compact_distill.method.encode import EncodedProblem
+from compact_distill.method.loss import LossTerms
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

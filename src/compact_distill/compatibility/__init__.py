@@ -1,1 +1,0 @@
-"""Multi-Dimensional Evaluator (scores) and Dynamic Weight Generator (weights)."""

@@ -1,0 +1,304 @@
+"""The YAML a user writes, as typed models: defaults are the published runs' settings (arXiv 2601.13992).
+
+Every error of a file is reported at once; unknown and duplicate keys are errors that name the nearest valid key.
+Relative paths start at the current folder, as everywhere on the command line. Nothing in a value is expanded.
+This module imports neither torch nor transformers, so `compact --help` and `compact init` answer at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from compact_distill.config.base import Strict
+from compact_distill.config.messages import key_path, messages
+from compact_distill.config.teachers import GenerationConfig, TeacherConfig
+from compact_distill.config.train import TRAIN_DEFAULTS, check_train, with_defaults
+from compact_distill.config.yaml import Document, parse
+from compact_distill.errors import ConfigError
+
+
+class CompatibilityConfig(Strict):
+    """How a rationale's weight is computed from its scores (docs/definitions.md, Weights; paper section 3.2)."""
+
+    consensus: StrictFloat = Field(1.0, description="coefficient of the consensus score; 0 turns it off")
+    adaptability: StrictFloat = Field(1.0, description="coefficient of the adaptability score; 0 turns it off")
+    difficulty: StrictFloat = Field(0.5, description="coefficient of the difficulty (it lowers the weight); 0: off")
+    temperature: StrictFloat = Field(
+        1.0,
+        gt=0,
+        description="softmax temperature; 1.0 means no sharpening, less favours the best rationale",
+        json_schema_extra={"remedy": "use 1.0 for no sharpening"},
+    )
+    estimator: Literal["lens", "probe"] = Field("lens", description="how the belief in the gold answer is read")
+    gain: Literal["positive", "net", "peak"] = Field("positive", description="sum of rises, end - start, largest rise")
+    off_weight: StrictFloat = Field(0.1, ge=0, description="lens: weight of tokens outside thinking expressions")
+    max_probes: StrictInt = Field(16, ge=2, description="probe: most probe points a rationale")
+    pool: Literal["last", "attention"] = Field("last", description="consensus: which hidden state stands for a path")
+    normalise: Literal["problem", "running"] = Field("problem", description="standardise scores by problem or run")
+    thinking_expressions: tuple[str, ...] = Field(
+        (), description="extra thinking expressions, as regular expressions", examples=[["let us see"]]
+    )
+    extra_scores: dict[str, StrictFloat] = Field(
+        {}, description="coefficients of user-registered scores, by name", examples=[{"my_score": 0.5}]
+    )
+
+    @field_validator("thinking_expressions")
+    @classmethod
+    def _patterns_compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                empty = re.compile(pattern).match("") is not None
+            except re.error as error:
+                raise ValueError(f"must be regular expressions, got {pattern!r}: {error}; escape special signs")
+            if empty:
+                raise ValueError(f"must not match the empty string, got {pattern!r}; write at least one character")
+        return patterns
+
+
+class TextConfig(Strict):
+    """How a problem and a rationale become text (docs/definitions.md, Text to tokens)."""
+
+    prompt_template: str = Field("Question: {question}\nAnswer:", description="used without a chat template")
+    answer_template: str = Field("The answer is {answer}.", description="the answer segment's sentence")
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _holds_question(cls, template: str) -> str:
+        return _holds_once(template, "{question}")
+
+    @field_validator("answer_template")
+    @classmethod
+    def _holds_answer(cls, template: str) -> str:
+        return _holds_once(template, "{answer}")
+
+
+def _holds_once(template: str, placeholder: str) -> str:
+    if template.count(placeholder) != 1:
+        raise ValueError(f"must hold {placeholder} exactly once, got {template!r}; put {placeholder} where it belongs")
+    return template
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters on all attention and MLP projections; `lora: null` trains all weights."""
+
+    r: StrictInt = Field(16, ge=1, description="rank")
+    alpha: StrictFloat = Field(32, gt=0, description="scale; the update is multiplied by alpha / r")
+    dropout: StrictFloat = Field(0.1, ge=0, lt=1, description="dropout on the adapter's input")
+
+
+class ProblemsConfig(Strict):
+    """Where the problems are: a JSONL or Parquet file, a datasets folder or a hub name."""
+
+    path: str = Field(min_length=1, description="file, datasets folder or hub name", examples=["problems.jsonl"])
+    split: str = Field("train", description="split of a datasets folder or hub name")
+    limit: StrictInt | None = Field(None, ge=1, description="take the first N problems", examples=[200])
+
+
+class EvalConfig(Strict):
+    """Benchmarks that should improve, and those that must not be forgotten.
+
+    A benchmark is a name (`gsm8k`), a name with other data (`gsm8k=FILE`), a file of problems, or a task's YAML file.
+    """
+
+    learned: tuple[str, ...] = Field((), description="should improve", examples=[["gsm8k", "svamp", "math500"]])
+    retained: tuple[str, ...] = Field((), description="must not be forgotten", examples=[["csqa", "strategyqa"]])
+    limit: StrictInt | None = Field(None, ge=1, description="rows per benchmark", examples=[200])
+    every_epoch: bool = Field(False, description="also after each epoch of training")
+    samples: StrictInt | None = Field(None, ge=1, description="answers per row, for pass@1", examples=[4])
+    temperature: StrictFloat | None = Field(None, ge=0, description="0 is greedy; else the task's", examples=[0.7])
+    max_new_tokens: StrictInt | None = Field(None, ge=1, description="instead of the task's limit", examples=[512])
+    batch_tokens: StrictInt = Field(65536, ge=1, description="tokens written at once; bounds memory")
+    drift_rows: StrictInt = Field(100, ge=0, description="prompts per benchmark that drift is measured on; 0: not")
+
+
+class RunConfig(Strict):
+    """One training run, from problems and rationales to a better student."""
+
+    student: str = Field(
+        min_length=1, description="hub name or folder of the student", examples=["Qwen/Qwen2.5-1.5B-Instruct"]
+    )
+    rationales: tuple[str, ...] = Field(
+        (), description="training data or stores that exist already", examples=["rationales.jsonl"]
+    )
+    problems: ProblemsConfig | None = Field(None, description="what teachers are asked; stores join on its ids")
+    teachers: tuple[TeacherConfig, ...] = Field((), description="who is asked where no rationales exist yet")
+    generation: GenerationConfig = Field(GenerationConfig(), description="what becomes of the teachers' answers")
+    output: str = Field("runs/compact", min_length=1, description="the run folder")
+    compatibility: CompatibilityConfig = Field(
+        CompatibilityConfig(), description="how much each rationale counts, for this student, now"
+    )
+    consistency: StrictFloat = Field(0.1, ge=0, description="lambda: how much the branches' answers pull together")
+    lora: LoraConfig | None = Field(LoraConfig(), description="low-rank adapters; null trains all weights")
+    text: TextConfig = Field(TextConfig(), description="how problems and answers become text")
+    max_length: StrictInt = Field(2560, ge=2, description="tokens of prompt + completion; longer ones are dropped")
+    max_tokens_per_pass: StrictInt = Field(16384, ge=2, description="tokens the student reads at once; bounds memory")
+    seed: StrictInt = Field(42, ge=0, lt=2**32, description="of everything random")
+    train: dict[str, Any] = Field(
+        TRAIN_DEFAULTS, validate_default=True, description="transformers.TrainingArguments, by its own names"
+    )
+    eval: EvalConfig = Field(EvalConfig(), description="benchmarks before and after")
+
+    @field_validator("rationales", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else () if value is None else value
+
+    @field_validator("rationales")
+    @classmethod
+    def _not_empty(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(paths):
+            raise ValueError("must not hold an empty path; write the file's name")
+        return paths
+
+    @field_validator("train")
+    @classmethod
+    def _published_defaults(cls, train: dict[str, Any]) -> dict[str, Any]:
+        return with_defaults(train)
+
+    @model_validator(mode="after")
+    def _has_sources(self) -> RunConfig:
+        problems = _source_problems(self.rationales, [t.name for t in self.teachers], self.problems)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _source_problems(rationales: Any, teacher_names: list[Any], problems: Any) -> list[str]:
+    """What the keys must fulfil together, apart from the models so that one bad value elsewhere does not hide it."""
+    wrong = []
+    if not rationales and not teacher_names:
+        wrong.append("needs `rationales: FILE` (they exist already) or `teachers:` (to be asked); got neither")
+    if teacher_names and problems is None:
+        wrong.append("`teachers:` needs `problems: {path: FILE}`: what shall they be asked?")
+    for name in sorted({str(n) for n in teacher_names if teacher_names.count(n) > 1}):
+        wrong.append(f"teachers must have different names, got {name!r} twice; rename one")
+    return wrong
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read, check and complete a run's YAML file.
+
+    Args:
+        path: the file.
+        overrides: values that replace the file's, by dotted key: {"train.learning_rate": 1e-4}.
+
+    Raises:
+        ConfigError: everything that is wrong with the file, at once.
+    """
+    config, problems = load_sound_part(path, overrides)
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config
+
+
+def load_sound_part(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[RunConfig | None, list[str]]:
+    """Read a file as `load_config` does, so that what is sound in it can be checked further.
+
+    Returns:
+        The configuration without the top-level keys that are wrong (None where it needs one of them), and everything
+        that is wrong with the file.
+    """
+    path = Path(path)
+    try:
+        text = _read(path)
+    except ConfigError as error:
+        return None, error.problems
+    try:
+        document = parse(text)
+    except ConfigError as error:
+        return None, [f"{path}, {problem}" for problem in error.problems]
+    data, unset = _with_overrides(document.data, overrides or {})
+    config, found = _validate(data)
+    if config is None:
+        wrong = {location[0] for location, _ in found if location}
+        config, _ = _validate({key: value for key, value in data.items() if key not in wrong})
+    placed = document.problems + [(_line(document, location), message) for location, message in found]
+    placed.sort(key=lambda item: item[0] or math.inf)
+    problems = [f"{path}, line {line}: {text}" if line else f"{path}: {text}" for line, text in placed]
+    return config, problems + unset
+
+
+def config_from(data: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Check and complete a run's settings that are already in memory. Raises ConfigError with everything wrong."""
+    merged, unset = _with_overrides(dict(data), overrides or {})
+    config, found = _validate(merged)
+    if config is None or unset:
+        raise ConfigError([message for _, message in found] + unset)
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration as YAML, complete with defaults; `load_config` reads the same configuration from it."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; `compact init` writes a configuration to start from") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; name the YAML file in it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} must be UTF-8, byte {error.start} is not; save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+
+
+def _with_overrides(data: dict[str, Any], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    merged: dict[str, Any] = dict(data)
+    problems = []
+    for dotted, value in overrides.items():
+        section = merged
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            child = section.get(parent)
+            if child is not None and not isinstance(child, dict):
+                problems.append(f"{dotted} cannot be set: {parent!r} holds no keys; set {parent!r} itself")
+                break
+            section[parent] = section = dict(child or {})
+        else:
+            section[last] = value
+    return merged, problems
+
+
+def _validate(data: dict[str, Any]) -> tuple[RunConfig | None, list[tuple[tuple[str | int, ...], str]]]:
+    """The configuration, or None and all that is wrong, each with the place where it stands."""
+    config: RunConfig | None = None
+    found: list[tuple[tuple[str | int, ...], str]] = []
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        found = [(place, text) for place, text in messages(error, RunConfig) if place]
+        teachers = data.get("teachers")
+        listed = teachers if isinstance(teachers, list | tuple) else [teachers] if teachers else []
+        names = [t.get("name", i) if isinstance(t, dict) else i for i, t in enumerate(listed)]
+        found += [((), text) for text in _source_problems(data.get("rationales"), names, data.get("problems"))]
+    train = data.get("train")
+    if config is not None or isinstance(train, dict):
+        checked, wrong = check_train(config.train if config else train or {})
+        found += [(("train", key), f"{key_path(('train', key))} {rule}") for key, rule in wrong]
+        config = config.model_copy(update={"train": checked}) if config and not wrong else None
+    return config, found
+
+
+def _line(document: Document, location: tuple[str | int, ...]) -> int | None:
+    """Line of the key itself, or of the nearest section around it that stands in the file."""
+    for length in range(len(location), 0, -1):
+        if location[:length] in document.lines:
+            return document.lines[location[:length]]
+    return None

@@ -1,0 +1,203 @@
+"""From texts to tokens: a problem's prompt, its K branches and the gold answer (docs/definitions.md, Text to tokens).
+
+Prompt, reasoning and answer segment are tokenised separately and concatenated, so that the same answer gives the
+same tokens after every rationale. What is trained on is known from construction; nothing is searched for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compact_distill.answers import split_answer
+from compact_distill.config.models import TextConfig
+from compact_distill.errors import DataError, StudentError
+from compact_distill.method.thinking import thinking_spans
+from compact_distill.records import Instance, Rationale, RationaleStatus
+from compact_distill.students.load import tokenizer_problems
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One rationale as tokens: completion = reasoning + answer segment + eos.
+
+    `thinking` marks the reasoning tokens that belong to a thinking expression; `stops` are the reasoning lengths
+    right after each thinking expression (1..R, rising), where the probe estimator may stop.
+    """
+
+    reasoning: tuple[int, ...]
+    answer: tuple[int, ...]
+    eos: int
+    thinking: tuple[bool, ...]
+    stops: tuple[int, ...]
+
+    @property
+    def completion(self) -> tuple[int, ...]:
+        return (*self.reasoning, *self.answer, self.eos)
+
+    def __len__(self) -> int:
+        return len(self.reasoning) + len(self.answer) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedProblem:
+    """A problem as tokens: K branches that share a prompt; a rationale that does not take part has branch None.
+
+    `gold` is the gold answer's segment; its tokens `gold[gold_start:gold_stop]` are the answer itself.
+    """
+
+    id: str
+    teachers: tuple[str, ...]
+    prompt: tuple[int, ...]
+    branches: tuple[Branch | None, ...]
+    statuses: tuple[RationaleStatus, ...]
+    gold: tuple[int, ...]
+    gold_start: int
+    gold_stop: int
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Indices of the teachers whose rationale takes part."""
+        return tuple(k for k, branch in enumerate(self.branches) if branch is not None)
+
+    @property
+    def gold_tokens(self) -> tuple[int, ...]:
+        """The gold answer's tokens, without the answer segment's prefix and end."""
+        return self.gold[self.gold_start : self.gold_stop]
+
+
+class Encoder:
+    """Turns instances into tokens for one tokenizer.
+
+    Args:
+        tokenizer: a fast tokenizer (character offsets are needed) with an eos token.
+        text: templates of prompt and answer segment.
+        max_length: most tokens of prompt + completion; a longer rationale is dropped and counted, never cut.
+        thinking_expressions: regular expressions besides the default lexicon.
+
+    Raises:
+        StudentError: the tokenizer has no eos token or gives no offsets.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text: TextConfig | None = None,
+        max_length: int = 2560,
+        thinking_expressions: Iterable[str] = (),
+    ) -> None:
+        wrong = tokenizer_problems(tokenizer)
+        if wrong:
+            raise StudentError(wrong)
+        self.tokenizer = tokenizer
+        self.text = text or TextConfig()
+        self.max_length = max_length
+        self.thinking_expressions = tuple(thinking_expressions)
+
+    def __call__(self, instance: Instance) -> EncodedProblem:
+        """Encode one problem. Raises DataError where the gold answer has no tokens of its own."""
+        prompt = self.encode_prompt(instance.question)
+        gold, gold_start, gold_stop = self._encode_gold(instance)
+        branches: list[Branch | None] = []
+        statuses: list[RationaleStatus] = []
+        for rationale in instance.rationales:
+            branch, status = self._encode_rationale(rationale, len(prompt))
+            branches.append(branch)
+            statuses.append(status)
+        return EncodedProblem(
+            id=instance.id,
+            teachers=instance.teachers,
+            prompt=prompt,
+            branches=tuple(branches),
+            statuses=tuple(statuses),
+            gold=gold,
+            gold_start=gold_start,
+            gold_stop=gold_stop,
+        )
+
+    def encode_all(self, instances: Iterable[Instance]) -> Iterator[EncodedProblem]:
+        """Encode problems one after the other, in order."""
+        return (self(instance) for instance in instances)
+
+    def encode_prompt(self, question: str) -> tuple[int, ...]:
+        """Tokens of the prompt: the chat template with a generation prompt, else the prompt template."""
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template:
+            messages = [{"role": "user", "content": question}]
+            rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        else:
+            ids = tokenizer(self.text.prompt_template.replace("{question}", question))["input_ids"]
+            if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text with eos
+                ids = ids[:-1]
+        if not ids:
+            raise DataError(f"prompt of question {question!r} has no tokens; check text.prompt_template")
+        return tuple(ids)
+
+    def _encode_gold(self, instance: Instance) -> tuple[tuple[int, ...], int, int]:
+        before, after = self.text.answer_template.split("{answer}")
+        start = 1 + len(before)
+        stop = start + len(instance.answer)
+        ids, offsets = self._encode_piece(f"\n{before}{instance.answer}{after}")
+        inside = [t for t, (a, b) in enumerate(offsets) if a < stop and b > start]
+        if not inside:
+            raise DataError(f"problem {instance.id!r}: gold answer {instance.answer!r} has no tokens; mend the answer")
+        return ids, inside[0], inside[-1] + 1
+
+    def _encode_rationale(self, rationale: Rationale, prompt_length: int) -> tuple[Branch | None, RationaleStatus]:
+        if not rationale.text.strip():
+            return None, RationaleStatus.MISSING
+        reasoning_text, answer = split_answer(rationale.text)
+        answer = rationale.answer or answer
+        if answer is None:
+            return None, RationaleStatus.UNPARSED
+        before, after = self.text.answer_template.split("{answer}")
+        answer_ids, _ = self._encode_piece(f"\n{before}{answer}{after}")
+        reasoning_text = self._lead(reasoning_text) + reasoning_text
+        reasoning_ids, offsets = self._encode_piece(reasoning_text)
+        thinking, stops = _mark_thinking(thinking_spans(reasoning_text, self.thinking_expressions), offsets)
+        branch = Branch(reasoning_ids, answer_ids, self.tokenizer.eos_token_id, thinking, stops)
+        if prompt_length + len(branch) > self.max_length:
+            return None, RationaleStatus.OVER_LENGTH
+        return branch, RationaleStatus.OK
+
+    def reasoning_spans(self, text: str) -> list[tuple[int, int]]:
+        """Characters of a rationale's text that each token of its reasoning stands for, as (start, end)."""
+        reasoning, _ = split_answer(text)
+        lead = self._lead(reasoning)
+        _, offsets = self._encode_piece(lead + reasoning)
+        shift = len(text) - len(text.lstrip()) - len(lead)
+        return [(max(start, len(lead)) + shift, max(end, len(lead)) + shift) for start, end in offsets]
+
+    def _lead(self, reasoning: str) -> str:
+        """The space that parts a reasoning from a prompt without chat markup."""
+        return " " if reasoning and not self.tokenizer.chat_template else ""
+
+    def _encode_piece(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        if not text:
+            return (), []
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return tuple(encoded["input_ids"]), encoded["offset_mapping"]
+
+
+def _mark_thinking(
+    spans: list[tuple[int, int]], offsets: list[tuple[int, int]]
+) -> tuple[tuple[bool, ...], tuple[int, ...]]:
+    """Map character spans to tokens: a mask of the tokens that overlap one, and the lengths right after each."""
+    thinking = [False] * len(offsets)
+    stops: set[int] = set()
+    first = 0
+    for start, stop in sorted(spans):
+        while first < len(offsets) and offsets[first][1] <= start:
+            first += 1
+        last = first
+        while last < len(offsets) and offsets[last][0] < stop:
+            thinking[last] = True
+            last += 1
+        if last > first:
+            stops.add(last)
+    return tuple(thinking), tuple(sorted(stops))

@@ -1,0 +1,216 @@
+"""The one pass: difficulty, belief, consensus states and training loss from a single forward of the student.
+
+`attach(student)` teaches a model to read a `Layout`: its forward, called with `compact_layout=...`, reads the row and
+returns a `Reading`. Called as usual it does what it always did. The work happens inside the model's own forward, so
+wrappers around it (DistributedDataParallel, FSDP, autocast, peft) see an ordinary call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compact_distill.errors import StudentError
+from compact_distill.method.kernels.attention import IMPLEMENTATION, AttentionPlan, register
+from compact_distill.method.kernels.head import read_head
+from compact_distill.method.kernels.layers import slim_down
+from compact_distill.method.outputs import Reading
+from compact_distill.method.packing import BranchRows, Layout
+from compact_distill.method.probes import lay_out_probes
+from compact_distill.students.support import adapter_problems, architecture_problems, innermost
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """What a pass shall yield besides losses and the lens.
+
+    Attributes:
+        gold: next-token distributions at the gold answer after each reasoning (consistency term, probe).
+        max_probes: read the belief at up to this many probe points; None: the lens is read instead.
+        pool: "last" or "attention": which state stands for a path in the consensus.
+    """
+
+    gold: bool = True
+    max_probes: int | None = None
+    pool: str = "last"
+
+    @property
+    def with_gold(self) -> bool:
+        """The last probe point is the gold answer after the whole reasoning, so probes need it too."""
+        return self.gold or self.max_probes is not None
+
+
+def attach(model: nn.Module) -> None:
+    """Teach `model` to read layouts. Idempotent.
+
+    Raises:
+        StudentError: the architecture or the kind of adapter is not supported.
+    """
+    core = innermost(model)
+    wrong = architecture_problems(core.config) + adapter_problems(model)
+    if wrong:
+        raise StudentError(wrong)
+    if getattr(core, "_compact_attached", False):
+        return
+    register()
+    slim_down(core.model)
+    core.config._attn_implementation = IMPLEMENTATION
+    ordinary = core.forward
+
+    def forward(
+        self: nn.Module, *args: Any, compact_layout: Layout | None = None, compact_options: Any = None, **kwargs: Any
+    ) -> Any:
+        if compact_layout is None:
+            return ordinary(*args, **kwargs)
+        return _read(self, compact_layout, compact_options or PassOptions())
+
+    core.forward = types.MethodType(forward, core)
+    core._compact_attached = True
+
+
+def read(model: nn.Module, layout: Layout, options: PassOptions) -> Reading:
+    """Read a layout with a model that `attach` has taught; calls the model's own forward, whatever wraps it."""
+    return model(compact_layout=layout, compact_options=options)
+
+
+def _read(core: Any, layout: Layout, options: PassOptions) -> Reading:
+    plan = AttentionPlan.of(layout, remember=options.max_probes is not None)
+    hidden_TD = _hidden_states(core, layout, plan)
+    plan.remember = False  # gradient checkpointing runs the layers again; once is enough
+    device = hidden_TD.device
+    head = core.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+
+    rows = [row for branch in layout.branches for row in branch.labelled]
+    if options.with_gold:
+        rows += [row for branch in layout.branches for row in branch.gold]
+    labels = torch.tensor([token for branch in layout.branches for token in branch.branch.completion], device=device)
+    logprob_N, belief_N, gold_GV = read_head(
+        hidden_TD.index_select(0, torch.tensor(rows, device=device)),
+        head.weight,
+        bias,
+        labels,
+        _gold_by_row(layout, device),
+    )
+    gold = gold_GV.split([len(branch.gold) for branch in layout.branches]) if options.with_gold else ()
+    probe: tuple[Tensor, ...] = ()
+    if options.max_probes is not None:
+        probe = _read_probes(core, layout, plan, options.max_probes, gold)
+    query_RHD, key_RGD = _project(core, hidden_TD.detach(), layout.branches, options.pool)
+    return Reading(layout.branches, logprob_N, belief_N, query_RHD, key_RGD, gold, probe)
+
+
+def _hidden_states(core: Any, layout: Layout, plan: AttentionPlan) -> Tensor:
+    """Final hidden states of the row, [T, D]."""
+    device = core.get_input_embeddings().weight.device
+    outputs = core.model(
+        input_ids=layout.input_ids(device),
+        position_ids=layout.position_ids(device),
+        # A mask that is four-dimensional already is passed on as it is, and our attention goes by the plan.
+        attention_mask=torch.empty(1, 1, 0, 0, device=device),
+        use_cache=False,
+        compact_plan=plan,
+    )
+    return outputs.last_hidden_state[0]
+
+
+def _gold_by_row(layout: Layout, device: torch.device) -> Tensor:
+    """Gold-answer tokens of each labelled row's problem, [N, A], padded with -1."""
+    longest = max(len(layout.problems[branch.problem].gold_tokens) for branch in layout.branches)
+    table = []
+    for branch in layout.branches:
+        tokens = layout.problems[branch.problem].gold_tokens
+        table.append([*tokens, *[-1] * (longest - len(tokens))])
+    repeats = torch.tensor([len(branch.branch) for branch in layout.branches], device=device)
+    return torch.repeat_interleave(torch.tensor(table, device=device), repeats, dim=0)
+
+
+@torch.no_grad()
+def _read_probes(
+    core: Any, layout: Layout, plan: AttentionPlan, max_probes: int, gold: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Belief in the gold answer at each branch's probe points: a second forward on the keys and values of the first."""
+    probes = lay_out_probes(layout, max_probes)
+    belief_P = torch.empty(0, device=gold[0].device, dtype=gold[0].dtype)
+    if probes.row.tokens:
+        follow = AttentionPlan(probes.row.segments, first=len(layout.segments), memory=plan.memory)
+        hidden_TD = _hidden_states(core, probes.row, follow)
+        head = core.get_output_embeddings()
+        rows = torch.tensor([row for point in probes.points for row in point.rows], device=hidden_TD.device)
+        labels = torch.tensor([t for point in probes.points for t in point.labels], device=hidden_TD.device)
+        none = torch.full((len(labels), 1), -1, device=hidden_TD.device)
+        logprob_N, _, _ = read_head(
+            hidden_TD.index_select(0, rows), head.weight, getattr(head, "bias", None), labels, none
+        )
+        counts = [len(point.labels) for point in probes.points]
+        belief_P = torch.stack([part.mean() for part in logprob_N.split(counts)])
+    plan.memory.clear()
+    beliefs = []
+    for branch, logprob_AV, indices in zip(layout.branches, gold, probes.of_branch, strict=True):
+        tokens = torch.tensor(layout.problems[branch.problem].gold_tokens, device=logprob_AV.device)
+        end = logprob_AV.gather(1, tokens[:, None]).mean()[None]
+        beliefs.append(torch.cat([belief_P[indices], end]) if branch.branch.reasoning else end)
+    return tuple(beliefs)
+
+
+@torch.no_grad()
+def _project(core: Any, hidden_TD: Tensor, branches: Sequence[BranchRows], pool: str) -> tuple[Tensor, Tensor]:
+    """Query [R, H, D] and key [R, G, D] projections of the state that stands for each branch; no rotary embedding."""
+    layer = core.model.layers[-1]
+    attention = layer.self_attn
+    with torch.autocast(hidden_TD.device.type, enabled=False), _dropout_off(attention), _unsharded(layer):
+        last = hidden_TD[torch.tensor([branch.last for branch in branches], device=hidden_TD.device)]
+        if pool == "last":
+            return _heads(attention, last, "q"), _heads(attention, last, "k")
+        pooled = []
+        for state, branch in zip(last, branches, strict=True):
+            states_TD = hidden_TD[branch.reasoning.start : branch.reasoning.stop]
+            pooled.append(_attend(attention, state, states_TD) if len(states_TD) else state)
+        return _heads(attention, torch.stack(pooled), "q"), _heads(attention, torch.stack(pooled), "k")
+
+
+def _attend(attention: Any, state_D: Tensor, states_TD: Tensor) -> Tensor:
+    """Mean of the reasoning's states, weighted by the last token's attention to them (projections without rotary)."""
+    query_HD = _heads(attention, state_D[None], "q")[0]
+    key_THD = _heads(attention, states_TD, "k")
+    key_THD = key_THD.repeat_interleave(query_HD.shape[0] // key_THD.shape[1], dim=1)
+    logits_T = torch.einsum("hd,thd->t", query_HD, key_THD) / query_HD.numel() ** 0.5
+    return torch.softmax(logits_T, dim=0).to(states_TD.dtype) @ states_TD
+
+
+def _heads(attention: Any, states_TD: Tensor, which: str) -> Tensor:
+    """Project states through the layer's query or key projection, with bias and norm where it has them: [T, H, D]."""
+    projection = getattr(attention, f"{which}_proj")
+    states_TD = states_TD.to(next(projection.parameters()).dtype)
+    heads = projection(states_TD).view(len(states_TD), -1, attention.head_dim)
+    norm = getattr(attention, f"{which}_norm", None)
+    heads = heads if norm is None else norm(heads)
+    return heads if heads.dtype == torch.float64 else heads.float()
+
+
+@contextlib.contextmanager
+def _unsharded(layer: Any) -> Iterator[None]:
+    """Gather a layer's weights while it is used outside its own forward (FSDP2 has sharded them again by then)."""
+    if not hasattr(layer, "unshard"):
+        yield
+        return
+    layer.unshard()
+    yield
+    layer.reshard()
+
+
+@contextlib.contextmanager
+def _dropout_off(module: nn.Module) -> Iterator[None]:
+    """Switch dropout off in a module for a moment."""
+    dropouts = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.training]
+    for dropout in dropouts:
+        dropout.training = False
+    yield
+    for dropout in dropouts:
+        dropout.training = True

@@ -1,0 +1,1 @@
+"""Run folders: what they hold, files that a crash cannot spoil, the machine, progress."""

@@ -1,1 +1,0 @@
-"""The student: a problem as tokens, one pass over them, and what that pass yields."""

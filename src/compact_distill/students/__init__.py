@@ -1,0 +1,1 @@
+"""Any causal model as a student or a local teacher: load, identify, generate."""

@@ -1,0 +1,1 @@
+"""Where rationales come from: servers, local models, a Ray cluster, files, the lab."""

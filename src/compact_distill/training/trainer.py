@@ -1,0 +1,387 @@
+"""Student Optimizer: transformers' Trainer with COMPACT's loss.
+
+`CompactTrainer(model=..., args=CompactConfig(...), train_dataset=..., processing_class=tokenizer, peft_config=...)`,
+as TRL's trainers. Accumulation, mixed precision, checkpointing, LoRA, reporting, saving and resuming are transformers'
+own. What is ours: the batch is problems, the loss comes from one pass of the student over them, and its mean over the
+problems of an optimizer step is exact however that step is divided.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerControl, TrainingArguments, set_seed
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from compact_distill.config.models import CompatibilityConfig, TextConfig
+from compact_distill.errors import ConfigError
+from compact_distill.method.encode import EncodedProblem, Encoder
+from compact_distill.method.forward import attach
+from compact_distill.method.loss import aggregate
+from compact_distill.method.packing import lay_out
+from compact_distill.method.passes import Job, plan_jobs, read_job
+from compact_distill.method.score import score_row
+from compact_distill.method.scores import Evaluator
+from compact_distill.records import Instance, ScoreRow
+from compact_distill.runs.folder import ScoreTrace
+from compact_distill.training.checkpoints import newest_complete, require_complete, seal
+from compact_distill.training.dataset import ProblemDataset
+from compact_distill.training.metrics import TrainingMetrics
+from compact_distill.training.sampling import LengthGroupedSampler
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+_STATE = "compact_state.json"
+
+
+@dataclass
+class CompactConfig(TrainingArguments):
+    """transformers' TrainingArguments plus COMPACT's own; defaults are the published runs' (arXiv 2601.13992).
+
+    The published runs step after 4 problems, one at a time. Here the 4 are one batch, which gives the same gradient
+    and shares passes of the student.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "initial learning rate"})
+    num_train_epochs: float = field(default=5.0, metadata={"help": "epochs"})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "problems a batch and device"})
+    per_device_eval_batch_size: int = field(default=4, metadata={"help": "problems an evaluation batch and device"})
+    logging_steps: float = field(default=1, metadata={"help": "optimizer steps between log lines"})
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "tensorboard, wandb, trackio, none"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "batches are problems, not columns"})
+    compatibility: CompatibilityConfig | dict[str, Any] = field(
+        default_factory=CompatibilityConfig, metadata={"help": "how rationales are scored and weighed"}
+    )
+    consistency: float = field(default=0.1, metadata={"help": "lambda of the consistency term; 0 turns it off"})
+    text: TextConfig | dict[str, Any] = field(default_factory=TextConfig, metadata={"help": "templates"})
+    max_length: int = field(default=2560, metadata={"help": "tokens of prompt + completion; longer ones are dropped"})
+    max_tokens_per_pass: int = field(default=16384, metadata={"help": "tokens the student reads at once"})
+    trace: str | None = field(
+        default=None, metadata={"help": "file for each problem's scores and weights; default OUTPUT_DIR/scores.jsonl"}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.compatibility, dict):
+            self.compatibility = CompatibilityConfig(**self.compatibility)
+        if isinstance(self.text, dict):
+            self.text = TextConfig(**self.text)
+        for name, least in (("consistency", 0), ("max_length", 2), ("max_tokens_per_pass", 2)):
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"{name} must be >= {least}, got {getattr(self, name)!r}")
+        super().__post_init__()
+        if self.trace is None:
+            self.trace = str(Path(str(self.output_dir)) / "scores.jsonl")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments as plain values."""
+        values = super().to_dict()
+        for name in ("compatibility", "text"):
+            values[name] = getattr(self, name).model_dump()
+        return values
+
+
+def _collate(problems: list[EncodedProblem]) -> dict[str, list[EncodedProblem]]:
+    return {"problems": problems}
+
+
+def _longest(job: Job) -> int:
+    return max(len(layout.tokens) for layout in job.layouts)
+
+
+class CompactTrainer(Trainer):
+    """Trains a student on several teachers' rationales, each weighted by its compatibility with the student now.
+
+    Args:
+        model: a supported causal language model.
+        args: settings; None for the published ones.
+        train_dataset: instances (see `load_instances`).
+        eval_dataset: instances whose loss `evaluate` reports.
+        processing_class: the student's tokenizer.
+        peft_config: adapter to train instead of all weights.
+        **kwargs: passed on to transformers.Trainer.
+
+    Raises:
+        StudentError: the model or tokenizer cannot be used.
+        DataError: no rationale is left to train on.
+    """
+
+    args: CompactConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: CompactConfig | None = None,
+        train_dataset: Sequence[Instance] | None = None,
+        eval_dataset: Sequence[Instance] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args or CompactConfig(output_dir="compact-output")
+        if processing_class is None:
+            raise ConfigError("processing_class must be the student's tokenizer, got None; pass the tokenizer")
+        if args.n_gpu > 1:
+            raise ConfigError(f"{args.n_gpu} GPUs in one process are not supported; start with `accelerate launch`")
+        self.evaluator = Evaluator(args.compatibility)  # type: ignore[arg-type]
+        self.pass_options = self.evaluator.pass_options(args.consistency)
+        self.encoder = Encoder(
+            processing_class,
+            args.text,  # type: ignore[arg-type]
+            min(args.max_length, args.max_tokens_per_pass),
+            self.evaluator.config.thinking_expressions,
+        )
+        datasets = [
+            data if data is None or isinstance(data, ProblemDataset) else ProblemDataset(data, self.encoder)
+            for data in (train_dataset, eval_dataset)
+        ]
+        attach(model)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            set_seed(args.seed)  # adapters start from random weights
+            model = get_peft_model(model, peft_config)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=_collate,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.metrics = TrainingMetrics()
+        self.trace = ScoreTrace(Path(str(args.trace)))
+        self._rows: list[ScoreRow] = []
+        self._observed: list[tuple[dict[str, Tensor], Tensor]] = []
+        if datasets[0] is not None:
+            logger.info("training on %s", datasets[0].summary())
+
+    # ---- one step
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of one batch of problems; returns its share of the step's loss."""
+        model.train()
+        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
+            self.optimizer.train()
+        problems = inputs["problems"]
+        # DistributedDataParallel averages gradients over ranks; the mean over all ranks' problems needs their sum.
+        share = self.accelerator.num_processes / float(num_items_in_batch or len(problems))
+        jobs = plan_jobs(problems, self.pass_options, self.args.max_tokens_per_pass, self.args.device)
+        jobs.sort(key=_longest, reverse=True)  # while there are no gradients yet, and memory is least in pieces
+        loss = torch.zeros((), device=self.args.device)
+        passes = self._in_step(jobs)
+        for index, (job, counts) in enumerate(passes):
+            last = index == len(passes) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    total = self._job_loss(model, job, counts)
+                self.accelerator.backward(total * share, **self._backward_options())
+            loss += total.detach().float() * share
+        self._write_trace()
+        if self.accelerator.sync_gradients:
+            self._observe_step()
+        return loss
+
+    def _backward_options(self) -> dict[str, Any]:
+        from accelerate.utils import DistributedType
+
+        # The loss is scaled already; DeepSpeed would divide it by the accumulation steps again.
+        return {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
+
+    def _in_step(self, jobs: list[Job]) -> list[tuple[Job, bool]]:
+        """Jobs with whether they count.
+
+        Where each rank holds a part of the weights, all ranks must read equally often, or they wait for each other
+        forever: those with fewer jobs read their last one again, for nothing.
+        """
+        missing = 0
+        if self._in_parts:
+            from accelerate.utils import gather_object
+
+            missing = max(gather_object([len(jobs)])) - len(jobs)
+        return [*((job, True) for job in jobs), *[(jobs[-1], False)] * missing]
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether each rank holds a part of the weights (FSDP, DeepSpeed)."""
+        return self.accelerator.num_processes > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _require_whole_passes(self, problems: Sequence[EncodedProblem]) -> None:
+        """Refuse problems that take several passes where ranks hold parts of the weights and must stay in step."""
+        if not self._in_parts:
+            return
+        budget, with_gold = self.args.max_tokens_per_pass, self.pass_options.with_gold
+        longest = max(problems, key=lambda problem: len(lay_out([problem], with_gold).tokens))
+        if (size := len(lay_out([longest], with_gold).tokens)) > budget:
+            raise ConfigError(
+                f"max_tokens_per_pass must be >= {size} under FSDP and DeepSpeed, where every problem is read in one "
+                f"pass (the longest is {longest.id!r}), got {budget}; raise it, or lower max_length"
+            )
+
+    def _job_loss(self, model: nn.Module, job: Job, counts: bool = True) -> Tensor:
+        """Sum over a job's problems of the loss, or zero; keeps what the log and the trace want to know."""
+        outputs = read_job(model, job, self.pass_options)
+        scores = self.evaluator.scores(outputs)
+        weights_BK = self.evaluator.weights(scores, outputs.present_BK)
+        terms = aggregate(
+            scores["difficulty"], weights_BK, outputs.gold_logprob, outputs.problems, self.args.consistency
+        )
+        if not counts:
+            return 0.0 * terms.total
+        if model.training:
+            host = {name: value.detach().float().cpu() for name, value in scores.items()}
+            weights_BK, present_BK = weights_BK.float().cpu(), outputs.present_BK.cpu()
+            self.metrics.add(job.problems, host, weights_BK, terms)
+            self._note(job, host, weights_BK)
+            if self.evaluator.running is not None:
+                self._observed.append((host, present_BK))
+        return terms.total
+
+    def _note(self, job: Job, scores: dict[str, Tensor], weights_BK: Tensor) -> None:
+        """Keep every problem's scores and weights for the trace."""
+        for index, problem in enumerate(job.problems):
+            count = len(problem.branches)
+            own_scores = {name: value[index, :count] for name, value in scores.items()}
+            self._rows.append(score_row(problem, own_scores, weights_BK[index, :count]))
+
+    def _write_trace(self) -> None:
+        """Write what was noted of a batch, with the optimizer step that it contributes to.
+
+        Once a batch, not once a job: ranks talk to each other here, and their batches may be divided into more or
+        fewer jobs.
+        """
+        rows, self._rows = self._rows, []
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            rows = gather_object(rows)
+        if self.is_world_process_zero():
+            self.trace.append(rows, epoch=float(self.state.epoch or 0.0), step=self.state.global_step)
+
+    def _observe_step(self) -> None:
+        """Take an optimizer step's scores, of all ranks, into the running statistics."""
+        if self.evaluator.running is None:
+            return
+        observed = self._observed
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            observed = gather_object(observed)
+        for scores, present_BK in observed:
+            self.evaluator.observe(scores, present_BK)
+        self._observed = []
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        """Problems of the whole optimizer step, over all accumulation steps and ranks."""
+        count = torch.tensor(sum(len(batch["problems"]) for batch in batch_samples), device=device)
+        return self.accelerator.gather(count).sum() if self.accelerator.num_processes > 1 else count
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """6 * parameters * tokens of the batch's rows (Kaplan et al. 2020)."""
+        tokens = sum(len(p.prompt) + sum(len(b) for b in p.branches if b is not None) for p in inputs["problems"])
+        return 6 * tokens * sum(parameter.numel() for parameter in self.model.parameters())
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        """Grouped by length if asked for; the order depends on seed and epoch alone, so a resumed run keeps it."""
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if self.args.train_sampling_strategy == "group_by_length":
+            seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+            group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return LengthGroupedSampler(dataset.lengths, group, seed)
+        return super()._get_train_sampler(train_dataset)
+
+    # ---- evaluation
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss over the problems of `eval_dataset`, exact over batches and ranks."""
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if dataset is None:
+            raise ConfigError("evaluate needs an eval_dataset, got None; pass instances")
+        if not isinstance(dataset, ProblemDataset):
+            dataset = ProblemDataset(dataset, self.encoder)
+        self.model.eval()
+        self._require_whole_passes(dataset.problems)
+        budget = self.args.max_tokens_per_pass
+        mine = dataset.problems[self.accelerator.process_index :: self.accelerator.num_processes]
+        # A rank without a problem reads the first one, for nothing, where all must read.
+        jobs = plan_jobs(mine or dataset.problems[:1], self.pass_options, budget, self.args.device)
+        total = torch.zeros((), device=self.args.device)
+        for job, counts in self._in_step(jobs):
+            with self.compute_loss_context_manager():
+                total += self._job_loss(self.model, job, counts and bool(mine)).float()
+        total = self.accelerator.reduce(total, "sum")
+        metrics = {f"{metric_key_prefix}_loss": float(total) / len(dataset)}
+        self.log(metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # ---- log, save, resume
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what transformers logs plus weights, wins, scores, entropy and loss terms since the last time."""
+        if self.model.training:
+            logs = {**logs, **self.metrics.collect(self.accelerator)}
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; `resume_from_checkpoint=True` goes on from the newest complete checkpoint of `output_dir`.
+
+        Raises:
+            RunError: a checkpoint that was named is not complete, or none of those there is.
+            ConfigError: a problem takes more than one pass under FSDP or DeepSpeed.
+        """
+        if isinstance(self.train_dataset, ProblemDataset):
+            self._require_whole_passes(self.train_dataset.problems)
+        checkpoint: Path | None = None
+        if resume_from_checkpoint is True:
+            checkpoint = newest_complete(Path(str(self.args.output_dir)))
+        elif resume_from_checkpoint:
+            checkpoint = require_complete(Path(resume_from_checkpoint))
+        step = self._load_state(checkpoint) if checkpoint is not None else 0
+        if self.is_world_process_zero():
+            self.trace.truncate(step)
+        return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save and folder.is_dir():
+            moments = self.evaluator.running.moments if self.evaluator.running is not None else {}
+            state = {"step": self.state.global_step, "moments": moments}
+            (folder / _STATE).write_text(json.dumps(state), encoding="utf-8")
+            self.trace.sync()
+            seal(folder)
+
+    def _load_state(self, checkpoint: Path) -> int:
+        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        if self.evaluator.running is not None:
+            self.evaluator.running.moments = {name: tuple(m) for name, m in state["moments"].items()}
+        return int(state["step"])
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save model and tokenizer; settings as JSON instead of transformers' pickle."""
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or str(self.args.output_dir))
+        if self.args.should_save:
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card with a path of this machine
+            (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")

@@ -1,0 +1,63 @@
+"""Text to tokens, against the reference: same prompt, reasoning, answer segment, thinking tokens and probe stops."""
+
+from __future__ import annotations
+
+import pytest
+
+import reference
+from compact_distill.config.models import TextConfig
+from compact_distill.method.encode import Encoder
+from compact_distill.records import Instance, Rationale
+from models import byte_level_tokenizer, sentencepiece_tokenizer
+
+TOKENIZERS = {
+    "byte_level": byte_level_tokenizer,
+    "chat": lambda: byte_level_tokenizer(chat=True),
+    "sentencepiece": sentencepiece_tokenizer,
+    "sentencepiece_with_eos": lambda: sentencepiece_tokenizer(append_eos=True),
+}
+TEMPLATES = ["The answer is {answer}.", "#### {answer}", "{answer}", "\\boxed{answer}"]
+# Texts without a statement of the answer, so that the reasoning is the text: finding statements is answers.py's job.
+REASONINGS = [
+    "First we add 7 and 5. So we get 12.",
+    "We add 7 and 5! That gives 3.5 apples? Yes.\n\n  She sells 12.\nDone",
+    "x",
+    "Wait, wait... in summary, therefore; THUS absolutely sofa but-then",
+    "é√ 中文。 Hmm\tokay\r\nnote",
+    "let me check: so we get 12 apples",
+    "However",
+]
+ANSWERS = ["12", "1,250.5", "\\frac{1}{2}", "√3 é", "yes", "{12}"]
+
+
+def encode_both(tokenizer, template, expressions=(), gold="12"):
+    settings = reference.Settings(answer_template=template, thinking_expressions=expressions)
+    pairs = [(reasoning, ANSWERS[i % len(ANSWERS)]) for i, reasoning in enumerate(REASONINGS)]
+    slow = reference.encode(tokenizer, "Why {question}?", gold, pairs, settings)
+    rationales = tuple(Rationale(f"t{i}", text, answer=answer) for i, (text, answer) in enumerate(pairs))
+    encoder = Encoder(tokenizer, TextConfig(answer_template=template), thinking_expressions=expressions)
+    return encoder(Instance("p", "Why {question}?", gold, rationales)), slow
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokens_are_those_of_the_reference(name: str, template: str) -> None:
+    for gold in ANSWERS:
+        fast, slow = encode_both(TOKENIZERS[name](), template, gold=gold)
+        assert list(fast.prompt) == slow.prompt
+        assert list(fast.gold) == slow.gold_segment
+        assert range(fast.gold_start, fast.gold_stop) == slow.gold_span
+        for mine, theirs in zip(fast.branches, slow.branches, strict=True):
+            assert list(mine.completion) == theirs.completion
+            assert list(mine.reasoning) == theirs.reasoning
+
+
+@pytest.mark.parametrize("expressions", [(), (r"apples?",), (r"let me check", r"so we get \d+"), (r"(\w)\1",)])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_thinking_tokens_are_those_of_the_reference(name: str, expressions: tuple[str, ...]) -> None:
+    fast, slow = encode_both(TOKENIZERS[name](), TEMPLATES[0], expressions)
+    for mine, theirs in zip(fast.branches, slow.branches, strict=True):
+        expected = {i for first, last in theirs.thinking for i in range(first, last + 1)}
+        assert {i for i, thinks in enumerate(mine.thinking) if thinks} == expected
+        assert set(mine.stops) == {last + 1 for _, last in theirs.thinking}
+        assert expected, "each of these reasonings has thinking expressions or first words"

@@ -1,0 +1,111 @@
+"""Each score by hand, on outputs made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from compact_distill.config.models import CompatibilityConfig
+from compact_distill.errors import ConfigError
+from compact_distill.method.adaptability import adaptability
+from compact_distill.method.consensus import consensus
+from compact_distill.method.difficulty import difficulty
+from compact_distill.method.outputs import StudentOutputs
+from compact_distill.method.scores import _EXTRA, Evaluator, register_score
+
+
+def outputs(**changes) -> StudentOutputs:
+    """Two rationales: of 3 and 2 completion tokens, with 4 and 3 reading points."""
+    made = StudentOutputs(
+        problems=(),
+        present_BK=torch.tensor([[True, True]]),
+        nll_BKT=torch.tensor([[[1.0, 2.0, 6.0], [4.0, 2.0, 0.0]]]),
+        length_BK=torch.tensor([[3, 2]]),
+        belief_BKP=torch.tensor([[[-5.0, -3.0, -4.0, -1.0], [-2.0, -2.5, -1.5, 0.0]]]),
+        point_BKP=torch.tensor([[[True] * 4, [True] * 3 + [False]]]),
+        thinking_BKP=torch.tensor([[[False, True, False, False], [False, False, True, False]]]),
+        query_BKHD=torch.tensor([[[[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 0.0]]]]),
+        key_BKGD=torch.tensor([[[[1.0, 1.0]], [[3.0, 0.0]]]]),
+        gold_logprob=(),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def test_difficulty_is_the_mean_over_each_rationales_own_tokens():
+    assert difficulty(outputs()).tolist() == [[3.0, 3.0]]
+
+
+def test_positive_gain_sums_rises_and_counts_other_tokens_a_tenth():
+    # first: 2 at a thinking token + 0.1 * 3; second: 1 at a thinking token (falls and padding are nothing)
+    assert adaptability(outputs())[0].tolist() == pytest.approx([2.3, 1.0])
+    assert adaptability(outputs(), off_weight=1.0)[0].tolist() == pytest.approx([5.0, 1.0])
+
+
+def test_net_gain_is_the_end_minus_the_start():
+    assert adaptability(outputs(), "net")[0].tolist() == pytest.approx([4.0, 0.5])
+
+
+def test_peak_gain_is_the_largest_weighted_rise():
+    assert adaptability(outputs(), "peak")[0].tolist() == pytest.approx([2.0, 1.0])
+    assert adaptability(outputs(), "peak", off_weight=1.0)[0].tolist() == pytest.approx([3.0, 1.0])
+
+
+def test_a_rationale_without_reasoning_gains_nothing():
+    none = outputs(
+        belief_BKP=torch.tensor([[[-5.0], [-2.0]]]),
+        point_BKP=torch.tensor([[[True], [True]]]),
+        thinking_BKP=torch.tensor([[[False], [False]]]),
+    )
+    for gain in ("positive", "net", "peak"):
+        assert adaptability(none, gain).tolist() == [[0.0, 0.0]]
+
+
+def test_consensus_of_two_by_hand():
+    # Both query heads share the one key head. L_00 = 1 + 1, L_01 = 3 + 0, L_10 = 2, L_11 = 6, each over sqrt(2 * 2).
+    c = consensus(outputs())
+    a01 = torch.softmax(torch.tensor([1.0, 1.5]), 0)[1]
+    a10 = torch.softmax(torch.tensor([1.0, 3.0]), 0)[0]
+    torch.testing.assert_close(c, torch.stack([a10, a01])[None])
+
+
+def test_consensus_leaves_missing_teachers_out():
+    alone = consensus(outputs(present_BK=torch.tensor([[True, False]])))
+    assert alone.tolist() == [[0.0, 0.0]]
+    assert consensus(outputs(present_BK=torch.tensor([[False, False]]))).tolist() == [[0.0, 0.0]]
+
+
+@pytest.fixture
+def registry():
+    before = dict(_EXTRA)
+    yield
+    _EXTRA.clear()
+    _EXTRA.update(before)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_users_score_takes_part_with_its_coefficient():
+    register_score("brevity", lambda outputs: -outputs.length_BK.float())
+    off = CompatibilityConfig(consensus=0, adaptability=0, difficulty=0, extra_scores={"brevity": 1.0})
+    evaluator = Evaluator(off)
+    scores = evaluator.scores(outputs())
+    assert scores["brevity"].tolist() == [[-3.0, -2.0]]
+    weights = evaluator.weights(scores, outputs().present_BK)
+    assert weights[0].tolist() == pytest.approx([0.195602, 0.804398], abs=1e-4)
+
+
+@pytest.mark.usefixtures("registry")
+def test_an_unregistered_score_is_named_with_the_nearest():
+    register_score("brevity", lambda outputs: -outputs.length_BK.float())
+    with pytest.raises(ConfigError, match="did you mean 'brevity'"):
+        Evaluator(CompatibilityConfig(extra_scores={"brevty": 1.0}))
+    with pytest.raises(ConfigError, match="built-in"):
+        register_score("consensus", lambda outputs: outputs.length_BK)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_score_of_the_wrong_shape_is_refused():
+    register_score("wrong", lambda outputs: outputs.length_BK.sum())
+    with pytest.raises(ConfigError, match=r"must return a \[B, K\] tensor"):
+        Evaluator(CompatibilityConfig(extra_scores={"wrong": 1.0})).scores(outputs())

@@ -1,0 +1,93 @@
+"""Progress: plain lines without a terminal, durations as people say them."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from compact_distill.runs.folder import progress as module
+from compact_distill.runs.progress import duration, progress, say
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+
+    class Clock:
+        now = 100.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def test_lines_come_every_few_seconds_and_at_the_end(clock, capsys):
+    with progress("score", total=100) as shown:
+        clock.now += 10
+        shown.advance(10)
+        assert capsys.readouterr().err == ""
+        clock.now += 10
+        shown.advance(10, note="loss 2.5")
+        assert capsys.readouterr().err == "score: 20 of 100, about 1 min 20 s left, loss 2.5\n"
+        clock.now += 1
+        shown.advance(80)
+    assert capsys.readouterr().err == "score: 100 of 100, 21 s, loss 2.5\n"
+
+
+def test_what_an_earlier_run_did_does_not_count_as_speed(clock, capsys):
+    with progress("train", total=100, done=50) as shown:
+        clock.now += 20
+        shown.advance(10)
+        assert capsys.readouterr().err == "train: 60 of 100, about 1 min 20 s left\n"
+
+
+def test_an_unknown_total_shows_the_count_alone(clock, capsys):
+    with progress("read") as shown:
+        clock.now += 16
+        shown.advance(3)
+    assert capsys.readouterr().err == "read: 3\nread: 3, 16 s\n"
+
+
+def test_work_that_fails_prints_no_end(clock, capsys):
+    def fail() -> None:
+        with progress("score", total=2) as shown:
+            shown.advance()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar_with_the_count_and_the_note(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress("score [x]", total=2) as shown:
+        shown.advance(2, note="[red]loss 1")
+    assert "score [x]" in terminal.getvalue()
+    assert "2/2" in terminal.getvalue()
+    assert "[red]loss 1" in terminal.getvalue()
+
+
+def test_messages_go_to_stderr(capsys):
+    say("hello")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "hello\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (3599.7, "1 h 0 min"), (7500, "2 h 5 min")],
+)
+def test_durations_read_as_people_say_them(seconds, text):
+    assert duration(seconds) == text

@@ -1,0 +1,96 @@
+"""What is wrong with a student is said before any work, and all of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import models
+from compact_distill.errors import StudentError
+from compact_distill.method.forward import attach
+from compact_distill.students.load import check_student, load_student
+from compact_distill.students.support import SUPPORTED, architecture_problems
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return models.save_student(tmp_path / "student", models.tiny_model("llama"), models.byte_level_tokenizer())
+
+
+def edit(path, **changes):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in {**content, **changes}.items() if v is not None}))
+
+
+def test_a_saved_student_loads_with_the_same_weights(folder):
+    assert check_student(folder) == []
+    model, tokenizer = load_student(folder)
+    original = models.tiny_model("llama").state_dict()
+    assert all(torch.equal(value, original[name]) for name, value in model.state_dict().items())
+    assert tokenizer.eos_token_id is not None
+
+
+def test_an_adapter_folder_loads_with_its_base(folder, tmp_path):
+    model = models.tiny_model("llama", lora=True)
+    model.peft_config["default"].base_model_name_or_path = str(folder)
+    model.save_pretrained(tmp_path / "adapter")
+    assert check_student(tmp_path / "adapter") == []
+    loaded, _ = load_student(tmp_path / "adapter")
+    saved = {k: v for k, v in model.state_dict().items() if "lora_" in k}
+    assert saved
+    assert all(torch.equal(loaded.state_dict()[k], v) for k, v in saved.items())
+
+
+def test_each_missing_part_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    wrong = "\n".join(check_student(tmp_path / "empty"))
+    assert "config.json" in wrong
+    assert "safetensors" in wrong
+    assert "tokenizer" in wrong
+    assert "does not exist" in check_student(tmp_path / "nowhere" / "at" / "all")[0]
+
+
+def test_pickle_weights_are_refused(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    (wrong,) = check_student(folder)
+    assert "pickle" in wrong
+    assert "pytorch_model.bin" in wrong
+    with pytest.raises(StudentError, match="pickle"):
+        load_student(folder)
+
+
+def test_code_of_the_repository_is_never_run(folder):
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "evil.Model"})
+    (wrong,) = check_student(folder)
+    assert "code of its own" in wrong
+
+
+def test_a_tokenizer_without_eos_is_refused(folder):
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    special = folder / "special_tokens_map.json"
+    if special.exists():
+        edit(special, eos_token=None)
+    assert any("no eos token" in message for message in check_student(folder))
+
+
+def test_other_architectures_are_refused_by_name(folder):
+    edit(folder / "config.json", model_type="gpt2")
+    assert any("'gpt2' is not supported" in m and SUPPORTED[0] in m for m in check_student(folder))
+
+
+def test_hybrid_models_are_refused_by_name():
+    from transformers import Qwen3NextConfig
+
+    (wrong,) = architecture_problems(Qwen3NextConfig())
+    assert "qwen3_next" in wrong
+    assert "linear_attention" in wrong
+
+
+def test_attention_dropout_is_refused():
+    model = models.tiny_model("llama", dropout=0.1)
+    with pytest.raises(StudentError, match=r"attention_dropout must be 0, got 0\.1"):
+        attach(model)

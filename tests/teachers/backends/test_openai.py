@@ -1,0 +1,244 @@
+"""Every fault that a server can show, on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import email.utils
+import json
+
+import pytest
+
+from compact_distill.errors import ConfigError
+from compact_distill.records import Problem
+from compact_distill.teachers.backends.openai import OpenAITeacher, retry_after
+from compact_distill.teachers.protocol import Decoding, FaultKind, Request, TeacherFault
+from compact_distill.teachers.secrets import Redactor
+from teachers.server import Reply, Server, fails, says
+
+KEY = "sk-secret-0123456789abcdefghij"
+
+
+def request(**decoding):
+    return Request(Problem("p", "q", "4"), 0, "be brief", "2 + 2?", Decoding(**decoding), 7, "k")
+
+
+def ask(reply, key_env=None, **decoding):
+    """Ask a server that always replies so; returns the answer and the request as the server saw it."""
+
+    async def once(url):
+        teacher = OpenAITeacher("t", "m", url, key_env, Redactor([key_env]))
+        try:
+            return await teacher.ask(request(**decoding))
+        finally:
+            await teacher.close()
+
+    with Server(lambda body, number: reply) as server:
+        return asyncio.run(once(server.url)), server.seen[0]
+
+
+def fault(reply, key_env=None):
+    with pytest.raises(TeacherFault) as caught:
+        ask(reply, key_env)
+    return caught.value
+
+
+def test_a_request_carries_what_the_configuration_says():
+    decoding = {"temperature": 0.5, "top_p": None, "max_tokens": 30, "extra": {"top_k": 5}}
+    _, seen = ask(says("4"), **decoding)
+    assert seen.body == {
+        "model": "m",
+        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "2 + 2?"}],
+        "seed": 7,
+        "temperature": 0.5,
+        "max_tokens": 30,
+        "top_k": 5,
+    }
+
+
+def test_no_key_of_the_environment_is_sent_unless_it_is_named(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    _, seen = ask(says("4"))
+    assert KEY not in str(seen.headers)
+    _, seen = ask(says("4"), key_env="OPENAI_API_KEY")
+    assert seen.headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_an_answer_keeps_what_the_server_says_of_it():
+    answer, _ = ask(says("4", finish_reason="length"))
+    assert (answer.text, answer.finish_reason, answer.refused) == ("4", "length", False)
+    assert (answer.prompt_tokens, answer.completion_tokens, answer.model) == (12, 7, "served-model")
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_reasoning_in_a_field_of_its_own_is_kept_apart(field):
+    answer, _ = ask(says("4", **{field: "2 + 2 = 4"}))
+    assert (answer.text, answer.reasoning) == ("4", "2 + 2 = 4")
+
+
+def test_content_null_is_an_empty_answer():
+    answer, _ = ask(says(None))
+    assert answer.text == ""
+
+
+def test_content_in_parts_is_joined():
+    answer, _ = ask(says([{"type": "text", "text": "The answer "}, {"type": "text", "text": "is 4."}]))
+    assert answer.text == "The answer is 4."
+
+
+@pytest.mark.parametrize("reply", [says(None, refusal="I cannot"), says("", finish_reason="content_filter")])
+def test_refusals_are_the_servers_own_word(reply):
+    answer, _ = ask(reply)
+    assert answer.refused
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, FaultKind.BAD_REQUEST),
+        (401, FaultKind.UNAUTHORISED),
+        (403, FaultKind.FORBIDDEN),
+        (404, FaultKind.NOT_FOUND),
+        (408, FaultKind.TIMEOUT),
+        (422, FaultKind.BAD_REQUEST),
+        (429, FaultKind.RATE_LIMITED),
+        (500, FaultKind.SERVER),
+        (503, FaultKind.SERVER),
+    ],
+)
+def test_each_status_is_a_kind_of_fault(status, kind):
+    found = fault(fails(status, "because"))
+    assert found.kind is kind
+    assert f"HTTP {status}" in str(found)
+    assert "because" in str(found)
+    assert found.retry_after is None
+
+
+def test_the_wait_that_a_server_asks_for_is_read_whatever_its_length():
+    assert fault(fails(429, Retry_After="1")).retry_after == 1
+    assert fault(fails(429, Retry_After="600")).retry_after == 600
+    assert fault(fails(503, Retry_After="90")).retry_after == 90
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "600"}, 600),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "1500", "retry-after": "2"}, 1.5),
+        ({"retry-after": "-3"}, 0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": email.utils.format_datetime(datetime.datetime.fromtimestamp(1090, datetime.UTC))}, 90),
+        ({"retry-after": email.utils.format_datetime(datetime.datetime.fromtimestamp(900, datetime.UTC))}, 0),
+    ],
+)
+def test_waits_are_numbers_or_dates(headers, seconds):
+    assert retry_after(headers, now=1000) == seconds
+
+
+WHOLE = says("The answer is 4.").body
+BROKEN = {
+    "dropped before a reply": Reply(drop_after=-1),
+    "dropped in the body": Reply(body=WHOLE, drop_after=40),
+    "no JSON": Reply(body=b"<!doctype html><p>gateway"),
+    "half of JSON": Reply(body=WHOLE[:40]),
+    "no UTF-8": Reply(body=b'{"choices": "\xff\xfe"}'),
+    "deep JSON": Reply(body=b"[" * 200_000),
+    "an empty body": Reply(body=b""),
+    "JSON, but no object": Reply(body=b"[1, 2]"),
+    "no choices": Reply(body=b'{"choices": []}'),
+    "choices null": Reply(body=b'{"choices": null, "error": {"message": "overloaded"}}'),
+    "a choice without message": Reply(body=b'{"choices": [{"finish_reason": "stop"}]}'),
+    "HTML as text": Reply(headers={"Content-Type": "text/html"}, body=b"<p>login</p>"),
+    "broken compression": Reply(headers={"Content-Encoding": "gzip"}, body=b"\x00\x01"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_body_is_a_fault_that_may_be_asked_again(name):
+    found = fault(BROKEN[name])
+    assert found.kind in (FaultKind.CONNECTION, FaultKind.MALFORMED)
+
+
+def test_a_strange_answer_never_raises_anything_else():
+    for strange in (
+        {"choices": [{"message": {"content": 3}}], "usage": 5, "model": ["x"]},
+        {"choices": [{"message": {"content": {"a": 1}}, "finish_reason": 7}], "usage": {"prompt_tokens": "many"}},
+        {"choices": [{"message": {"content": [1, {"text": None}]}}], "usage": {"completion_tokens": -1}},
+        {"choices": [{"message": {"content": True, "refusal": 0}}], "usage": None},
+    ):
+        answer, _ = ask(Reply(body=json.dumps(strange).encode()))
+        assert answer.text == ""
+        assert answer.prompt_tokens is None
+        assert answer.completion_tokens is None
+        assert answer.model is None
+
+
+def test_a_server_that_is_not_there_is_a_connection_fault_with_a_remedy():
+    with Server(lambda body, number: says("")) as server:
+        url = server.url
+
+    async def once():
+        await OpenAITeacher("t", "m", url, None, Redactor([])).ask(request())
+
+    with pytest.raises(TeacherFault, match=f"check `base_url` \\({url}\\) and that the server runs") as caught:
+        asyncio.run(once())
+    assert caught.value.kind is FaultKind.CONNECTION
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        fails(401, f"Incorrect API key provided: {KEY}"),
+        fails(401, f"Incorrect API key provided: {KEY[:20]}"),
+        fails(500, "x" * 290 + KEY),
+        Reply(body=f"you sent {KEY}".encode()),
+        Reply(body=json.dumps({"choices": [], "you": KEY}).encode()),
+    ],
+)
+def test_a_key_that_the_server_echoes_is_in_no_message(monkeypatch, reply):
+    monkeypatch.setenv("MY_KEY", KEY)
+    found = fault(reply, key_env="MY_KEY")
+    assert KEY[:12] not in str(found)
+    assert found.__cause__ is None
+
+
+def test_a_wrong_key_names_its_variable(monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    assert "check the key in MY_KEY" in str(fault(fails(401), key_env="MY_KEY"))
+
+
+def test_a_wrong_model_names_model_and_address():
+    found = str(fault(fails(404, "the model `m` does not exist")))
+    assert "check `model` (m) and `base_url` (http://127.0.0.1:" in found
+
+
+def test_a_key_that_is_not_set_is_found_before_anything_is_sent(monkeypatch):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(ConfigError, match="MY_KEY must hold the key"):
+        OpenAITeacher("t", "m", "http://127.0.0.1:1/v1", "MY_KEY", Redactor([]))
+
+
+def test_a_quota_that_is_used_up_is_not_waited_for():
+    body = json.dumps({"error": {"message": "pay", "code": "insufficient_quota"}}).encode()
+    assert fault(Reply(429, body=body)).kind is FaultKind.FORBIDDEN
+
+
+def test_an_error_message_cannot_control_the_terminal():
+    assert "\x1b" not in str(fault(fails(500, "\x1b[2J\x07gone\r\nover")))
+
+
+@pytest.mark.parametrize("reply", [fails(500), fails(429, Retry_After="0"), Reply(drop_after=-1)])
+def test_one_ask_is_one_request_whatever_comes_back(reply):
+    async def once(url):
+        teacher = OpenAITeacher("t", "m", url, None, Redactor([]))
+        with pytest.raises(TeacherFault):
+            await teacher.ask(request())
+        await teacher.close()
+
+    with Server(lambda body, number: reply) as server:
+        asyncio.run(once(server.url))
+        assert len(server.seen) == 1

@@ -1,0 +1,171 @@
+"""Local models: real ones, tiny and random."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import models
+from compact_distill.records import Problem
+from compact_distill.teachers.backends.transformers import TransformersTeacher, _SeededChoice
+from compact_distill.teachers.protocol import Decoding, FaultKind, Request, TeacherFault
+
+QUESTIONS = ["2 + 2?", "Ann has 7 apples and buys 5 more. How many apples does she have?", "3 * 4", "18 eggs", "x"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    tokenizer = models.byte_level_tokenizer(chat=True)
+    # fp64, so that padding cannot change which token is the likeliest.
+    model = models.tiny_model("qwen2", dtype=torch.float64, layers=2, eos_token_id=tokenizer.eos_token_id)
+    return str(models.save_student(tmp_path_factory.mktemp("teacher"), model, tokenizer))
+
+
+def requests(count=5, **decoding):
+    settings = Decoding(**{"temperature": 1.0, "top_p": 0.95, "max_tokens": 12, **decoding})
+    return [
+        Request(Problem(f"p{i}", QUESTIONS[i], "4"), 0, "be brief", QUESTIONS[i], settings, 100 + i, "k")
+        for i in range(count)
+    ]
+
+
+def answers(folder, asked, batch_size=4, one_by_one=False):
+    async def all_of_them():
+        teacher = TransformersTeacher("t", folder, batch_size, "cpu")
+        try:
+            if one_by_one:
+                return [await teacher.ask(request) for request in asked]
+            return await asyncio.gather(*map(teacher.ask, asked))
+        finally:
+            await teacher.close()
+
+    return asyncio.run(all_of_them())
+
+
+def test_a_rationale_does_not_depend_on_its_neighbours_in_the_batch(folder):
+    together = answers(folder, requests())
+    alone = answers(folder, requests(), one_by_one=True)
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert len({a.text for a in together}) == len(QUESTIONS)
+
+
+def test_another_seed_gives_another_rationale_and_the_same_seed_the_same(folder):
+    (request,) = requests(1)
+    first, again, other = answers(folder, [request, request, replace(request, seed=5)])
+    assert first.text == again.text != other.text
+
+
+def test_temperature_zero_takes_the_likeliest_token(folder):
+    (request,) = requests(1, temperature=0.0)
+    first, other = answers(folder, [request, replace(request, seed=5)])
+    assert first.text == other.text
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": QUESTIONS[0]}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert first.prompt_tokens == len(ids)
+    for _ in range(first.completion_tokens):
+        ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
+    assert tokenizer.decode(ids[first.prompt_tokens :], skip_special_tokens=True) == first.text
+
+
+def test_a_rationale_that_reaches_its_limit_is_cut_off_and_says_so(folder):
+    found = answers(folder, requests(max_tokens=3))
+    assert all(a.completion_tokens == 3 for a in found if a.finish_reason == "length")
+    assert any(a.finish_reason == "length" for a in found)
+
+
+def test_a_prompt_that_does_not_fit_is_a_bad_request(folder):
+    with pytest.raises(TeacherFault, match="must fit in 2048 tokens") as caught:
+        answers(folder, requests(1, max_tokens=3000))
+    assert caught.value.kind is FaultKind.BAD_REQUEST
+
+
+def test_a_folder_without_a_model_is_of_no_use(tmp_path):
+    with pytest.raises(TeacherFault, match="model must be a folder or hub name") as caught:
+        answers(str(tmp_path), requests(1))
+    assert caught.value.kind is FaultKind.UNUSABLE
+
+
+def test_pickled_weights_are_refused(folder, tmp_path):
+    from pathlib import Path
+
+    for file in Path(folder).iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(TeacherFault, match="safetensors") as caught:
+        answers(str(tmp_path), requests(1))
+    assert caught.value.kind is FaultKind.UNUSABLE
+
+
+def test_different_decodings_never_share_a_batch(folder):
+    mixed = requests(2, max_tokens=2) + requests(2, max_tokens=5)
+    found = answers(folder, mixed)
+    assert all(a.completion_tokens <= 2 for a in found[:2])
+    assert all(2 < a.completion_tokens <= 5 for a in found[2:])
+
+
+def test_batches_hold_prompts_of_like_length(folder, monkeypatch):
+    batches = []
+    write = TransformersTeacher._write
+
+    def note(self, batch):
+        if not batches:
+            time.sleep(0.5)  # meanwhile all others arrive, whatever the first batch could take
+        batches.append([len(pending.tokens) for pending in batch])
+        return write(self, batch)
+
+    monkeypatch.setattr(TransformersTeacher, "_write", note)
+    asked = [replace(requests(1)[0], prompt="x " * length) for length in (5, 60, 6, 61, 7, 62, 8, 63)]
+    answers(folder, asked, batch_size=4)
+    assert sum(map(len, batches)) == 8
+    ranges = sorted((min(batch), max(batch)) for batch in batches[1:])
+    assert ranges
+    assert all(shorter[1] <= longer[0] for shorter, longer in itertools.pairwise(ranges))
+
+
+def test_noise_per_row_draws_from_the_softmax():
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0, float("-inf")])
+    count = 20_000
+    choice = _SeededChoice(list(range(count)))
+    drawn = Counter(choice(torch.zeros(1), logits.expand(count, 5)).argmax(-1).tolist())
+    expected = logits.softmax(-1)
+    for token in range(5):
+        spread = (count * float(expected[token])) ** 0.5
+        assert abs(drawn[token] - count * float(expected[token])) <= 4 * spread
+
+
+def test_a_local_model_works_in_the_pool(folder, ask, stored):
+    from compact_distill.config.teachers import TeacherConfig
+
+    config = TeacherConfig(name="t", backend="transformers", model=folder, max_tokens=8, samples=2, batch_size=4)
+    asked = [Problem(f"p{i}", question, "4") for i, question in enumerate(QUESTIONS)]
+    outcome = ask(config, asked)
+    assert sorted((row.id, row.sample) for row in stored()) == [(f"p{i}", s) for i in range(5) for s in range(2)]
+    assert outcome[0].completion_tokens > 0
+
+
+def test_closing_ends_a_batch_that_nobody_waits_for(folder):
+    async def give_up():
+        teacher = TransformersTeacher("t", folder, 4, "cpu")
+        asked = [
+            replace(r, decoding=replace(r.decoding, max_tokens=1900)) for r in requests(1, extra={"min_length": 1900})
+        ]
+        waiting = asyncio.create_task(teacher.ask(asked[0]))
+        while teacher._loaded is None:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        waiting.cancel()
+        began = time.monotonic()
+        await teacher.close()
+        return time.monotonic() - began
+
+    assert asyncio.run(give_up()) < 2

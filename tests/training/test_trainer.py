@@ -1,0 +1,261 @@
+"""The trainer: what its users rely on from transformers, with COMPACT's loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+
+import models
+from compact_distill.config.models import CompatibilityConfig
+from compact_distill.errors import ConfigError, DataError, RunError
+from compact_distill.records import Instance, Rationale
+from compact_distill.runs.folder import read_trace
+from compact_distill.training.dataset import ProblemDataset
+from compact_distill.training.trainer import CompactConfig, CompactTrainer
+
+
+def instances(count=10, teachers=3, long=()):
+    """Sums with `teachers` rationales each; those of the problems in `long` take three times the tokens."""
+    made = []
+    for i in range(count):
+        j = i * 7 % 5
+        more = " More." * (30 if i in long else i % 3)
+        texts = [
+            f"First we add {i} and {j}. So we get {i + j + k}.{more}\nThe answer is {i + j + k}."
+            for k in range(teachers)
+        ]
+        rationales = tuple(Rationale(f"t{k}", text) for k, text in enumerate(texts))
+        made.append(Instance(f"p{i}", f"Ann has {i} apples and buys {j} more.", str(i + j), rationales))
+    return made
+
+
+def trainer(folder, *, lora=False, data=None, model=None, **settings):
+    defaults = {"num_train_epochs": 2, "learning_rate": 1e-3, "use_cpu": True, "disable_tqdm": True, "seed": 3}
+    adapter = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
+    return CompactTrainer(
+        model=model or models.tiny_model("qwen2", dtype=torch.float32),
+        args=CompactConfig(output_dir=str(folder), **{**defaults, **settings}),
+        train_dataset=instances() if data is None else data,
+        processing_class=models.byte_level_tokenizer(),
+        peft_config=adapter if lora else None,
+    )
+
+
+def weights(of):
+    return {name: value.detach().clone() for name, value in of.model.state_dict().items()}
+
+
+def largest_difference(a, b):
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora": True},
+        {"lora": True, "train_sampling_strategy": "group_by_length", "gradient_accumulation_steps": 2},
+        {"lora": True, "max_tokens_per_pass": 150},  # two-phase: dropout is replayed
+        {"compatibility": {"normalise": "running", "estimator": "probe"}},
+    ],
+)
+def test_stopped_and_resumed_training_ends_with_the_same_weights_bit_for_bit(tmp_path, settings):
+    settings = {"save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2, **settings}
+    whole = trainer(tmp_path, **settings)
+    whole.train()
+    trace = (tmp_path / "scores.jsonl").read_text()
+    for stopped_at in (1, 3):
+        resumed = trainer(tmp_path, **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stopped_at}"))
+        assert largest_difference(weights(whole), weights(resumed)) == 0.0
+        assert (tmp_path / "scores.jsonl").read_text() == trace
+
+
+def test_resuming_takes_the_newest_complete_checkpoint(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    whole = trainer(tmp_path, **settings)
+    whole.train()
+    (tmp_path / "checkpoint-6" / "optimizer.pt").unlink()
+    resumed = trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert largest_difference(weights(whole), weights(resumed)) == 0.0
+    (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
+    with pytest.raises(RunError, match=r"optimizer\.pt is missing"):
+        trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_a_step_is_the_mean_over_its_problems_however_it_is_divided(tmp_path):
+    common = {"optim": "sgd", "train_sampling_strategy": "sequential", "max_steps": 1, "data": instances(8)}
+    divisions = [
+        {"per_device_train_batch_size": 8},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+        {"per_device_train_batch_size": 8, "max_tokens_per_pass": 150},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "gradient_checkpointing": True},
+    ]
+    results = []
+    for division in divisions:
+        made = trainer(tmp_path, **common, **division, model=models.tiny_model("qwen2"))
+        made.train()
+        results.append((weights(made), made.state.log_history[0]["loss"]))
+    start = models.tiny_model("qwen2").state_dict()
+    assert largest_difference(results[0][0], start) > 1e-5
+    for other, loss in results[1:]:
+        assert largest_difference(results[0][0], other) < 1e-9
+        assert loss == pytest.approx(results[0][1], rel=1e-5)
+
+
+RANK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import models
+from compact_distill.training.trainer import CompactTrainer
+from test_trainer import instances, trainer
+in_parts = sys.argv[3] == "in parts"
+CompactTrainer._in_parts = in_parts
+settings = {"optim": "sgd", "train_sampling_strategy": "sequential", "max_steps": 1,
+            "max_tokens_per_pass": 500 if in_parts else 400,  # 400: the longest problem takes two passes
+            "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+            "compatibility": {"normalise": "running"}}
+made = trainer(sys.argv[2], data=instances(8, long=(1, 4)), model=models.tiny_model("qwen2"), **settings)
+passes = []
+job_loss = made._job_loss
+made._job_loss = lambda model, job, *counts: passes.append(job) or job_loss(model, job, *counts)
+made.train()
+# Of two batches each: unequal work, or made equal where ranks must stay in step.
+assert len(passes) == (4 if made.accelerator.process_index == 0 or made._in_parts else 2)
+if made.is_world_process_zero():
+    torch.save(made.model.state_dict(), sys.argv[2] + "/weights.pt")
+    print(made.state.log_history[0]["weight/t0"], made.evaluator.running.moments["difficulty"][0])
+"""
+
+
+@pytest.mark.parametrize("weights_are", ["whole", "in parts"])
+def test_two_ranks_give_the_step_of_one(tmp_path, weights_are):
+    alone = trainer(
+        tmp_path / "alone",
+        optim="sgd",
+        train_sampling_strategy="sequential",
+        max_steps=1,
+        data=instances(8, long=(1, 4)),
+        model=models.tiny_model("qwen2"),
+        per_device_train_batch_size=8,
+        compatibility={"normalise": "running"},
+    )
+    alone.train()
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    (tmp_path / "two").mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    paths = [str(Path(__file__).parent), str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [*command, str(script), *paths, weights_are], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    together = torch.load(tmp_path / "two" / "weights.pt", weights_only=True)
+    assert largest_difference(weights(alone), together) < 1e-9
+    weight, count = (float(x) for x in done.stdout.split()[-2:])
+    assert weight == pytest.approx(alone.state.log_history[0]["weight/t0"], rel=1e-5)
+    assert count == 24  # 8 problems x 3 teachers, seen by both ranks
+    rows = list(read_trace(tmp_path / "two" / "scores.jsonl"))
+    assert sorted(row["id"] for row in rows) == [f"p{i}" for i in range(8)]
+
+
+def test_where_ranks_hold_parts_of_the_weights_a_problem_must_fit_one_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr(CompactTrainer, "_in_parts", True)
+    made = trainer(tmp_path, data=instances(4, long=(2,)), max_tokens_per_pass=400)
+    with pytest.raises(ConfigError, match=r"max_tokens_per_pass must be >= 4\d\d under FSDP.*'p2'.*got 400; raise it"):
+        made.train()
+
+
+def test_equal_weights_without_consistency_are_the_mean_of_plain_losses(tmp_path):
+    off = CompatibilityConfig(consensus=0, adaptability=0, difficulty=0)
+    made = trainer(tmp_path, compatibility=off, consistency=0.0, model=models.tiny_model("llama"), max_steps=1)
+    problems = made.train_dataset.problems
+    model = models.tiny_model("llama")
+    plain = []
+    for problem in problems:
+        for branch in problem.branches:
+            ids = torch.tensor([[*problem.prompt, *branch.completion]])
+            labels = ids.clone()
+            labels[:, : len(problem.prompt)] = -100
+            plain.append(model(input_ids=ids, labels=labels).loss.item())
+    assert made.evaluate(problems and made.train_dataset)["eval_loss"] == pytest.approx(
+        sum(plain) / len(plain), abs=1e-6
+    )
+
+
+def test_each_step_logs_weights_wins_scores_entropy_and_loss_terms(tmp_path):
+    made = trainer(tmp_path, max_steps=2)
+    made.train()
+    steps = [entry for entry in made.state.log_history if "loss" in entry]
+    assert len(steps) == 2
+    for entry in steps:
+        teachers = ("t0", "t1", "t2")
+        assert sum(entry[f"weight/{t}"] for t in teachers) == pytest.approx(1)
+        assert sum(entry[f"wins/{t}"] for t in teachers) == pytest.approx(1)
+        assert 0 <= entry["weight_entropy"] <= 1.0986124
+        assert entry["loss"] == pytest.approx(entry["loss_likelihood"] + 0.1 * entry["loss_consistency"], rel=1e-4)
+        for score in ("consensus", "adaptability", "difficulty"):
+            assert f"{score}/t0" in entry
+
+
+def test_the_trace_holds_every_problem_of_every_epoch(tmp_path):
+    trainer(tmp_path).train()
+    rows = list(read_trace(tmp_path / "scores.jsonl"))
+    assert sorted((row["id"], int(row["epoch"])) for row in rows) == sorted(
+        (f"p{i}", e) for i in range(10) for e in (0, 1)
+    )
+    assert all(sum(row["weights"]) == pytest.approx(1) for row in rows)
+    assert all(len(row["consensus"]) == 3 for row in rows)
+
+
+def test_rationales_that_do_not_take_part_are_counted(tmp_path):
+    data = instances(2)
+    long = Rationale("t0", "so " * 400 + "\nThe answer is 3.")
+    data += [
+        Instance("x", "q", "3", (long, Rationale("t1", ""), Rationale("t2", "no idea"), Rationale("t3", "3\nA: 3")))
+    ]
+    data += [Instance("y", "q", "3", (Rationale("t1", ""),))]
+    made = trainer(tmp_path, data=data, max_length=300)
+    summary = made.train_dataset.summary()
+    assert summary == (
+        "3 problems, 7 rationales, 2 missing, 1 over_length, 1 unparsed, 1 problems without any rationale left out"
+    )
+
+
+def test_nothing_to_train_on_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no rationale is left to train on"):
+        trainer(tmp_path, data=[Instance("x", "q", "3", (Rationale("t", ""),))])
+
+
+def test_missing_tokenizer_and_values_out_of_range_are_errors(tmp_path):
+    with pytest.raises(ConfigError, match="processing_class"):
+        CompactTrainer(model=models.tiny_model("llama"), args=CompactConfig(output_dir=str(tmp_path)), train_dataset=[])
+    with pytest.raises(ConfigError, match="consistency must be >= 0, got -1"):
+        CompactConfig(output_dir=str(tmp_path), consistency=-1)
+
+
+def test_bf16_trains_and_settings_are_saved_without_pickle(tmp_path):
+    made = trainer(tmp_path, bf16=True, lora=True, max_steps=1, save_strategy="steps", save_steps=1)
+    made.train()
+    exact = trainer(tmp_path / "exact", lora=True, max_steps=1)
+    exact.train()
+    assert made.state.log_history[0]["loss"] == pytest.approx(exact.state.log_history[0]["loss"], rel=0.02)
+    folder = tmp_path / "checkpoint-1"
+    assert not (folder / "training_args.bin").exists()
+    saved = json.loads((folder / "training_args.json").read_text())
+    assert saved["compatibility"]["temperature"] == 1.0
+
+
+def test_the_dataset_can_be_made_beforehand(tmp_path):
+    made = trainer(tmp_path)
+    again = trainer(tmp_path, data=ProblemDataset(instances(4), made.encoder))
+    assert len(again.train_dataset) == 4

@@ -1,0 +1,38 @@
+"""The training data as it was used."""
+
+from __future__ import annotations
+
+import json
+
+import models
+from compact_distill.answers import Verifier
+from compact_distill.method.encode import Encoder
+from compact_distill.records import Instance, Rationale, Verdict
+from compact_distill.training.used import used_rows
+
+TEXTS = ["So 7.\nThe answer is 7.", "no statement", "long " * 200 + "\nThe answer is 8.", ""]
+
+
+def used(*rationales):
+    encoder = Encoder(models.byte_level_tokenizer(), max_length=100)
+    instance = Instance("p", "Ann?", "7", rationales)
+    with Verifier(workers=1) as verifier:
+        (row,) = used_rows([instance], encoder, verifier)
+    assert json.loads(json.dumps(row)) == row  # plain JSON
+    return row, encoder(instance)
+
+
+def test_a_line_tells_verdict_status_and_length_of_every_rationale():
+    row, problem = used(*(Rationale("t", text, sample=k) for k, text in enumerate(TEXTS)))
+    assert row["prompt_tokens"] == len(problem.prompt)
+    assert [r["status"] for r in row["rationales"]] == ["ok", "unparsed", "over_length", "missing"]
+    assert [r["tokens"] for r in row["rationales"]] == [len(problem.branches[0]), None, None, None]
+    assert [r["answer"] for r in row["rationales"]] == ["7", None, "8", None]
+    assert [r["verdict"] for r in row["rationales"]] == ["correct", "unparsed", "wrong", None]
+    assert [r["sample"] for r in row["rationales"]] == [0, 1, 2, 3]
+    assert [r["text"] for r in row["rationales"]] == TEXTS
+
+
+def test_a_verdict_that_was_given_stays():
+    row, _ = used(Rationale("t", TEXTS[0], verdict=Verdict.WRONG), Rationale("u", TEXTS[0], answer="9"))
+    assert [r["verdict"] for r in row["rationales"]] == ["wrong", "wrong"]
