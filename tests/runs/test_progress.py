@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from compact_distill.runs.folder import progress as module
+from compact_distill.runs import progress as module
 from compact_distill.runs.progress import duration, progress, say
 
 
