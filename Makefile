@@ -1,5 +1,6 @@
 # make demo    the embedded world, end to end          make test    all tests
 # make lint    style, types, import layers             make bench   speed and memory against peers
+# make docs    the documentation's pages, in site/     make wheel   build, check and try the package
 # make picture the README's picture of the demo's report; needs chromium
 #
 # Each target does the set-up it needs in .venv of this folder and reuses it afterwards.
@@ -12,7 +13,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --progress-bar off -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help demo picture test lint bench clean
+.PHONY: help demo picture test lint bench docs wheel clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -40,8 +41,23 @@ lint: .venv/.installed-dev
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/step.py $(ARGS)
 
+docs: .venv/.installed-dev
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet --site-dir site
+
+# The demo runs from the installed wheel, in an environment of its own and outside this folder.
+wheel: .venv/.installed-dev
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	$(BIN)/twine check --strict dist/*
+	rm -rf .wheel-trial && $(PYTHON) -m venv .wheel-trial
+	.wheel-trial/bin/python -m pip install --quiet --disable-pip-version-check --no-input --progress-bar off -c constraints.txt $(PIP_FLAGS) torch
+	.wheel-trial/bin/python -m pip install --quiet --disable-pip-version-check --no-input --progress-bar off -c constraints.txt $(PIP_FLAGS) dist/*.whl
+	cd .wheel-trial && env -u PYTHONPATH bin/compact demo --output demo $(ARGS)
+	test -s .wheel-trial/demo/compact/report.html
+	rm -rf .wheel-trial
+
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist site .wheel-trial .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
 # torch comes first and alone: without its pin pip may start to fetch the newest one with all of CUDA.
