@@ -23,11 +23,10 @@ from pathlib import Path
 
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.records import Problem, Verdict
-from compact_distill.teachers.plan import estimate
 from compact_distill.teachers.pool import generate
-from compact_distill.teachers.prompt import Prompting
-from compact_distill.teachers.rows import DrawStatus, Row
-from compact_distill.teachers.store import Store, StoreReader
+from compact_distill.teachers.protocol import Prompting
+from compact_distill.teachers.store import RowStatus, Store, StoredRow, StoreReader
+from compact_distill.teachers.worker import estimate
 
 HERE = Path(__file__).parent
 
@@ -71,18 +70,18 @@ def rate(folder: Path) -> dict[str, float]:
         with stub(seconds, here) as (port, _):
             generate([teacher(port, 64)], GenerationConfig(), Problems(20), here / "warm-up")
             began = time.monotonic()
-            (tally,) = generate([teacher(port, 64)], GenerationConfig(), Problems(count), here / "store")
+            (counts,) = generate([teacher(port, 64)], GenerationConfig(), Problems(count), here / "store")
             ended = time.monotonic()
         rows = list(StoreReader(here / "store", "stub").rows())
         assert len(rows) == count
         assert all(row.verdict is Verdict.CORRECT for row in rows)
-        working = ended - tally.began
+        working = ended - counts.began
         results[f"{name}: requests a second"] = count / working
         if seconds:
             rounds = -(-count // 64)
             results["slow: share of 64 / 0.2 s"] = count / working / (64 / seconds)
             results["slow: share of what whole rounds allow"] = rounds * seconds / working
-        results[f"{name}: seconds for locks, plan and preflight"] = tally.began - began
+        results[f"{name}: seconds for locks, plan and preflight"] = counts.began - began
     return results
 
 
@@ -151,8 +150,8 @@ def resume(folder: Path, count: int = 400_000) -> dict[str, float]:
     with Store(folder, "stub") as store:
         for problem in Problems(count):
             store.append(
-                Row(
-                    problem.id, "stub", 0, prompting.key(problem), DrawStatus.OK, Verdict.CORRECT, "0" * 12,
+                StoredRow(
+                    problem.id, "stub", 0, prompting.key(problem), RowStatus.OK, Verdict.CORRECT, "0" * 12,
                     reasoning + "The answer is 4.", "", "4", "4", "stop", 60, 120, 0.2, None, "stub",
                     "2026-01-01T00:00:00.000+00:00",
                 )

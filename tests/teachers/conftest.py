@@ -11,22 +11,21 @@ import pytest
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.records import Problem, Verdict
 from compact_distill.teachers.pool import generate
-from compact_distill.teachers.rows import DrawStatus, Row, digest
-from compact_distill.teachers.store import StoreReader
-from compact_distill.teachers.tally import Tally
+from compact_distill.teachers.store import RowStatus, StoredRow, StoreReader, text_digest
+from compact_distill.teachers.worker import Counters
 
 
 @pytest.fixture
-def row() -> Callable[..., Row]:
+def row() -> Callable[..., StoredRow]:
     """A row of the store; name what matters."""
 
-    def make(**given: Any) -> Row:
+    def make(**given: Any) -> StoredRow:
         fields: dict[str, Any] = {
             "id": "p0",
             "teacher": "t",
             "sample": 0,
             "request": "0" * 16,
-            "status": DrawStatus.OK,
+            "status": RowStatus.OK,
             "verdict": Verdict.CORRECT,
             "text": "2 + 2 = 4\nThe answer is 4.",
             "reasoning": "",
@@ -41,8 +40,8 @@ def row() -> Callable[..., Row]:
             "time": "2026-01-01T00:00:00.000+00:00",
         }
         fields.update(given)
-        fields.setdefault("digest", digest(fields["reasoning"], fields["text"]))
-        return Row(**fields)
+        fields.setdefault("digest", text_digest(fields["reasoning"], fields["text"]))
+        return StoredRow(**fields)
 
     return make
 
@@ -54,12 +53,12 @@ def problems() -> Callable[[int], list[Problem]]:
 
 
 @pytest.fixture
-def ask(tmp_path: Path) -> Callable[..., tuple[Tally, ...]]:
+def ask(tmp_path: Path) -> Callable[..., tuple[Counters, ...]]:
     """Run the pool on the stores in tmp_path/"stores"; no waiting between retries worth the name."""
 
     def run(
         teachers: TeacherConfig | list[TeacherConfig], asked: list[Problem], **generation: Any
-    ) -> tuple[Tally, ...]:
+    ) -> tuple[Counters, ...]:
         settings = GenerationConfig(**{"max_retries": 1, "patience": 0.0, **generation})
         listed = teachers if isinstance(teachers, list) else [teachers]
         return generate(listed, settings, asked, tmp_path / "stores")
@@ -68,7 +67,7 @@ def ask(tmp_path: Path) -> Callable[..., tuple[Tally, ...]]:
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> Callable[..., list[Row]]:
+def stored(tmp_path: Path) -> Callable[..., list[StoredRow]]:
     """The rows of a teacher's store."""
     return lambda teacher="t": list(StoreReader(tmp_path / "stores", teacher).rows())
 

@@ -8,11 +8,17 @@ import time
 import pytest
 
 from compact_distill.records import Problem
-from compact_distill.teachers.ask import Clock, Conduct, Halted, Manners, estimate_tokens
-from compact_distill.teachers.pace import Pace
-from compact_distill.teachers.protocol import FINAL, Answer, Decoding, FaultKind, Request, TeacherFault
+from compact_distill.teachers.ask import Clock, Halted, Limits, RateLimiter, Requester, estimate_tokens
+from compact_distill.teachers.protocol import (
+    FINAL,
+    FaultKind,
+    SamplingParams,
+    TeacherAnswer,
+    TeacherFault,
+    TeacherRequest,
+)
 
-REQUEST = Request(Problem("p0", "q", "4"), 0, None, "q" * 40, Decoding(max_tokens=100), 7, "k")
+REQUEST = TeacherRequest(Problem("p0", "q", "4"), 0, None, "q" * 40, SamplingParams(max_tokens=100), 7, "k")
 TRANSIENT = sorted(set(FaultKind) - FINAL - {FaultKind.RATE_LIMITED})
 
 
@@ -50,17 +56,17 @@ class Scripted:
         pass
 
 
-OK = Answer("4", prompt_tokens=10, completion_tokens=20)
+OK = TeacherAnswer("4", prompt_tokens=10, completion_tokens=20)
 
 
 def fault(kind=FaultKind.SERVER, after=None):
     return TeacherFault(kind, f"{kind} happened", after)
 
 
-def conduct(*script, **manners):
+def requester(*script, **limits):
     clock = Virtual()
     teacher = Scripted(clock, *script)
-    return Conduct(teacher, Manners(**manners), clock), teacher
+    return Requester(teacher, Limits(**limits), clock), teacher
 
 
 def ask(pair, times=1):
@@ -71,7 +77,7 @@ def ask(pair, times=1):
 
 
 def test_an_answer_comes_back_with_the_time_of_its_own_attempt():
-    pair = conduct(fault(), OK)
+    pair = requester(fault(), OK)
     ((answer, seconds),) = ask(pair)
     assert answer is OK
     assert seconds == 0
@@ -79,7 +85,7 @@ def test_an_answer_comes_back_with_the_time_of_its_own_attempt():
 
 @pytest.mark.parametrize("kind", TRANSIENT)
 def test_waits_double_between_retries_up_to_a_minute(kind):
-    pair = conduct(fault(kind), max_retries=8, patience=1e9)
+    pair = requester(fault(kind), max_retries=8, patience=1e9)
     with pytest.raises(TeacherFault):
         ask(pair)
     waits = [b - a for a, b in zip(pair[1].times, pair[1].times[1:], strict=False)]
@@ -87,7 +93,7 @@ def test_waits_double_between_retries_up_to_a_minute(kind):
 
 
 def test_waits_are_spread_by_chance_over_their_upper_half():
-    pair = conduct(fault(), fault(), OK)
+    pair = requester(fault(), fault(), OK)
     bounds = []
     pair[0]._clock.uniform = lambda low, high: bounds.append((low, high)) or low
     ask(pair)
@@ -97,7 +103,7 @@ def test_waits_are_spread_by_chance_over_their_upper_half():
 
 @pytest.mark.parametrize("kind", sorted(FINAL))
 def test_what_cannot_get_better_is_asked_once(kind):
-    pair = conduct(fault(kind), max_retries=5)
+    pair = requester(fault(kind), max_retries=5)
     with pytest.raises(TeacherFault):
         ask(pair)
     assert len(pair[1].times) == 1
@@ -105,14 +111,14 @@ def test_what_cannot_get_better_is_asked_once(kind):
 
 @pytest.mark.parametrize("seconds", [1.0, 600.0])
 def test_the_servers_wait_is_followed_exactly_however_long(seconds):
-    pair = conduct(fault(FaultKind.RATE_LIMITED, seconds), OK)
+    pair = requester(fault(FaultKind.RATE_LIMITED, seconds), OK)
     pair[0]._clock.uniform = lambda low, high: low
     ask(pair)
     assert pair[1].times == [0, seconds]
 
 
 def test_a_rate_limit_holds_back_every_request_of_the_teacher():
-    pair = conduct(fault(FaultKind.RATE_LIMITED, 30.0), OK)
+    pair = requester(fault(FaultKind.RATE_LIMITED, 30.0), OK)
 
     async def two():
         first = asyncio.create_task(pair[0].ask(REQUEST))
@@ -127,21 +133,21 @@ def test_a_rate_limit_holds_back_every_request_of_the_teacher():
 
 
 def test_a_server_error_that_names_a_time_is_followed_too():
-    pair = conduct(fault(FaultKind.SERVER, 45.0), OK)
+    pair = requester(fault(FaultKind.SERVER, 45.0), OK)
     pair[0]._clock.uniform = lambda low, high: low
     ask(pair)
     assert pair[1].times == [0, 45]
 
 
 def test_rate_limits_use_up_no_retries():
-    pair = conduct(*[fault(FaultKind.RATE_LIMITED, 5.0)] * 20, OK, max_retries=0)
+    pair = requester(*[fault(FaultKind.RATE_LIMITED, 5.0)] * 20, OK, max_retries=0)
     ask(pair)
     assert len(pair[1].times) == 21
 
 
 @pytest.mark.parametrize("after", [None, 0.0, 5.0])
 def test_waiting_for_rate_limits_ends(after):
-    pair = conduct(fault(FaultKind.RATE_LIMITED, after), max_wait=100.0)
+    pair = requester(fault(FaultKind.RATE_LIMITED, after), max_wait=100.0)
     with pytest.raises(TeacherFault):
         ask(pair)
     assert 5 <= len(pair[1].times) <= 25
@@ -149,7 +155,7 @@ def test_waiting_for_rate_limits_ends(after):
 
 
 def test_a_wait_beyond_patience_ends_the_teacher_at_once():
-    pair = conduct(fault(FaultKind.RATE_LIMITED, 7200.0), max_wait=3600.0)
+    pair = requester(fault(FaultKind.RATE_LIMITED, 7200.0), max_wait=3600.0)
     with pytest.raises(TeacherFault):
         ask(pair)
     assert "rate_limited" in pair[0].dead
@@ -158,7 +164,7 @@ def test_a_wait_beyond_patience_ends_the_teacher_at_once():
 
 @pytest.mark.parametrize("kind", [FaultKind.UNAUTHORISED, FaultKind.NOT_FOUND, FaultKind.UNUSABLE])
 def test_a_wrong_key_or_model_ends_the_teacher_at_once(kind):
-    pair = conduct(fault(kind))
+    pair = requester(fault(kind))
     with pytest.raises(TeacherFault):
         ask(pair)
     assert pair[0].dead == f"{kind} happened"
@@ -184,7 +190,7 @@ def outcomes(pair, times):
 
 
 def test_nothing_but_faults_for_a_minute_opens_the_circuit():
-    pair = conduct(fault(), max_retries=2, patience=60.0)
+    pair = requester(fault(), max_retries=2, patience=60.0)
     seen = outcomes(pair, 60)
     assert pair[0].dead is not None
     # Three attempts and 1 + 2 seconds a request: a minute is over with the 20th.
@@ -194,18 +200,18 @@ def test_nothing_but_faults_for_a_minute_opens_the_circuit():
 
 
 def test_one_answer_closes_the_circuit_again():
-    pair = conduct(*([fault()] * 9 + [OK]) * 20, OK, max_retries=0, patience=0.0)
+    pair = requester(*([fault()] * 9 + [OK]) * 20, OK, max_retries=0, patience=0.0)
     outcomes(pair, 200)
     assert pair[0].dead is None
 
 
 def test_ten_bad_requests_in_a_row_open_the_circuit():
-    pair = conduct(fault(FaultKind.BAD_REQUEST), patience=1e9)
+    pair = requester(fault(FaultKind.BAD_REQUEST), patience=1e9)
     assert outcomes(pair, 15) == ["fault"] * 10 + ["halted"] * 5
 
 
 def test_what_a_file_lacks_never_opens_the_circuit():
-    pair = conduct(fault(FaultKind.ABSENT), patience=0.0)
+    pair = requester(fault(FaultKind.ABSENT), patience=0.0)
     assert outcomes(pair, 50) == ["fault"] * 50
 
 
@@ -217,7 +223,7 @@ def test_an_attempt_without_end_times_out():
 
     clock = Virtual()
     teacher = Hangs(clock, OK)
-    slow = Conduct(teacher, Manners(timeout=0.01, max_retries=1, patience=1e9), clock)
+    slow = Requester(teacher, Limits(timeout=0.01, max_retries=1, patience=1e9), clock)
     with pytest.raises(TeacherFault, match=r"no whole answer within 0.01 s; raise `timeout`"):
         asyncio.run(slow.ask(REQUEST))
     assert slow.faults == {FaultKind.TIMEOUT: 2}
@@ -230,7 +236,7 @@ def test_halting_wakes_what_waits_and_asks_nothing_more():
             pass
 
         teacher = Scripted(Virtual(), fault(FaultKind.RATE_LIMITED, 600.0))
-        waiting = Conduct(teacher, Manners(), Real())
+        waiting = Requester(teacher, Limits(), Real())
         task = asyncio.create_task(waiting.ask(REQUEST))
         await asyncio.sleep(0.05)
         waiting.halt()
@@ -242,13 +248,13 @@ def test_halting_wakes_what_waits_and_asks_nothing_more():
 
 
 def test_requests_keep_their_pace():
-    pair = conduct(OK, requests_per_minute=30)
+    pair = requester(OK, requests_per_minute=30)
     ask(pair, 5)
     assert pair[1].times == [0, 2, 4, 6, 8]
 
 
 def test_tokens_keep_their_pace_by_what_was_really_used():
-    pair = conduct(OK, tokens_per_minute=600)
+    pair = requester(OK, tokens_per_minute=600)
     ask(pair, 4)
     # 10 tokens a second. Reserved at first: 10 of the prompt + max_tokens 100; used: 30; then 10 + 20 each.
     assert pair[1].times == [0, 3, 6, 9]
@@ -256,7 +262,7 @@ def test_tokens_keep_their_pace_by_what_was_really_used():
 
 @pytest.mark.parametrize("per_minute", [7, 60, 1000])
 def test_no_minute_holds_more_than_its_share(per_minute):
-    pace = Pace(per_minute)
+    pace = RateLimiter(per_minute)
     now, times = 0.0, []
     for i in range(3 * per_minute):
         now = i * 0.01  # all ask nearly at once
@@ -266,7 +272,7 @@ def test_no_minute_holds_more_than_its_share(per_minute):
 
 
 def test_a_slow_start_is_not_made_up_for_by_a_burst():
-    pace = Pace(60)
+    pace = RateLimiter(60)
     assert pace.reserve(1, 0) == 0
     assert [pace.reserve(1, 100) for _ in range(3)] == [0, 1, 2]
 
@@ -290,7 +296,7 @@ def test_a_request_that_waits_for_its_turn_heeds_a_rate_limit_that_comes_meanwhi
             return OK
 
     async def two():
-        asked = Conduct(Limited(Virtual(), OK), Manners(requests_per_minute=600))
+        asked = Requester(Limited(Virtual(), OK), Limits(requests_per_minute=600))
         await asyncio.gather(asked.ask(REQUEST), asked.ask(REQUEST))
 
     asyncio.run(two())

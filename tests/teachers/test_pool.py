@@ -17,10 +17,9 @@ import pytest
 from compact_distill.config.teachers import GenerationConfig
 from compact_distill.errors import InputError, RunError
 from compact_distill.records import Problem, Verdict
-from compact_distill.teachers.plan import estimate
 from compact_distill.teachers.protocol import FaultKind
-from compact_distill.teachers.rows import DrawStatus
-from compact_distill.teachers.store import StoreReader
+from compact_distill.teachers.store import RowStatus, StoreReader
+from compact_distill.teachers.worker import estimate
 from teachers.conftest import teacher
 from teachers.server import Reply, Server, fails, says
 
@@ -44,17 +43,17 @@ def test_every_problem_gets_a_row_with_everything_the_server_said(ask, problems,
     rows = stored()
     assert sorted(row.id for row in rows) == sorted(p.id for p in problems(20))
     for row in rows:
-        assert (row.status, row.verdict, row.answer, row.gold) == (DrawStatus.OK, Verdict.CORRECT, "4", "4")
+        assert (row.status, row.verdict, row.answer, row.gold) == (RowStatus.OK, Verdict.CORRECT, "4", "4")
         assert (row.prompt_tokens, row.completion_tokens, row.model) == (12, 7, "served-model")
         assert row.cost == pytest.approx((12 * 1 + 7 * 10) / 1e6)
         assert row.finish_reason == "stop"
         assert 0 < row.latency < 30
         assert row.time.startswith("20")
-    (tally,) = outcome
-    assert (tally.planned, tally.filled, tally.stored) == (20, 20, 0)
-    assert (tally.prompt_tokens, tally.completion_tokens) == (240, 140)
-    assert tally.cost == pytest.approx(20 * 82 / 1e6)
-    assert tally.correct_share == 1.0
+    (counts,) = outcome
+    assert (counts.planned, counts.filled, counts.stored) == (20, 20, 0)
+    assert (counts.prompt_tokens, counts.completion_tokens) == (240, 140)
+    assert counts.cost == pytest.approx(20 * 82 / 1e6)
+    assert counts.correct_share == 1.0
 
 
 def test_a_second_run_asks_nothing_and_a_longer_one_only_the_rest(ask, problems, stored):
@@ -105,7 +104,7 @@ def test_a_stored_sample_never_stands_in_for_a_new_one(ask, problems, stored):
 def test_a_server_that_repeats_itself_is_noticed_and_named(ask, problems, stored, capsys):
     with Server(lambda body, number: says(f"{body['messages'][-1]['content']}\nThe answer is 4.")) as server:
         ask(teacher(server.url, samples=3), problems(4))
-    assert Counter(row.status for row in stored()) == {DrawStatus.OK: 4, DrawStatus.DUPLICATE: 8}
+    assert Counter(row.status for row in stored()) == {RowStatus.OK: 4, RowStatus.DUPLICATE: 8}
     said = capsys.readouterr().err
     assert "t: 8 answers duplicate" in said
     assert "every further sample repeats an earlier one letter by letter" in said
@@ -114,15 +113,15 @@ def test_a_server_that_repeats_itself_is_noticed_and_named(ask, problems, stored
 
 def test_each_kind_of_answer_has_its_status_and_is_asked_once(ask, problems, stored):
     answers = {
-        "p0": (says("The answer is 4."), DrawStatus.OK, Verdict.CORRECT),
-        "p1": (says("The answer is 5."), DrawStatus.OK, Verdict.WRONG),
-        "p2": (says("The answer is 4.", finish_reason="length"), DrawStatus.TRUNCATED, Verdict.CORRECT),
-        "p3": (says(None, refusal="I would rather not."), DrawStatus.REFUSED, Verdict.UNPARSED),
-        "p4": (says(None), DrawStatus.EMPTY, Verdict.UNPARSED),
-        "p5": (says("I have no idea how to go about it."), DrawStatus.UNPARSED, Verdict.UNPARSED),
-        "p6": (says("<think>two and two</think>The answer is 4."), DrawStatus.OK, Verdict.CORRECT),
-        "p7": (says("<think>two and two and"), DrawStatus.UNPARSED, Verdict.UNPARSED),
-        "p8": (says("The answer is 4.", reasoning_content="two and two"), DrawStatus.OK, Verdict.CORRECT),
+        "p0": (says("The answer is 4."), RowStatus.OK, Verdict.CORRECT),
+        "p1": (says("The answer is 5."), RowStatus.OK, Verdict.WRONG),
+        "p2": (says("The answer is 4.", finish_reason="length"), RowStatus.TRUNCATED, Verdict.CORRECT),
+        "p3": (says(None, refusal="I would rather not."), RowStatus.REFUSED, Verdict.UNPARSED),
+        "p4": (says(None), RowStatus.EMPTY, Verdict.UNPARSED),
+        "p5": (says("I have no idea how to go about it."), RowStatus.UNPARSED, Verdict.UNPARSED),
+        "p6": (says("<think>two and two</think>The answer is 4."), RowStatus.OK, Verdict.CORRECT),
+        "p7": (says("<think>two and two and"), RowStatus.UNPARSED, Verdict.UNPARSED),
+        "p8": (says("The answer is 4.", reasoning_content="two and two"), RowStatus.OK, Verdict.CORRECT),
     }
     ready = says("ready")
     with Server(lambda body, n: next((a[0] for p, a in answers.items() if f"{p}?" in str(body)), ready)) as server:

@@ -145,7 +145,7 @@ def test_more_problems_ask_only_for_the_new_ones(configure, servers):
     assert len(joined(folder)) == 8
 
 
-def test_settings_of_conduct_redo_no_stage(configure, servers, capsys):
+def test_settings_that_change_no_answer_redo_no_stage(configure, servers, capsys):
     pipeline.run(configure())
     config = configure()
     slower = [t.model_copy(update={"concurrency": 1, "timeout": 5.0}) for t in config.teachers]

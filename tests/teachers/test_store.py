@@ -11,12 +11,20 @@ from hypothesis import strategies as st
 
 from compact_distill.errors import RunError
 from compact_distill.records import Verdict
-from compact_distill.teachers.rows import DrawStatus, digest, dump, file_name, parse, parse_head
-from compact_distill.teachers.store import Store, StoreReader
+from compact_distill.teachers.store import (
+    RowStatus,
+    Store,
+    StoreReader,
+    file_name,
+    parse_row,
+    parse_row_head,
+    row_line,
+    text_digest,
+)
 
 
 def test_rows_come_back_as_they_were_written(tmp_path, row):
-    rows = [row(id="p0"), row(id="p1", verdict=None, status=DrawStatus.TRUNCATED, cost=0.25, answer=None)]
+    rows = [row(id="p0"), row(id="p1", verdict=None, status=RowStatus.TRUNCATED, cost=0.25, answer=None)]
     with Store(tmp_path, "t") as store:
         for r in rows:
             store.append(r)
@@ -31,23 +39,23 @@ def test_rows_come_back_as_they_were_written(tmp_path, row):
 )
 def test_any_text_survives_a_line_of_the_file(row, identity, text):
     written = row(id=identity, text=text, reasoning=text[::-1])
-    line = dump(written)
+    line = row_line(written)
     assert line.count(b"\n") == 1
-    assert parse(line) == written
-    assert parse_head(line)["id"] == identity
+    assert parse_row(line) == written
+    assert parse_row_head(line)["id"] == identity
 
 
 def test_the_head_is_found_even_if_an_id_looks_like_the_text_field(row):
-    assert parse_head(dump(row(id='x", "text": "y')))["id"] == 'x", "text": "y'
+    assert parse_row_head(row_line(row(id='x", "text": "y')))["id"] == 'x", "text": "y'
 
 
 def test_an_opened_store_knows_what_it_holds(tmp_path, row):
     with Store(tmp_path, "t") as store:
-        store.append(row(id="p0", sample=1, status=DrawStatus.DUPLICATE, verdict=Verdict.WRONG, text="x"))
+        store.append(row(id="p0", sample=1, status=RowStatus.DUPLICATE, verdict=Verdict.WRONG, text="x"))
         assert store.seen("p0", 1, "0" * 16) is None  # only what was there when it was opened
     with Store(tmp_path, "t") as store:
         seen = store.seen("p0", 1, "0" * 16)
-        assert (seen.status, seen.verdict, seen.digest) == (DrawStatus.DUPLICATE, Verdict.WRONG, digest("", "x"))
+        assert (seen.status, seen.verdict, seen.digest) == (RowStatus.DUPLICATE, Verdict.WRONG, text_digest("", "x"))
         assert store.read(seen.offset).text == "x"
         assert len(store) == 1
         for other in (("p1", 1, "0" * 16), ("p0", 0, "0" * 16), ("p0", 1, "1" * 16)):
@@ -55,8 +63,8 @@ def test_an_opened_store_knows_what_it_holds(tmp_path, row):
 
 
 def test_a_file_cut_at_any_byte_keeps_every_whole_row_and_can_be_written_again(tmp_path, row):
-    whole = dump(row(id="p0")) + dump(row(id="p1", text="two\nlines é"))
-    first = len(dump(row(id="p0")))
+    whole = row_line(row(id="p0")) + row_line(row(id="p1", text="two\nlines é"))
+    first = len(row_line(row(id="p0")))
     for length in range(len(whole) + 1):
         path = tmp_path / "t.jsonl"
         path.write_bytes(whole[:length])
@@ -70,7 +78,7 @@ def test_a_file_cut_at_any_byte_keeps_every_whole_row_and_can_be_written_again(t
 
 
 def test_a_torn_last_line_is_reported_with_its_size(tmp_path, row):
-    (tmp_path / "t.jsonl").write_bytes(dump(row()) + b'{"id": "p1", "tea')
+    (tmp_path / "t.jsonl").write_bytes(row_line(row()) + b'{"id": "p1", "tea')
     with Store(tmp_path, "t") as store:
         assert store.torn_bytes == 17
 
@@ -79,7 +87,7 @@ def test_a_torn_last_line_is_reported_with_its_size(tmp_path, row):
     "damage", [b"\0" * 40 + b"\n", b"garbage\n", b"[1]\n", b'{"id": "p1"}\n', b"\n", b"\xff\xfe}\n"]
 )
 def test_a_damaged_line_is_reported_and_spoils_no_other(tmp_path, row, damage):
-    (tmp_path / "t.jsonl").write_bytes(dump(row(id="p0")) + damage + dump(row(id="p2")))
+    (tmp_path / "t.jsonl").write_bytes(row_line(row(id="p0")) + damage + row_line(row(id="p2")))
     with Store(tmp_path, "t") as store:
         assert store.damaged == [2]
         assert [r.id for r in store.rows()] == ["p0", "p2"]
@@ -113,12 +121,12 @@ import resource, signal, sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from pathlib import Path
 from compact_distill.errors import RunError
-from compact_distill.teachers.rows import DrawStatus, Row
+from compact_distill.teachers.store import RowStatus, StoredRow
 from compact_distill.teachers.store import Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 counts = (None, None, None, 0.0, None, None)
-row = Row("p", "t", 0, "0", DrawStatus.OK, None, "0" * 12, "x" * 300, "", None, "4", *counts, "")
+row = StoredRow("p", "t", 0, "0", RowStatus.OK, None, "0" * 12, "x" * 300, "", None, "4", *counts, "")
 store = Store(Path({str(tmp_path)!r}), "t")
 store.append(row)
 try:
@@ -165,16 +173,16 @@ def test_different_names_have_different_files():
 
 
 def test_equal_digests_mean_equal_answers():
-    assert digest("a", "b") == digest("a", "b")
-    assert len({digest("a", "b"), digest("ab", ""), digest("", "ab"), digest("b", "a")}) == 4
+    assert text_digest("a", "b") == text_digest("a", "b")
+    assert len({text_digest("a", "b"), text_digest("ab", ""), text_digest("", "ab"), text_digest("b", "a")}) == 4
 
 
 def test_a_row_with_a_hole_in_its_text_is_damaged(tmp_path, row):
     # After a power cut a block of a file may hold zeros.
-    holed = bytearray(dump(row(id="p1", text="x" * 100)))
+    holed = bytearray(row_line(row(id="p1", text="x" * 100)))
     start = holed.index(b"x" * 100)
     holed[start : start + 50] = b"\0" * 50
-    (tmp_path / "t.jsonl").write_bytes(dump(row(id="p0")) + holed)
+    (tmp_path / "t.jsonl").write_bytes(row_line(row(id="p0")) + holed)
     with Store(tmp_path, "t") as store:
         assert store.damaged == [2]
         assert store.seen("p1", 0, "0" * 16) is None

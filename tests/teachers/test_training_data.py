@@ -11,11 +11,9 @@ from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.data import load_instances
 from compact_distill.errors import RunError
 from compact_distill.records import Problem, Verdict
-from compact_distill.teachers.rows import DrawStatus
-from compact_distill.teachers.store import Store
-from compact_distill.teachers.table import render, summarise
-from compact_distill.teachers.training_data import select
-from compact_distill.teachers.verify import verify_store
+from compact_distill.teachers.answer import verify_store
+from compact_distill.teachers.store import RowStatus, Store
+from compact_distill.teachers.training_data import render, select, summarise
 from teachers.conftest import teacher
 from teachers.server import Server, says
 
@@ -142,15 +140,15 @@ def test_changed_gold_answers_change_the_verdicts_and_nothing_else(ask, problems
 
 def test_verifying_again_reads_the_answer_by_todays_rules(row, tmp_path):
     with Store(tmp_path, "t") as store, Verifier() as verifier:
-        store.append(row(id="p0", answer=None, status=DrawStatus.UNPARSED, verdict=Verdict.UNPARSED))
-        store.append(row(id="p1", answer="7", status=DrawStatus.TRUNCATED, verdict=Verdict.WRONG))
+        store.append(row(id="p0", answer=None, status=RowStatus.UNPARSED, verdict=Verdict.UNPARSED))
+        store.append(row(id="p1", answer="7", status=RowStatus.TRUNCATED, verdict=Verdict.WRONG))
         store.append(row(id="p2", text="nothing", answer="4"))
         verify_store(store, verifier, {}, everything=True)
         found = {r.id: (r.status, r.verdict, r.answer) for r in store.rows()}
     assert found == {
-        "p0": (DrawStatus.OK, Verdict.CORRECT, "4"),
-        "p1": (DrawStatus.TRUNCATED, Verdict.CORRECT, "4"),
-        "p2": (DrawStatus.UNPARSED, Verdict.UNPARSED, None),
+        "p0": (RowStatus.OK, Verdict.CORRECT, "4"),
+        "p1": (RowStatus.TRUNCATED, Verdict.CORRECT, "4"),
+        "p2": (RowStatus.UNPARSED, Verdict.UNPARSED, None),
     }
 
 

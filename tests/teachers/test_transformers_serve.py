@@ -23,8 +23,7 @@ from compact_distill.config.models import config_from
 from compact_distill.config.teachers import SYSTEM
 from compact_distill.errors import InputError
 from compact_distill.records import Verdict
-from compact_distill.teachers.rows import DrawStatus
-from compact_distill.teachers.store import StoreReader
+from compact_distill.teachers.store import RowStatus, StoreReader
 from teachers.conftest import teacher
 
 _ABSENT = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
@@ -111,16 +110,16 @@ def test_two_servers_answer_side_by_side_and_a_second_run_asks_nothing(servers, 
         for name, (url, folder) in zip(("a", "b"), servers, strict=True)
     ]
     outcome = ask(teachers, problems(4))
-    for name, tally in zip(("a", "b"), outcome, strict=True):
+    for name, counts in zip(("a", "b"), outcome, strict=True):
         rows = stored(name)
         assert sorted(row.id for row in rows) == ["p0", "p1", "p2", "p3"]
         assert all(1 <= row.completion_tokens <= TOKENS for row in rows)
         assert all(row.prompt_tokens > 10 for row in rows)
         assert {row.finish_reason for row in rows} <= {"stop", "length"}
-        assert all(row.status is DrawStatus.TRUNCATED for row in rows if row.finish_reason == "length")
-        assert tally.answers == 4
+        assert all(row.status is RowStatus.TRUNCATED for row in rows if row.finish_reason == "length")
+        assert counts.answers == 4
     again = ask(teachers, problems(4))
-    assert [tally.answers for tally in again] == [0, 0]
+    assert [counts.answers for counts in again] == [0, 0]
 
 
 def test_samples_differ_where_the_server_samples(servers, ask, problems, stored):
@@ -134,7 +133,7 @@ def test_a_server_that_ignores_temperature_and_seed_is_noticed_and_named(servers
     ask(teacher(url, model=folder, samples=3, max_tokens=TOKENS, temperature=1.0), problems(4))
     assert {row.text for row in stored()} == {SENTENCE}
     assert set(Counter((row.id, row.text) for row in stored()).values()) == {3}
-    assert Counter(row.status is DrawStatus.DUPLICATE for row in stored()) == {True: 8, False: 4}
+    assert Counter(row.status is RowStatus.DUPLICATE for row in stored()) == {True: 8, False: 4}
     assert "every further sample repeats an earlier one" in capsys.readouterr().err
 
 
@@ -196,7 +195,7 @@ def test_one_run_with_two_real_servers_trains_a_student_stopped_and_resumed_at_e
     assert (folder.student_path / "adapter_model.safetensors").exists()
     rows = {name: list(StoreReader(folder.rationales_path, name).rows()) for name in ("sampling", "greedy")}
     assert [len(found) for found in rows.values()] == [6, 6]  # nothing was asked twice
-    assert {(row.status, row.verdict) for row in rows["greedy"]} == {(DrawStatus.OK, Verdict.CORRECT)}
+    assert {(row.status, row.verdict) for row in rows["greedy"]} == {(RowStatus.OK, Verdict.CORRECT)}
     weights = [row["weights"] for row in folder.read_scores()]
     assert weights
     assert all(row[1] > 0 for row in weights)

@@ -54,7 +54,7 @@ def verify(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B
       compact verify my-run.yaml
     """
     from compact_distill.teachers import stages
-    from compact_distill.teachers.table import render
+    from compact_distill.teachers.training_data import render
 
     run_config = load(config, settings)
     count = stages.verify_teachers(run_config)
@@ -72,7 +72,7 @@ def teachers(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa:
       compact teachers my-run.yaml
     """
     from compact_distill.teachers import stages
-    from compact_distill.teachers.table import render
+    from compact_distill.teachers.training_data import render
 
     print(render(stages.table(load(config, settings))))
 

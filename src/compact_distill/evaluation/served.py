@@ -15,8 +15,8 @@ from compact_distill.evaluation.writers import Reply, Request
 from compact_distill.records import Problem
 from compact_distill.students.generate import Decoding
 from compact_distill.teachers import protocol
-from compact_distill.teachers.ask import Conduct, Halted
-from compact_distill.teachers.backends.build import build
+from compact_distill.teachers.ask import Halted, Requester
+from compact_distill.teachers.backends import build
 
 
 class ServedWriter:
@@ -74,17 +74,17 @@ class ServedWriter:
         self, requests: Sequence[Request], pending: Sequence[int], decoding: Decoding, faults: list[str]
     ) -> AsyncGenerator[tuple[int, Reply], None]:
         member = build([self.config], GenerationConfig())[0]  # its connections belong to this event loop
-        conduct = Conduct(member.teacher, member.manners)
+        requester = Requester(member.teacher, member.limits)
         gate = asyncio.Semaphore(self.config.concurrency)
 
-        async def ask(index: int) -> tuple[int, protocol.Answer | str]:
+        async def ask(index: int) -> tuple[int, protocol.TeacherAnswer | str]:
             async with gate:
                 try:
-                    return index, (await conduct.ask(_to_teacher(requests[index], decoding)))[0]
+                    return index, (await requester.ask(_to_teacher(requests[index], decoding)))[0]
                 except protocol.TeacherFault as fault:
                     return index, str(fault)
                 except Halted:
-                    return index, conduct.dead or "not asked any more"
+                    return index, requester.dead or "not asked any more"
 
         tasks = [asyncio.create_task(ask(index)) for index in pending]
         try:
@@ -101,18 +101,18 @@ class ServedWriter:
             await member.teacher.close()
 
 
-def _to_teacher(request: Request, decoding: Decoding) -> protocol.Request:
+def _to_teacher(request: Request, decoding: Decoding) -> protocol.TeacherRequest:
     stop = {"stop": list(decoding.stop)} if decoding.stop else {}
-    return protocol.Request(
+    return protocol.TeacherRequest(
         problem=Problem(request.id, request.prompt, ""),
         sample=request.sample,
         system=None,
         prompt=request.prompt,
-        decoding=protocol.Decoding(decoding.temperature, decoding.top_p, decoding.max_new_tokens, stop),
+        decoding=protocol.SamplingParams(decoding.temperature, decoding.top_p, decoding.max_new_tokens, stop),
         seed=request.seed,
         key="",
     )
 
 
-def _reply(answer: protocol.Answer) -> Reply:
+def _reply(answer: protocol.TeacherAnswer) -> Reply:
     return Reply(answer.text, answer.finish_reason != "length", answer.prompt_tokens, answer.completion_tokens)

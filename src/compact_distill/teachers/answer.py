@@ -4,40 +4,64 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 
 from compact_distill.answers import Verifier, compare_answers, extract_answer
 from compact_distill.config.teachers import PricesConfig
 from compact_distill.records import Verdict
-from compact_distill.teachers import reasoning
-from compact_distill.teachers.protocol import Answer, Request
-from compact_distill.teachers.rows import DrawStatus, Row, digest
+from compact_distill.teachers.protocol import TeacherAnswer, TeacherRequest
+from compact_distill.teachers.store import RowStatus, Store, StoredRow, text_digest
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+def split_reasoning(text: str, reasoning: str = "") -> tuple[str, str]:
+    """Return (reasoning, text): what stands in `<think>` tags, or came in a field of its own, is reasoning.
+
+    Chat templates often write the opening tag themselves, so a closing tag alone ends the reasoning that began with
+    the text. An opening tag that is never closed was cut off: all after it is reasoning, and nothing more was said.
+    """
+    thoughts, said = [reasoning], ""
+    while CLOSE in text:
+        before, text = text.split(CLOSE, 1)
+        shown, opened, thought = before.partition(OPEN)
+        if opened:
+            said += shown
+        else:
+            said, thought = "", said + before
+        thoughts.append(thought)
+    shown, _, thought = text.partition(OPEN)
+    thoughts.append(thought)
+    return "\n".join(t.strip() for t in thoughts if t.strip()), (said + shown).strip()
+
 
 Redact = Callable[[str], str]
 
 
 def to_row(
     teacher: str,
-    request: Request,
-    answer: Answer,
+    request: TeacherRequest,
+    answer: TeacherAnswer,
     latency: float,
     prices: PricesConfig | None,
     redact: Redact,
     others: set[str],
-) -> Row:
+) -> StoredRow:
     """Make the row of one answer, without its verdict.
 
     `others` holds the digests of the problem's other samples by this teacher; the answer's own is added.
     """
-    thought, said = reasoning.split(_clean(answer.text, redact), _clean(answer.reasoning, redact))
+    thought, said = split_reasoning(_clean(answer.text, redact), _clean(answer.reasoning, redact))
     found = extract_answer(said or thought)
-    same = digest(thought, said)
+    same = text_digest(thought, said)
     status = _status(answer, thought, said, found, same in others)
-    if status is not DrawStatus.EMPTY:
+    if status is not RowStatus.EMPTY:
         others.add(same)
-    return Row(
+    return StoredRow(
         id=request.problem.id,
         teacher=teacher,
         sample=request.sample,
@@ -73,7 +97,7 @@ class Verification:
         self._verifier = verifier
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verify")
 
-    def start(self, row: Row) -> asyncio.Future[Verdict]:
+    def start(self, row: StoredRow) -> asyncio.Future[Verdict]:
         """Begin to verify one row. The future's verdict always comes: the verifier kills what hangs."""
         loop = asyncio.get_running_loop()
         verdict = Verdict.UNPARSED if row.answer is None else compare_answers(row.answer, row.gold)
@@ -87,16 +111,16 @@ class Verification:
         self._threads.shutdown(wait=True)
 
 
-def _status(answer: Answer, thought: str, said: str, found: str | None, repeated: bool) -> DrawStatus:
+def _status(answer: TeacherAnswer, thought: str, said: str, found: str | None, repeated: bool) -> RowStatus:
     if answer.refused:
-        return DrawStatus.REFUSED
+        return RowStatus.REFUSED
     if not thought and not said:
-        return DrawStatus.EMPTY
+        return RowStatus.EMPTY
     if repeated:
-        return DrawStatus.DUPLICATE
+        return RowStatus.DUPLICATE
     if answer.finish_reason in ("length", "max_tokens"):
-        return DrawStatus.TRUNCATED
-    return DrawStatus.UNPARSED if found is None else DrawStatus.OK
+        return RowStatus.TRUNCATED
+    return RowStatus.UNPARSED if found is None else RowStatus.OK
 
 
 def _clean(text: str, redact: Redact) -> str:
@@ -106,3 +130,57 @@ def _clean(text: str, redact: Redact) -> str:
 
 def _optional(text: str | None, redact: Redact) -> str | None:
     return None if text is None else _clean(text, redact)
+
+
+_TOGETHER = 256
+
+
+def verify_store(store: Store, verifier: Verifier, golds: Mapping[str, str], everything: bool = False) -> int:
+    """Verify the rows that have no verdict, or one on another gold answer; `everything` verifies all.
+
+    Args:
+        golds: the gold answers, by the problem's id; rows of other problems keep theirs.
+
+    Returns:
+        How many rows were verified. The store is rewritten only if there are any.
+
+    Raises:
+        RunError: the store cannot be written, or the verifier's processes cannot start.
+    """
+
+    def is_stale(row: StoredRow) -> bool:
+        return everything or row.verdict is None or row.gold != golds.get(row.id, row.gold)
+
+    stale = store.unverified if not golds and not everything else sum(map(is_stale, store.rows()))
+    if stale:
+        store.rewrite(
+            row
+            for rows in _chunks(store.rows())
+            for row in _verified(rows, [is_stale(row) for row in rows], golds, verifier)
+        )
+    return stale
+
+
+def _verified(
+    rows: list[StoredRow], stale: list[bool], golds: Mapping[str, str], verifier: Verifier
+) -> Iterator[StoredRow]:
+    fresh = [_extracted(row, golds.get(row.id, row.gold)) for row, old in zip(rows, stale, strict=True) if old]
+    verdicts = verifier.verify_many((row.answer, row.gold) for row in fresh)
+    changed = (replace(row, verdict=verdict) for row, verdict in zip(fresh, verdicts, strict=True))
+    for row, old in zip(rows, stale, strict=True):
+        yield next(changed) if old else row
+
+
+def _extracted(row: StoredRow, gold: str) -> StoredRow:
+    """The row with the answer that today's rules find in it."""
+    answer = extract_answer(row.text or row.reasoning)
+    status = row.status
+    if status in (RowStatus.OK, RowStatus.UNPARSED):
+        status = RowStatus.UNPARSED if answer is None else RowStatus.OK
+    return replace(row, answer=answer, status=status, gold=gold)
+
+
+def _chunks(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:
+    rows = iter(rows)
+    while chunk := list(islice(rows, _TOGETHER)):
+        yield chunk

@@ -1,4 +1,4 @@
-"""How one teacher is asked: at its pace, with patience, and no more once it is dead. The one owner of retries."""
+"""How one teacher is asked: retries, rate limits, and no more once it is dead. The one owner of retries."""
 
 from __future__ import annotations
 
@@ -9,8 +9,37 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compact_distill.teachers.pace import Pace
-from compact_distill.teachers.protocol import FATAL, FINAL, Answer, FaultKind, Request, Teacher, TeacherFault
+from compact_distill.teachers.protocol import (
+    FATAL,
+    FINAL,
+    FaultKind,
+    TeacherAnswer,
+    TeacherBackend,
+    TeacherFault,
+    TeacherRequest,
+)
+
+
+class RateLimiter:
+    """Hands out starting times so that `amount` per minute is never passed; it allows no bursts.
+
+    Providers measure over windows of their own, so only an even flow keeps within every one of them.
+    """
+
+    def __init__(self, per_minute: float) -> None:
+        self._per_second = per_minute / 60
+        self._free_at = 0.0
+
+    def reserve(self, amount: float, now: float) -> float:
+        """Take `amount` and return how many seconds to wait before using it; who asks first goes first."""
+        start = max(self._free_at, now)
+        self._free_at = start + amount / self._per_second
+        return start - now
+
+    def correct(self, amount: float) -> None:
+        """Take `amount` more (less, if negative): what was reserved was an estimate."""
+        self._free_at += amount / self._per_second
+
 
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 """Seconds before the first retry, doubled each time, and their upper limit."""
@@ -25,7 +54,7 @@ class Halted(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Manners:
+class Limits:
     """Limits of one teacher. Seconds throughout; None means no limit."""
 
     timeout: float | None = None  # one attempt, from the first byte sent to the last received
@@ -51,12 +80,12 @@ class Clock:
             pass
 
 
-class Conduct:
+class Requester:
     """Asks one teacher. `dead` says why it is asked no more, once it is not."""
 
-    def __init__(self, teacher: Teacher, manners: Manners, clock: Clock | None = None) -> None:
+    def __init__(self, teacher: TeacherBackend, limits: Limits, clock: Clock | None = None) -> None:
         self.teacher = teacher
-        self.manners = manners
+        self.limits = limits
         self.dead: str | None = None
         self.faults: Counter[FaultKind] = Counter()  # of every attempt
         self.in_flight = 0
@@ -66,8 +95,8 @@ class Conduct:
         self._not_before = 0.0
         self._row, self._row_began = 0, 0.0  # faults since the last answer, and when they began
         self._completion_tokens = 0.0  # running mean
-        self._requests = Pace(manners.requests_per_minute) if manners.requests_per_minute else None
-        self._tokens = Pace(manners.tokens_per_minute) if manners.tokens_per_minute else None
+        self._requests = RateLimiter(limits.requests_per_minute) if limits.requests_per_minute else None
+        self._tokens = RateLimiter(limits.tokens_per_minute) if limits.tokens_per_minute else None
 
     def halt(self) -> None:
         """Start nothing more; what is in flight comes home."""
@@ -77,8 +106,8 @@ class Conduct:
     def halted(self) -> bool:
         return self._halt.is_set()
 
-    async def ask(self, request: Request) -> tuple[Answer, float]:
-        """Ask until there is an answer, within the manners; return it and the seconds that its own attempt took.
+    async def ask(self, request: TeacherRequest) -> tuple[TeacherAnswer, float]:
+        """Ask until there is an answer, within the limits; return it and the seconds that its own attempt took.
 
         Raises:
             TeacherFault: given up; asking again in this run would not help.
@@ -97,12 +126,12 @@ class Conduct:
                 # A rate limit is the server's wish, not its failure: it costs patience, not retries.
                 if fault.kind is FaultKind.RATE_LIMITED:
                     waited += delay
-                    given_up = waited > self.manners.max_wait
+                    given_up = waited > self.limits.max_wait
                 else:
                     failures += 1
-                    given_up = fault.kind in FINAL or failures > self.manners.max_retries
+                    given_up = fault.kind in FINAL or failures > self.limits.max_retries
                 self._break(fault)
-                if given_up or delay > self.manners.max_wait:
+                if given_up or delay > self.limits.max_wait:
                     raise
                 if fault.kind is FaultKind.RATE_LIMITED or fault.retry_after:
                     self._not_before = max(self._not_before, self._clock.now() + delay)
@@ -113,18 +142,18 @@ class Conduct:
                 self._account(request, answer, estimate)
                 return answer, self._clock.now() - began
 
-    async def _attempt(self, request: Request) -> Answer:
+    async def _attempt(self, request: TeacherRequest) -> TeacherAnswer:
         self.in_flight += 1
         try:
-            async with asyncio.timeout(self.manners.timeout):
+            async with asyncio.timeout(self.limits.timeout):
                 return await self.teacher.ask(request)
         except TimeoutError:
-            message = f"no whole answer within {self.manners.timeout or 0:g} s; raise `timeout`"
+            message = f"no whole answer within {self.limits.timeout or 0:g} s; raise `timeout`"
             raise TeacherFault(FaultKind.TIMEOUT, message) from None
         finally:
             self.in_flight -= 1
 
-    async def _admitted(self, request: Request) -> int:
+    async def _admitted(self, request: TeacherRequest) -> int:
         """Wait for the server's and the user's limits; return the tokens that were reserved."""
         while True:
             await self._until(self._not_before)
@@ -165,23 +194,23 @@ class Conduct:
         if fault.kind is FaultKind.ABSENT:
             return
         if fault.kind is FaultKind.RATE_LIMITED:
-            hopeless = (fault.retry_after or 0) > self.manners.max_wait
+            hopeless = (fault.retry_after or 0) > self.limits.max_wait
         else:
             now = self._clock.now()
             self._row += 1
             self._row_began = now if self._row == 1 else self._row_began
             # Faults that asking again cannot mend need no patience.
-            lasted = fault.kind in FINAL or now - self._row_began >= self.manners.patience
+            lasted = fault.kind in FINAL or now - self._row_began >= self.limits.patience
             hopeless = fault.kind in FATAL or (self._row >= _BREAKER and lasted)
         if hopeless and self.dead is None:
             self.dead = str(fault)
             self.halt()
 
-    def _estimate(self, request: Request) -> int:
+    def _estimate(self, request: TeacherRequest) -> int:
         prompt = estimate_tokens((request.system or "") + request.prompt)
         return prompt + int(self._completion_tokens or request.decoding.max_tokens or 0)
 
-    def _account(self, request: Request, answer: Answer, estimate: int) -> None:
+    def _account(self, request: TeacherRequest, answer: TeacherAnswer, estimate: int) -> None:
         written = answer.completion_tokens or estimate_tokens(answer.reasoning + answer.text)
         self._completion_tokens += (written - self._completion_tokens) * (0.1 if self._completion_tokens else 1)
         if self._tokens:

@@ -1,10 +1,12 @@
-"""The pool: all teachers at work side by side, stopped cleanly by Ctrl-C and SIGTERM, resumed by running it again."""
+"""The pool: all teachers at work side by side, shown live, stopped cleanly by signals, resumed by running it again."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +15,13 @@ from compact_distill.answers import Verifier
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.errors import InputError, RunError
 from compact_distill.records import Problem
-from compact_distill.runs.progress import say
-from compact_distill.teachers.answer import Verification
-from compact_distill.teachers.ask import Conduct, Halted
-from compact_distill.teachers.backends.build import Member, build
-from compact_distill.teachers.display import show
+from compact_distill.runs.progress import duration, say
+from compact_distill.teachers.answer import Verification, verify_store
+from compact_distill.teachers.ask import Halted, Requester
+from compact_distill.teachers.backends import Member, build
 from compact_distill.teachers.protocol import FINAL, FaultKind, TeacherFault
 from compact_distill.teachers.store import Store
-from compact_distill.teachers.tally import Tally
-from compact_distill.teachers.verify import verify_store
-from compact_distill.teachers.worker import Lane, preflight_request
+from compact_distill.teachers.worker import Counters, Worker, preflight_request
 
 _PREFLIGHT_RETRIES, _PREFLIGHT_SECONDS = 2, 120.0
 _EARLY = 10
@@ -30,6 +29,8 @@ _EARLY = 10
 _SYNC_SECONDS = 5.0
 _WRONG = FINAL | {FaultKind.CONNECTION, FaultKind.MALFORMED}
 """Faults of a preflight that no waiting mends; a busy server is not one."""
+_SECONDS_BETWEEN_LINES = 15.0
+_SECONDS_BETWEEN_FRAMES = 0.5
 
 
 def generate(
@@ -37,7 +38,7 @@ def generate(
     generation: GenerationConfig,
     problems: Iterable[Problem],
     folder: Path,
-) -> tuple[Tally, ...]:
+) -> tuple[Counters, ...]:
     """Ask every teacher for the rationales that the stores in `folder` lack, and store each answer at once.
 
     `problems` is read several times, from its start; it may be a stream of any length.
@@ -53,16 +54,16 @@ def generate(
         for store in stores:
             _report_damage(store)
             verify_store(store, verifier, golds={})
-        tallies, stopped_by = asyncio.run(_run(members, stores, generation, problems, verifier))
-    for tally in tallies:
-        for note in tally.notes():
+        all_counts, stopped_by = asyncio.run(_run(members, stores, generation, problems, verifier))
+    for counts in all_counts:
+        for note in counts.notes():
             say(note)
     if stopped_by is signal.SIGINT:
         raise KeyboardInterrupt
     if stopped_by is not None:
         raise SystemExit(128 + stopped_by)
-    _check_errors(tallies, generation.max_errors)
-    return tallies
+    _check_errors(all_counts, generation.max_errors)
+    return all_counts
 
 
 async def _run(
@@ -71,52 +72,52 @@ async def _run(
     generation: GenerationConfig,
     problems: Iterable[Problem],
     verifier: Verifier,
-) -> tuple[tuple[Tally, ...], signal.Signals | None]:
+) -> tuple[tuple[Counters, ...], signal.Signals | None]:
     verification = Verification(verifier, workers=2)
-    lanes: list[Lane] = []
+    workers: list[Worker] = []
 
     def check_hope() -> None:
-        failed = sum(lane.tally.unanswered for lane in lanes)
-        wanted = sum(lane.tally.wanted for lane in lanes)
+        failed = sum(worker.counts.unanswered for worker in workers)
+        wanted = sum(worker.counts.wanted for worker in workers)
         if failed >= _EARLY and failed > generation.max_errors * wanted:
-            for lane in lanes:
-                lane.conduct.halt()
+            for worker in workers:
+                worker.requester.halt()
 
-    lanes += [
-        Lane(member, problems, store, generation, verification, check_hope)
+    workers += [
+        Worker(member, problems, store, generation, verification, check_hope)
         for member, store in zip(members, stores, strict=True)
     ]
     try:
-        for lane in lanes:
-            lane.plan()
-        await _preflight([m for m, lane in zip(members, lanes, strict=True) if lane.tally.planned])
-        with _halt_on_signal(lanes) as stopped:
-            await _work(lanes)
-        return tuple(lane.tally for lane in lanes), stopped[0] if stopped else None
+        for worker in workers:
+            worker.plan()
+        await _preflight([m for m, worker in zip(members, workers, strict=True) if worker.counts.planned])
+        with _halt_on_signal(workers) as stopped:
+            await _work(workers)
+        return tuple(worker.counts for worker in workers), stopped[0] if stopped else None
     finally:
         verification.close()
         for member in members:
             await member.teacher.close()
 
 
-async def _work(lanes: Sequence[Lane]) -> None:
-    busy = [lane for lane in lanes if lane.tally.planned]
+async def _work(workers: Sequence[Worker]) -> None:
+    busy = [worker for worker in workers if worker.counts.planned]
     try:
         async with asyncio.TaskGroup() as group:
             helpers = [group.create_task(_sync(busy)), group.create_task(show(busy))]
-            await asyncio.gather(*(group.create_task(lane.run()) for lane in busy))
+            await asyncio.gather(*(group.create_task(worker.run()) for worker in busy))
             for helper in helpers:
                 helper.cancel()
     except BaseExceptionGroup as several:
         raise _first(several) from None
 
 
-async def _sync(lanes: Sequence[Lane]) -> None:
+async def _sync(workers: Sequence[Worker]) -> None:
     """Bring the rows to disk now and then; a power cut loses seconds, not hours."""
     while True:
         await asyncio.sleep(_SYNC_SECONDS)
-        for lane in lanes:
-            await asyncio.to_thread(lane.store.sync)
+        for worker in workers:
+            await asyncio.to_thread(worker.store.sync)
 
 
 async def _preflight(members: Sequence[Member]) -> None:
@@ -130,16 +131,16 @@ async def _preflight(members: Sequence[Member]) -> None:
         if member.config.backend in ("jsonl", "lab"):
             return None
         # A local model may take minutes to load; a server that does has time to do so before the run.
-        limit = member.manners.timeout and min(member.manners.timeout, _PREFLIGHT_SECONDS)
-        conduct = Conduct(member.teacher, replace(member.manners, max_retries=_PREFLIGHT_RETRIES, timeout=limit))
+        limit = member.limits.timeout and min(member.limits.timeout, _PREFLIGHT_SECONDS)
+        requester = Requester(member.teacher, replace(member.limits, max_retries=_PREFLIGHT_RETRIES, timeout=limit))
         try:
-            await conduct.ask(preflight_request(member))
+            await requester.ask(preflight_request(member))
         except TeacherFault as fault:
             if fault.kind in _WRONG:
                 return f"teacher {member.config.name}: {fault}"
             say(f"{member.config.name}: the first request got no answer ({fault}); it may be busy, so the run goes on")
         except Halted:
-            return f"teacher {member.config.name}: {conduct.dead}"
+            return f"teacher {member.config.name}: {requester.dead}"
         return None
 
     wrong = [problem for problem in await asyncio.gather(*map(check, members)) if problem]
@@ -148,7 +149,7 @@ async def _preflight(members: Sequence[Member]) -> None:
 
 
 @contextlib.contextmanager
-def _halt_on_signal(lanes: Sequence[Lane]) -> Iterator[list[signal.Signals]]:
+def _halt_on_signal(workers: Sequence[Worker]) -> Iterator[list[signal.Signals]]:
     """Finish what is in flight after the first Ctrl-C or SIGTERM; drop it after the second."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     received: list[signal.Signals] = []
@@ -158,10 +159,10 @@ def _halt_on_signal(lanes: Sequence[Lane]) -> Iterator[list[signal.Signals]]:
         if len(received) > 1 and task is not None:
             task.cancel()
             return
-        flying = sum(lane.conduct.in_flight for lane in lanes)
+        flying = sum(worker.requester.in_flight for worker in workers)
         say(f"stopping: waiting for {flying} requests in flight; press Ctrl-C again to drop them")
-        for lane in lanes:
-            lane.conduct.halt()
+        for worker in workers:
+            worker.requester.halt()
 
     handled = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -180,11 +181,11 @@ def _halt_on_signal(lanes: Sequence[Lane]) -> Iterator[list[signal.Signals]]:
             loop.remove_signal_handler(number)
 
 
-def _check_errors(tallies: Sequence[Tally], max_errors: float) -> None:
-    wanted = sum(t.wanted for t in tallies)
-    missing = sum(t.unanswered for t in tallies)
+def _check_errors(all_counts: Sequence[Counters], max_errors: float) -> None:
+    wanted = sum(t.wanted for t in all_counts)
+    missing = sum(t.unanswered for t in all_counts)
     if wanted and missing / wanted > max_errors:
-        lines = [f"{t.teacher} {t.unanswered} of {t.wanted}" for t in tallies if t.unanswered]
+        lines = [f"{t.teacher} {t.unanswered} of {t.wanted}" for t in all_counts if t.unanswered]
         raise RunError(
             f"{missing} of {wanted} rationales got no answer, more than max_errors ({max_errors:g}) allows: "
             f"{', '.join(lines)}; mend what is said above and run again (only these are asked), "
@@ -205,3 +206,74 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+async def show(workers: Sequence[Worker]) -> None:
+    """Show how far every teacher has come, until cancelled; then once more."""
+    if sys.stderr.isatty():
+        await _live(workers)
+    else:
+        await _lines(workers)
+
+
+async def _lines(workers: Sequence[Worker]) -> None:
+    try:
+        while True:
+            await asyncio.sleep(_SECONDS_BETWEEN_LINES)
+            for worker in workers:
+                say(", ".join(filter(None, columns(worker))))
+    finally:
+        for worker in workers:
+            say(", ".join(filter(None, columns(worker))))
+
+
+async def _live(workers: Sequence[Worker]) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    def frame() -> Table:
+        table = Table.grid(padding=(0, 2))
+        for worker in workers:
+            table.add_row(*(Text(cell) for cell in columns(worker)))
+        return table
+
+    with Live(frame(), console=Console(stderr=True), auto_refresh=False) as live:
+        try:
+            while True:
+                await asyncio.sleep(_SECONDS_BETWEEN_FRAMES)
+                live.update(frame(), refresh=True)
+        finally:
+            live.update(frame(), refresh=True)
+
+
+def columns(worker: Worker) -> list[str]:
+    """Name, count, rate and time left, tokens, errors, verified share, cost and what is waited for, as texts."""
+    counts, now = worker.counts, time.monotonic()
+    seconds = max(now - counts.began, 1e-9)
+    done = counts.filled + counts.failed.total()
+    left = (counts.planned - done) * seconds / done if done else None
+    retries = worker.requester.faults.total() - counts.failed.total()
+    faults = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.failed.items()))
+    return [
+        counts.teacher,
+        f"{counts.stored + done} of {counts.stored + counts.planned}",
+        f"{counts.answers / seconds:.1f}/s" if counts.answers else "",
+        f"about {duration(left)} left" if left and not worker.requester.halted else "",
+        f"{(counts.prompt_tokens + counts.completion_tokens) / 1000:.0f}k tokens",
+        f"{counts.correct_share:.0%} correct" if counts.correct_share is not None else "",
+        f"{counts.cost:.2f} spent" if counts.cost is not None else "",
+        f"{retries} retries" if retries > 0 else "",
+        f"no answer: {faults}" if faults else "",
+        _state(worker, now),
+    ]
+
+
+def _state(worker: Worker, now: float) -> str:
+    if worker.requester.dead:
+        return "stopped: the teacher is dead"
+    until = worker.requester.waiting_until
+    if until is not None and until > now:
+        return f"waiting {duration(until - now)}, as the server asks"
+    return ""

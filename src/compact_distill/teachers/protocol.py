@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
-from compact_distill.errors import CompactError
+from compact_distill.config.teachers import TeacherConfig
+from compact_distill.errors import CompactError, ConfigError
 from compact_distill.records import Problem
+from compact_distill.runs.files import content_hash
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class SamplingParams:
     """How a teacher writes. None leaves a setting to the server; `extra` goes into the request's body as it is."""
 
     temperature: float | None = None
@@ -22,20 +27,20 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class TeacherRequest:
     """One sample of one problem, ready to be sent. `key` is the hash of prompt, model and decoding."""
 
     problem: Problem
     sample: int
     system: str | None
     prompt: str
-    decoding: Decoding
+    decoding: SamplingParams
     seed: int
     key: str
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TeacherAnswer:
     """What a teacher sent back, as it sent it.
 
     `text` still holds `<think>` tags; `reasoning` is what the server sent in a field of its own. Tokens are None
@@ -86,13 +91,13 @@ class TeacherFault(CompactError):
         return (TeacherFault, (self.kind, str(self), self.retry_after))
 
 
-class Teacher(Protocol):
+class TeacherBackend(Protocol):
     """Whoever answers requests: a server, a local model, a file, a script. One `ask`, one attempt, no retries."""
 
     @property
     def name(self) -> str: ...
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: TeacherRequest) -> TeacherAnswer:
         """Answer one request; many may be in flight at once.
 
         Raises:
@@ -103,3 +108,89 @@ class Teacher(Protocol):
     async def close(self) -> None:
         """Let go of connections and memory; no request is in flight."""
         ...
+
+
+class Prompting:
+    """Turns problems into one teacher's requests."""
+
+    def __init__(self, config: TeacherConfig) -> None:
+        """Read what the teacher is to be asked; nothing but its configuration and its model's files is looked at.
+
+        Raises:
+            ConfigError: the file of existing rationales cannot be read.
+        """
+        self._system = config.system
+        self._decoding = SamplingParams(config.temperature, config.top_p, config.max_tokens, config.extra)
+        self._seed = config.seed
+        self._before, self._after = config.prompt.split("{question}")
+        settings = {
+            "model": model_identity(config),
+            "system": config.system,
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "max_tokens": config.max_tokens,
+            "extra": config.extra,
+            "seed": config.seed,
+        }
+        self._hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + b"\n")
+
+    def key(self, problem: Problem) -> str:
+        """Hash of everything that could change the answer, but for the sample's number: 16 hexadecimal digits."""
+        state = self._hash.copy()
+        state.update(self.prompt(problem).encode())
+        return state.hexdigest()[:16]
+
+    def prompt(self, problem: Problem) -> str:
+        """The user's message. The question is put in as it is: braces in it mean nothing."""
+        return f"{self._before}{problem.question}{self._after}"
+
+    def request(self, problem: Problem, sample: int, key: str) -> TeacherRequest:
+        """The request for one sample; each has its own seed, the same in every run."""
+        digest = hashlib.sha256(f"{self._seed}/{problem.id}/{sample}".encode()).digest()
+        return TeacherRequest(
+            problem=problem,
+            sample=sample,
+            system=self._system,
+            prompt=self.prompt(problem),
+            decoding=self._decoding,
+            seed=int.from_bytes(digest[:4], "big") & 0x7FFFFFFF,
+            key=key,
+        )
+
+
+_WHOLE_FILE = 1 << 24
+"""Bytes up to which a model's file is hashed whole; of larger ones the size and both ends are."""
+_END = 1 << 20
+
+
+def model_identity(config: TeacherConfig) -> str:
+    """Return the model's name at its server, or a hash of the files that hold it.
+
+    Raises:
+        ConfigError: the file of existing rationales cannot be read.
+    """
+    if config.backend == "jsonl":
+        path = str(config.path)
+        try:
+            return f"jsonl/{content_hash(path)[:16]}"
+        except OSError as error:
+            message = f"teacher {config.name}: {path} must be readable: {error.strerror}; check `path`"
+            raise ConfigError(message) from None
+    if config.backend == "transformers" and Path(str(config.model)).is_dir():
+        return f"folder/{_folder_hash(Path(str(config.model)))[:16]}"
+    return f"{config.backend}/{config.model}"
+
+
+def _folder_hash(folder: Path) -> str:
+    state = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        size = file.stat().st_size
+        state.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= _WHOLE_FILE:
+                state.update(stream.read())
+            else:
+                state.update(stream.read(_END))
+                stream.seek(size - _END)
+                state.update(stream.read())
+    return state.hexdigest()

@@ -15,18 +15,17 @@ from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.runs.files import fingerprint
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import say
-from compact_distill.teachers.backends.build import build
-from compact_distill.teachers.identity import model_identity
-from compact_distill.teachers.plan import estimate
+from compact_distill.teachers.answer import verify_store
+from compact_distill.teachers.backends import build
 from compact_distill.teachers.pool import generate
+from compact_distill.teachers.protocol import model_identity
 from compact_distill.teachers.store import Store, StoreReader
-from compact_distill.teachers.table import StoreTable, summarise
-from compact_distill.teachers.training_data import select
-from compact_distill.teachers.verify import verify_store
+from compact_distill.teachers.training_data import StoreTable, select, summarise
+from compact_distill.teachers.worker import estimate
 
 _POLL_SECONDS = 1.0
-# What changes how a teacher is asked, but not what.
-_CONDUCT = {
+# Settings of how fast, from where and at which price; none of them changes an answer.
+_NO_CONTENT = {
     "base_url", "api_key_env", "rationale", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout",
     "prices", "batch_size", "device", "ray",
 }  # fmt: skip
@@ -151,17 +150,17 @@ def _ask(config: RunConfig, folder: RunFolder, problems: ProblemStream, inputs: 
     folder.write_config(dump_config(config))
     folder.update_manifest(teachers=[t.name for t in config.teachers], decoding=teachers_in_manifest(config))
     with folder.stage("generate", inputs) as summary:
-        tallies = generate(config.teachers, config.generation, problems, folder.rationales_path)
-        for tally in tallies:
-            summary[tally.teacher] = {
-                "asked": tally.answers,
-                "stored before": tally.stored,
-                "statuses": {str(status): n for status, n in tally.statuses.items()},
-                "verdicts": {str(verdict): n for verdict, n in tally.verdicts.items()},
-                "no answer": {str(kind): n for kind, n in tally.failed.items()},
-                "prompt_tokens": tally.prompt_tokens,
-                "completion_tokens": tally.completion_tokens,
-                "cost": tally.cost,
+        all_counts = generate(config.teachers, config.generation, problems, folder.rationales_path)
+        for counts in all_counts:
+            summary[counts.teacher] = {
+                "asked": counts.answers,
+                "stored before": counts.stored,
+                "statuses": {str(status): n for status, n in counts.statuses.items()},
+                "verdicts": {str(verdict): n for verdict, n in counts.verdicts.items()},
+                "no answer": {str(kind): n for kind, n in counts.failed.items()},
+                "prompt_tokens": counts.prompt_tokens,
+                "completion_tokens": counts.completion_tokens,
+                "cost": counts.cost,
             }
 
 
@@ -202,9 +201,9 @@ def _problems(config: RunConfig) -> ProblemStream:
 
 
 def _inputs(config: RunConfig, problems: str) -> str:
-    """Fingerprint of what is asked: settings of conduct change nothing of it."""
+    """Fingerprint of what is asked."""
     teachers: Sequence[Any] = [
-        [model_identity(teacher), teacher.model_dump(mode="json", exclude=_CONDUCT)] for teacher in config.teachers
+        [model_identity(teacher), teacher.model_dump(mode="json", exclude=_NO_CONTENT)] for teacher in config.teachers
     ]
     rejection = config.generation.model_dump(mode="json", include={"rejection", "attempts"})
     return fingerprint([problems, teachers, rejection])

@@ -9,27 +9,112 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from enum import StrEnum
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from compact_distill.errors import DataError, RunError
 from compact_distill.records import Verdict
-from compact_distill.runs.files import cut_torn_line
-from compact_distill.teachers.rows import DrawStatus, Row, dump, file_name, parse, parse_head
+from compact_distill.runs.files import cut_torn_line, json_line
 
-_STATUSES = tuple(DrawStatus)
+
+class RowStatus(StrEnum):
+    """What came of an answer that was paid for. Only `ok` takes part in training; every other one is counted."""
+
+    OK = "ok"
+    TRUNCATED = "truncated"  # the server stopped at max_tokens
+    REFUSED = "refused"  # the server says so: content filter or refusal
+    EMPTY = "empty"
+    DUPLICATE = "duplicate"  # letter by letter another sample of the same problem
+    UNPARSED = "unparsed"  # no final answer in it
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """One answer of one teacher, in the order of the file's fields: what a resume reads comes before the texts."""
+
+    id: str
+    teacher: str
+    sample: int
+    request: str  # hash of prompt, model and decoding
+    status: RowStatus
+    verdict: Verdict | None  # None: not verified yet
+    digest: str  # of reasoning and text, to tell samples apart
+    text: str
+    reasoning: str
+    answer: str | None
+    gold: str  # what the verdict compares with
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    latency: float  # seconds
+    cost: float | None
+    model: str | None  # as the server names it
+    time: str  # UTC, ISO 8601
+
+
+_FIELDS = tuple(field.name for field in fields(StoredRow))
+_TEXT = b', "text": '  # quotes inside a JSON string are escaped, so this cannot stand in an earlier field
+
+
+def text_digest(reasoning: str, text: str) -> str:
+    """Return 12 hexadecimal digits that tell two answers apart."""
+    return hashlib.sha256(f"{reasoning}\0{text}".encode()).hexdigest()[:12]
+
+
+def file_name(teacher: str) -> str:
+    """Return the store's file name; names that are no plain file names get a hash, so that none meet."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", teacher).lstrip(".")[:80]
+    if plain != teacher:
+        plain += "-" + hashlib.sha256(teacher.encode()).hexdigest()[:8]
+    return f"{plain}.jsonl"
+
+
+def row_line(row: StoredRow) -> bytes:
+    """Return the row's line, end of line included."""
+    return json_line({name: getattr(row, name) for name in _FIELDS}).encode()
+
+
+def parse_row(line: bytes) -> StoredRow | None:
+    """Return the line's row, None where it is damaged."""
+    try:
+        values: dict[str, Any] = json.loads(line)
+        values["status"] = RowStatus(values["status"])
+        values["verdict"] = None if values["verdict"] is None else Verdict(values["verdict"])
+        return StoredRow(**values)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def parse_row_head(line: bytes) -> dict[str, Any]:
+    """Return the fields before the texts, which are most of a row.
+
+    Raises:
+        ValueError: the line is damaged, as far as that shows without reading the texts.
+    """
+    if not line.endswith(b"}\n") or b"\0" in line:
+        raise ValueError("the line is torn")
+    cut = line.find(_TEXT)
+    head: dict[str, Any] = json.loads(line[:cut].decode() + "}" if cut > 0 else line)
+    return head
+
+
+_STATUSES = tuple(RowStatus)
 _VERDICTS: tuple[Verdict | None, ...] = (None, *Verdict)
 _STATUS_NUMBERS = {str(status): number for number, status in enumerate(_STATUSES)}
 _VERDICT_NUMBERS = {verdict and str(verdict): number for number, verdict in enumerate(_VERDICTS)}
 
 
-class Stored(NamedTuple):
+class IndexEntry(NamedTuple):
     """What the index knows of a row."""
 
-    status: DrawStatus
+    status: RowStatus
     verdict: Verdict | None
     digest: str
     offset: int  # of its line in the file
@@ -56,26 +141,26 @@ class StoreReader:
         """Rows that had no verdict when it was opened."""
         return sum(not packed >> 4 & 15 for packed in self._index.values())
 
-    def seen(self, problem_id: str, sample: int, request: str) -> Stored | None:
+    def seen(self, problem_id: str, sample: int, request: str) -> IndexEntry | None:
         """Return what is known of a row that stood in the file when it was opened."""
         packed = self._index.get(_key(problem_id, sample, request))
         if packed is None:
             return None
         known = f"{packed >> 8 & 0xFFFFFFFFFFFF:012x}"
-        return Stored(_STATUSES[packed & 15], _VERDICTS[packed >> 4 & 15], known, packed >> 56)
+        return IndexEntry(_STATUSES[packed & 15], _VERDICTS[packed >> 4 & 15], known, packed >> 56)
 
-    def read(self, offset: int) -> Row | None:
+    def read(self, offset: int) -> StoredRow | None:
         """Return the row whose line begins there, None where its texts are damaged."""
         with self.path.open("rb") as file:
             file.seek(offset)
-            return parse(file.readline())
+            return parse_row(file.readline())
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[StoredRow]:
         """Yield every row there is now; damaged lines and a torn last one are left out."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 for line in file:
-                    row = parse(line)
+                    row = parse_row(line)
                     if row is not None:
                         yield row
 
@@ -88,7 +173,7 @@ class StoreReader:
         with self.path.open("rb", buffering=1 << 20) as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    head = parse_head(line)
+                    head = parse_row_head(line)
                     packed = _STATUS_NUMBERS[head["status"]] | _VERDICT_NUMBERS[head["verdict"]] << 4
                     packed |= int(head["digest"], 16) << 8 | offset << 56
                     self._index[_key(head["id"], head["sample"], head["request"])] = packed
@@ -123,13 +208,13 @@ class Store(StoreReader):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def append(self, row: Row) -> None:
+    def append(self, row: StoredRow) -> None:
         """Write one row, whole or not at all; when this returns, a kill cannot lose it.
 
         Raises:
             RunError: the disk is full or gone.
         """
-        line = dump(row)
+        line = row_line(row)
         size = os.fstat(self._file).st_size
         try:
             if os.write(self._file, line) != len(line):
@@ -151,7 +236,7 @@ class Store(StoreReader):
         except OSError as error:
             raise RunError(f"{self.path} could not be written: {error.strerror}; free space and run again") from None
 
-    def rewrite(self, rows: Iterable[Row]) -> None:
+    def rewrite(self, rows: Iterable[StoredRow]) -> None:
         """Replace the rows, all of them or none: a new file is filled, then it takes the old one's place.
 
         Raises:
@@ -161,7 +246,7 @@ class Store(StoreReader):
         try:
             with fresh.open("wb") as file:
                 for row in rows:
-                    file.write(dump(row))
+                    file.write(row_line(row))
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(self.path)
@@ -209,7 +294,7 @@ def _repair(path: Path) -> int:
     with path.open("rb") as file:
         file.seek(max(size - (1 << 20), 0))
         tail = file.read().rpartition(b"\n")[2]
-    if tail and parse(tail) is not None:
+    if tail and parse_row(tail) is not None:
         with path.open("ab") as file:
             file.write(b"\n")
         return 0

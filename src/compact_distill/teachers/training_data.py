@@ -1,21 +1,22 @@
-"""From the stores to training data: of every problem and teacher, the rationales that this configuration asked for."""
+"""From the stores to training data, and to a table of what they hold."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from compact_distill.answers import compare_answers
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.errors import RunError
 from compact_distill.records import Problem, RationaleStatus, Verdict
 from compact_distill.runs.files import atomic_write, json_line
-from compact_distill.teachers.plan import accepted, draws
-from compact_distill.teachers.prompt import Prompting
-from compact_distill.teachers.rows import DrawStatus, Row
-from compact_distill.teachers.store import StoreReader
+from compact_distill.teachers.protocol import Prompting
+from compact_distill.teachers.store import RowStatus, StoredRow, StoreReader
+from compact_distill.teachers.worker import accepted, sample_numbers
 
 
 @dataclass(slots=True)
@@ -48,28 +49,28 @@ class TeacherRows:
         self._prompting = Prompting(config)
         self._generation = generation
 
-    def slots(self, problem: Problem) -> Iterator[tuple[Row | None, str]]:
+    def slots(self, problem: Problem) -> Iterator[tuple[StoredRow | None, str]]:
         """Yield, for each rationale the problem should have, the row to use and its status in training.
 
         A row that may not be used comes back too, as the last one that was asked for; None where there is none.
         """
         key = self._prompting.key(problem)
         for number in range(self.config.samples):
-            samples = draws(number, self.config, self._generation)
+            samples = sample_numbers(number, self.config, self._generation)
             known = [s for sample in samples if (s := self.store.seen(problem.id, sample, key)) is not None]
             good = [s for s in known if accepted(s.status, s.verdict, self._generation)]
             chosen = good or known[-1:]
             row = self.store.read(chosen[0].offset) if chosen else None
             yield row, self._status(row)
 
-    def _status(self, row: Row | None) -> str:
+    def _status(self, row: StoredRow | None) -> str:
         if row is None:
             return RationaleStatus.MISSING
         if accepted(row.status, row.verdict, self._generation):
             return RationaleStatus.OK if self.text(row) else RationaleStatus.MISSING
-        return str(RationaleStatus.REJECTED if row.status is DrawStatus.OK else row.status)
+        return str(RationaleStatus.REJECTED if row.status is RowStatus.OK else row.status)
 
-    def text(self, row: Row) -> str:
+    def text(self, row: StoredRow) -> str:
         """What the student learns of the row."""
         parts = {"all": (row.reasoning, row.text), "reasoning": (row.reasoning,), "text": (row.text,)}
         return "\n".join(part for part in parts[self.config.rationale] if part)
@@ -110,7 +111,7 @@ def select(
     return selection
 
 
-def _rationale(source: TeacherRows, sample: int, row: Row | None, status: str) -> dict[str, Any]:
+def _rationale(source: TeacherRows, sample: int, row: StoredRow | None, status: str) -> dict[str, Any]:
     fields: dict[str, Any] = {"teacher": source.config.name, "sample": sample, "text": None, "status": status}
     if row is None:
         return fields
@@ -118,3 +119,105 @@ def _rationale(source: TeacherRows, sample: int, row: Row | None, status: str) -
         fields.update(text=source.text(row), answer=row.answer)
     verdict: Verdict | None = row.verdict
     return {**fields, "verdict": verdict, "tokens": row.completion_tokens, "model": row.model}
+
+
+@dataclass(slots=True)
+class TeacherSummary:
+    """One teacher's store, old prompts' rows included in `rows` and `cost` only."""
+
+    teacher: str
+    rows: int = 0
+    current: int = 0  # rows of this configuration's requests, one a slot
+    usable: int = 0
+    verified: int = 0  # rows with a verdict
+    correct: int = 0
+    tokens: int = 0  # written, where the server counts them
+    counted: int = 0  # rows with such a count
+    cost: float | None = None
+
+    @property
+    def correct_share(self) -> float | None:
+        return self.correct / self.verified if self.verified else None
+
+    @property
+    def mean_tokens(self) -> float | None:
+        return self.tokens / self.counted if self.counted else None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTable:
+    """Summaries in the configuration's order, and the share of problems on which each pair gives the same answer."""
+
+    teachers: tuple[TeacherSummary, ...]
+    agreement: Mapping[tuple[str, str], float | None]
+
+
+def summarise(
+    teachers: Sequence[TeacherConfig], generation: GenerationConfig, problems: Iterable[Problem], folder: Path
+) -> StoreTable:
+    """Read every store once. Nothing is locked or changed, so a run may be under way."""
+    sources = [TeacherRows(config, folder, generation) for config in teachers]
+    summaries = [_all_rows(source) for source in sources]
+    pairs = list(combinations(range(len(sources)), 2))
+    both, same = dict.fromkeys(pairs, 0), dict.fromkeys(pairs, 0)
+    for problem in problems:
+        answers = []
+        for source, summary in zip(sources, summaries, strict=True):
+            slots = [row for row, _ in source.slots(problem) if row is not None]
+            for row in slots:
+                summary.current += 1
+                summary.usable += row.status is RowStatus.OK
+                summary.verified += row.verdict is not None
+                summary.correct += row.verdict is Verdict.CORRECT
+                if row.completion_tokens is not None:
+                    summary.tokens += row.completion_tokens
+                    summary.counted += 1
+            answers.append(slots[0].answer if slots else None)
+        for i, j in pairs:
+            first, second = answers[i], answers[j]
+            if first is not None and second is not None:
+                both[i, j] += 1
+                same[i, j] += compare_answers(first, second) is Verdict.CORRECT
+    names = [config.name for config in teachers]
+    agreement = {(names[i], names[j]): same[i, j] / both[i, j] if both[i, j] else None for i, j in pairs}
+    return StoreTable(tuple(summaries), agreement)
+
+
+def _all_rows(source: TeacherRows) -> TeacherSummary:
+    summary = TeacherSummary(source.config.name)
+    for row in source.store.rows():
+        summary.rows += 1
+        if row.cost is not None:
+            summary.cost = (summary.cost or 0.0) + row.cost
+    return summary
+
+
+def render(table: StoreTable) -> str:
+    """Return the table as text."""
+    heads = ["teacher", "rows", "current", "usable", "correct", "tokens", "cost"]
+    heads += [f"= {summary.teacher}" for summary in table.teachers]
+    lines = [heads]
+    for summary in table.teachers:
+        line = [
+            summary.teacher,
+            str(summary.rows),
+            str(summary.current),
+            str(summary.usable),
+            _share(summary.correct_share),
+            "-" if summary.mean_tokens is None else f"{summary.mean_tokens:.0f}",
+            "-" if summary.cost is None else f"{summary.cost:.2f}",
+        ]
+        for other in table.teachers:
+            pair = (summary.teacher, other.teacher)
+            line.append("" if summary is other else _share(table.agreement.get(pair, table.agreement.get(pair[::-1]))))
+        lines.append(line)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    # Names stand at the left, numbers at the right.
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

@@ -12,7 +12,7 @@ import pytest
 from compact_distill.errors import ConfigError
 from compact_distill.records import Problem
 from compact_distill.teachers.backends.openai import OpenAITeacher, retry_after
-from compact_distill.teachers.protocol import Decoding, FaultKind, Request, TeacherFault
+from compact_distill.teachers.protocol import FaultKind, SamplingParams, TeacherFault, TeacherRequest
 from compact_distill.teachers.secrets import Redactor
 from teachers.server import Reply, Server, fails, says
 
@@ -20,7 +20,7 @@ KEY = "sk-secret-0123456789abcdefghij"
 
 
 def request(**decoding):
-    return Request(Problem("p", "q", "4"), 0, "be brief", "2 + 2?", Decoding(**decoding), 7, "k")
+    return TeacherRequest(Problem("p", "q", "4"), 0, "be brief", "2 + 2?", SamplingParams(**decoding), 7, "k")
 
 
 def ask(reply, key_env=None, **decoding):

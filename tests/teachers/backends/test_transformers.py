@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import models
 from compact_distill.records import Problem
 from compact_distill.teachers.backends.transformers import TransformersTeacher, _SeededChoice
-from compact_distill.teachers.protocol import Decoding, FaultKind, Request, TeacherFault
+from compact_distill.teachers.protocol import FaultKind, SamplingParams, TeacherFault, TeacherRequest
 
 QUESTIONS = ["2 + 2?", "Ann has 7 apples and buys 5 more. How many apples does she have?", "3 * 4", "18 eggs", "x"]
 
@@ -29,9 +29,9 @@ def folder(tmp_path_factory):
 
 
 def requests(count=5, **decoding):
-    settings = Decoding(**{"temperature": 1.0, "top_p": 0.95, "max_tokens": 12, **decoding})
+    settings = SamplingParams(**{"temperature": 1.0, "top_p": 0.95, "max_tokens": 12, **decoding})
     return [
-        Request(Problem(f"p{i}", QUESTIONS[i], "4"), 0, "be brief", QUESTIONS[i], settings, 100 + i, "k")
+        TeacherRequest(Problem(f"p{i}", QUESTIONS[i], "4"), 0, "be brief", QUESTIONS[i], settings, 100 + i, "k")
         for i in range(count)
     ]
 

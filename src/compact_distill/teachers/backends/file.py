@@ -1,12 +1,13 @@
-"""Rationales that exist already, in a file."""
+"""Teachers that compute nothing: rationales that exist already in a file, and the scripts of the lab."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from compact_distill.errors import DataError
-from compact_distill.teachers.protocol import Answer, FaultKind, Request, TeacherFault
+from compact_distill.errors import ConfigError, DataError
+from compact_distill.lab.teachers import pool
+from compact_distill.teachers.protocol import FaultKind, TeacherAnswer, TeacherFault, TeacherRequest
 
 
 class FileTeacher:
@@ -36,7 +37,7 @@ class FileTeacher:
         if wrong:
             raise DataError(wrong)
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: TeacherRequest) -> TeacherAnswer:
         """Look one rationale up.
 
         Raises:
@@ -48,7 +49,7 @@ class FileTeacher:
             raise TeacherFault(FaultKind.ABSENT, message)
         self._file.seek(offset)
         row = json.loads(self._file.readline())
-        return Answer(text=row["text"], reasoning=row.get("reasoning") or "", model=row.get("model"))
+        return TeacherAnswer(text=row["text"], reasoning=row.get("reasoning") or "", model=row.get("model"))
 
     async def close(self) -> None:
         self._file.close()
@@ -64,3 +65,35 @@ class FileTeacher:
         if (problem, sample) in self._offsets:
             raise ValueError(f"problem {problem!r}, sample {sample} stands twice; keep one of them")
         self._offsets[problem, sample] = offset
+
+
+class LabTeacher:
+    """One of the lab's scripted teachers."""
+
+    def __init__(self, name: str, script: str) -> None:
+        """Find the script by its name.
+
+        Raises:
+            ConfigError: the lab has no such script.
+        """
+        scripts = {s.name: s for s in pool()}
+        if script not in scripts:
+            known = ", ".join(scripts)
+            raise ConfigError(f"teacher {name}: model must be one of {known} with backend lab, got {script!r}")
+        self.name = name
+        self._script = scripts[script]
+
+    async def ask(self, request: TeacherRequest) -> TeacherAnswer:
+        """Write a rationale.
+
+        Raises:
+            TeacherFault: the problem is not one of the lab's.
+        """
+        try:
+            text = self._script.write(request.problem, request.sample)
+        except DataError as error:
+            raise TeacherFault(FaultKind.BAD_REQUEST, str(error)) from None
+        return TeacherAnswer(text=text, finish_reason="stop", model=self._script.name)
+
+    async def close(self) -> None:
+        return None

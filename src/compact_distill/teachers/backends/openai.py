@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compact_distill.errors import ConfigError
-from compact_distill.teachers.protocol import Answer, FaultKind, Request, TeacherFault
+from compact_distill.teachers.protocol import FaultKind, TeacherAnswer, TeacherFault, TeacherRequest
 from compact_distill.teachers.secrets import Redactor, read_key
 
 _KINDS = {
@@ -55,7 +55,7 @@ class OpenAITeacher:
             api_key=read_key(api_key_env) or "none", base_url=base_url, max_retries=0, timeout=None
         )
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: TeacherRequest) -> TeacherAnswer:
         """Send one chat completion; the time limit is the caller's.
 
         Raises:
@@ -79,7 +79,7 @@ class OpenAITeacher:
     async def close(self) -> None:
         await self._client.close()
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    def _body(self, request: TeacherRequest) -> dict[str, Any]:
         decoding = request.decoding
         messages = [{"role": "system", "content": request.system}] if request.system else []
         body: dict[str, Any] = {
@@ -93,7 +93,7 @@ class OpenAITeacher:
         }
         return {key: value for key, value in body.items() if value is not None}
 
-    def _answer(self, body: Any) -> Answer:
+    def _answer(self, body: Any) -> TeacherAnswer:
         if not isinstance(body, Mapping):
             raise self._fault(FaultKind.MALFORMED, f"the body is no JSON object but {str(body)[:100]!r}")
         choices = body.get("choices")
@@ -105,7 +105,7 @@ class OpenAITeacher:
         usage = body.get("usage")
         usage = usage if isinstance(usage, Mapping) else {}
         refusal, finish = message.get("refusal"), choice.get("finish_reason")
-        return Answer(
+        return TeacherAnswer(
             text=_text(message.get("content")) or _text(refusal),
             # vLLM and others renamed reasoning_content to reasoning.
             reasoning=_text(message.get("reasoning_content")) or _text(message.get("reasoning")),

@@ -12,7 +12,7 @@ from typing import Any
 
 from compact_distill.config.teachers import RayConfig, TeacherConfig
 from compact_distill.errors import ConfigError, InputError
-from compact_distill.teachers.protocol import Answer, FaultKind, Request, Teacher, TeacherFault
+from compact_distill.teachers.protocol import FaultKind, TeacherAnswer, TeacherBackend, TeacherFault, TeacherRequest
 
 
 class RayTeacher:
@@ -38,7 +38,7 @@ class RayTeacher:
         self._started = asyncio.Lock()
         self._joined_here = False
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: TeacherRequest) -> TeacherAnswer:
         """Let an actor ask.
 
         Raises:
@@ -93,18 +93,18 @@ class _Actor:
     """One copy of the teacher, somewhere in the cluster."""
 
     def __init__(self, plain: dict[str, Any]) -> None:
-        from compact_distill.teachers.backends.local import local_teacher
+        from compact_distill.teachers.backends import local_teacher
         from compact_distill.teachers.secrets import Redactor
 
         config = TeacherConfig.model_validate(plain)
         try:
-            self._teacher: Teacher = local_teacher(config, Redactor([config.api_key_env]))
+            self._teacher: TeacherBackend = local_teacher(config, Redactor([config.api_key_env]))
         except InputError as error:
             self._wrong: str | None = str(error)  # an exception here would only show as a dead actor
         else:
             self._wrong = None
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: TeacherRequest) -> TeacherAnswer:
         if self._wrong is not None:
             raise TeacherFault(FaultKind.UNUSABLE, f"on a machine of the cluster: {self._wrong}")
         return await self._teacher.ask(request)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compact_distill.teachers.protocol import Answer, Decoding, FaultKind, Request, TeacherFault
+from compact_distill.teachers.protocol import FaultKind, SamplingParams, TeacherAnswer, TeacherFault, TeacherRequest
 
 if TYPE_CHECKING:
     import torch
@@ -17,9 +17,9 @@ _DEFAULT_MAX_TOKENS = 2048
 
 @dataclass(slots=True)
 class _Pending:
-    request: Request
+    request: TeacherRequest
     tokens: list[int]
-    future: asyncio.Future[Answer]
+    future: asyncio.Future[TeacherAnswer]
 
 
 class TransformersTeacher:
@@ -38,7 +38,7 @@ class TransformersTeacher:
         self._loaded: tuple[Any, Any] | None = None
         self._closing = False
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: TeacherRequest) -> TeacherAnswer:
         """Queue one request and wait for its batch.
 
         Raises:
@@ -110,7 +110,7 @@ class TransformersTeacher:
             self._loaded = model.eval().to(_device(self._device)), tokenizer
         return self._loaded
 
-    def _tokenise(self, request: Request) -> list[int]:
+    def _tokenise(self, request: TeacherRequest) -> list[int]:
         _, tokenizer = self._load()
         messages = [{"role": "system", "content": request.system}] if request.system else []
         messages.append({"role": "user", "content": request.prompt})
@@ -119,7 +119,7 @@ class TransformersTeacher:
             return list(encoded["input_ids"])
         return list(tokenizer("\n\n".join(m["content"] for m in messages) + "\n")["input_ids"])
 
-    def _write(self, batch: list[_Pending]) -> list[Answer]:
+    def _write(self, batch: list[_Pending]) -> list[TeacherAnswer]:
         import torch
         from transformers import GenerationConfig
 
@@ -153,11 +153,11 @@ class TransformersTeacher:
             raise TeacherFault(FaultKind.BAD_REQUEST, message) from None
         return [self._answer(p, row, ends) for p, row in zip(batch, written, strict=True)]
 
-    def _answer(self, pending: _Pending, written: list[int], ends: set[int]) -> Answer:
+    def _answer(self, pending: _Pending, written: list[int], ends: set[int]) -> TeacherAnswer:
         _, tokenizer = self._load()
         end = next((i for i, token in enumerate(written) if token in ends), None)
         own = written if end is None else written[:end]
-        return Answer(
+        return TeacherAnswer(
             text=tokenizer.decode(own, skip_special_tokens=True),
             finish_reason="length" if end is None else "stop",
             prompt_tokens=len(pending.tokens),
@@ -186,7 +186,7 @@ class _SeededChoice:
         return scores.double() + noise.to(scores.device)
 
 
-def _samplers(decoding: Decoding, seeds: list[int]) -> Any:
+def _samplers(decoding: SamplingParams, seeds: list[int]) -> Any:
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
     samplers = LogitsProcessorList()

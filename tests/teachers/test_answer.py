@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from compact_distill.teachers.reasoning import split
+from compact_distill.teachers.answer import split_reasoning
 
 
 @pytest.mark.parametrize(
@@ -21,10 +21,10 @@ from compact_distill.teachers.reasoning import split
     ],
 )
 def test_thoughts_are_told_from_what_is_said(text, field, thought, said):
-    assert split(text, field) == (thought, said)
+    assert split_reasoning(text, field) == (thought, said)
 
 
 def test_a_million_tags_are_split_in_no_time():
-    thought, said = split("<think>a</think>" * 20_000)
+    thought, said = split_reasoning("<think>a</think>" * 20_000)
     assert thought.count("a") == 20_000
     assert said == ""

@@ -4,7 +4,7 @@ import pytest
 
 from compact_distill.config.teachers import TeacherConfig
 from compact_distill.records import Problem
-from compact_distill.teachers.prompt import Prompting
+from compact_distill.teachers.protocol import Prompting
 
 PROBLEM = Problem("p0", "What is {x} for x = 2?", "2")
 
