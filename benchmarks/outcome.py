@@ -24,7 +24,8 @@ from compact_distill.method.forward import PassOptions
 from compact_distill.method.outputs import StudentOutputs
 from compact_distill.method.packing import lay_out
 from compact_distill.method.passes import Job
-from compact_distill.runs.folder import RunFolder, read_trace
+from compact_distill.runs.files import read_jsonl
+from compact_distill.runs.folder import RunFolder
 from naive import naive_outputs
 
 
@@ -70,13 +71,13 @@ def read_branch_by_branch() -> Iterator[None]:
 def outcome(run: RunFolder, config: RunConfig) -> dict[str, str]:
     """Seconds of training, losses, mean weights in the last epoch, and accuracy before and after."""
     trained = run.stage_summary("train")
-    losses = [row["loss"] for row in read_trace(run.training_log_path) if row.get("loss") is not None]
+    losses = [row["loss"] for row in read_jsonl(run.training_log_path) if row.get("loss") is not None]
     found = {
         "seconds": f"{trained['seconds']:.0f}",
         "mean loss": f"{trained['loss']:.4f}",
         "first, last loss": f"{losses[0]:.3f}, {losses[-1]:.3f}",
     }
-    rows = list(read_trace(run.scores_path))
+    rows = list(read_jsonl(run.scores_path))
     weights: dict[str, list[float]] = defaultdict(list)
     for row in rows[len(rows) - len(rows) // int(config.train.get("num_train_epochs", 1)) :]:
         for teacher, weight in zip(row["teachers"], row["weights"], strict=True):

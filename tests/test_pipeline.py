@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,8 +23,6 @@ from compact_distill.records import RationaleStatus
 from compact_distill.report import read_run, write_report
 from compact_distill.runs.folder import RunFolder
 from compact_distill.students.load import load_student, load_tokenizer
-from compact_distill.training.callbacks import StopInOrder
-from compact_distill.training.preview import optimizer_steps
 from models import byte_level_tokenizer, save_student, tiny_model
 
 
@@ -264,46 +261,6 @@ def test_two_runs_cannot_share_a_folder(configure):
         pipeline.run(config)
 
 
-# ---- stopping
-
-
-def test_the_first_signal_stops_after_the_step_and_the_second_at_once():
-    class Control:
-        should_save = should_training_stop = False
-
-    class Arguments:
-        world_size = 1
-
-    control = Control()
-
-    def work() -> None:
-        with StopInOrder() as stop:
-            stop.on_step_end(Arguments, None, control)
-            assert not control.should_training_stop
-            os.kill(os.getpid(), signal.SIGINT)
-            stop.on_step_end(Arguments, None, control)
-            assert control.should_save
-            assert control.should_training_stop
-
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert signal.getsignal(signal.SIGINT) is before
-
-    reached = []
-
-    def impatient() -> None:
-        with StopInOrder():
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-            reached.append("the end")
-
-    with pytest.raises(SystemExit) as caught:
-        impatient()
-    assert caught.value.code == 143
-    assert not reached
-
-
 # ---- scoring
 
 
@@ -414,12 +371,3 @@ def test_what_a_dry_run_counts_is_what_the_run_does(configure, tmp_path, student
     folder = pipeline.run(config)
     assert folder.stage_summary("train")["steps"] == shown.steps
     assert folder.stage_summary("train")["statuses"] == {"missing": 1, "ok": 2, "over_length": 1, "unparsed": 2}
-
-
-@pytest.mark.parametrize(
-    ("problems", "settings", "steps"),
-    [(200, {}, 250), (201, {}, 255), (3, {}, 5), (201, {"max_steps": 7}, 7), (9, {"num_train_epochs": 0.5}, 2)],
-)
-def test_optimizer_steps_are_counted_as_transformers_does(problems, settings, steps):
-    train = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "num_train_epochs": 5, **settings}
-    assert optimizer_steps(problems, train) == steps

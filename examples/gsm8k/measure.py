@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sklearn.metrics import roc_auc_score
 
-from compact_distill.runs.folder import read_trace
+from compact_distill.runs.files import read_jsonl
 
 COLUMNS = ("weights", "consensus", "adaptability", "difficulty")
 
@@ -42,7 +42,7 @@ def main() -> None:
     labels = read_labels(options.data)
     path = options.run / "scores.jsonl" if options.run.is_dir() else options.run
     epochs: dict[int, list[dict]] = defaultdict(list)
-    for row in read_trace(path):
+    for row in read_jsonl(path):
         epochs[int(row.get("epoch", 0))].append(row)
     print(
         f"{'epoch':>5} {'right':>7} {'wrong':>7}  " + "  ".join(f"AUC {c:<12}" for c in COLUMNS) + "  (within problems)"

@@ -24,6 +24,7 @@ import torch
 
 from compact_distill.config.models import RunConfig, dump_config, load_config
 from compact_distill.data import load_instances
+from compact_distill.data.preview import Preview, preview
 from compact_distill.errors import ConfigError, DataError, InputError, RunError
 from compact_distill.evaluation.examine import (
     Exam,
@@ -38,19 +39,19 @@ from compact_distill.evaluation.examine import (
 from compact_distill.evaluation.harness import Subject
 from compact_distill.evaluation.results import STUDENT, checkpoint_label
 from compact_distill.evaluation.served import ServedWriter
+from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.score import score
 from compact_distill.method.scores import Evaluator
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.report import write_report
-from compact_distill.runs.environment import hardware, versions
+from compact_distill.runs.environment import accelerator, hardware, versions
 from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line
 from compact_distill.runs.folder import RunFolder, output_problem, score_fields
 from compact_distill.runs.progress import progress, say
 from compact_distill.students.identity import student_hash
-from compact_distill.students.load import check_student, load_student
+from compact_distill.students.load import check_student, load_student, load_tokenizer
 from compact_distill.teachers.stages import check_teachers, plan, rationales, teachers_in_manifest
 from compact_distill.training.checkpoints import require_complete
-from compact_distill.training.preview import Preview, preview
 from compact_distill.training.run import fit, training_arguments
 
 # Settings of `train:` that change what is shown or kept, not what is learned.
@@ -78,7 +79,7 @@ def require_valid(config: RunConfig) -> list[Instance]:
 
 def dry_run(config: RunConfig, instances: Sequence[Instance]) -> Preview | str:
     """What the run would ask of its teachers, or read, drop and do; printable."""
-    return preview(config, instances) if instances else plan(config)
+    return preview(_encode(config, instances), config.train) if instances else plan(config)
 
 
 def score_file(config: RunConfig, out: str | Path) -> str:
@@ -93,7 +94,7 @@ def score_file(config: RunConfig, out: str | Path) -> str:
     problems, instances = _check_inputs(config)
     if problems:
         raise InputError(problems)
-    model, tokenizer = load_student(config.student, dtype=torch.float32, device=_device())
+    model, tokenizer = load_student(config.student, dtype=torch.float32, device=accelerator())
     rows = score(
         model,
         tokenizer,
@@ -231,6 +232,16 @@ def _train(config: RunConfig, instances: Sequence[Instance], folder: RunFolder) 
         summary.update(fit(config, instances, folder, _exam(config, instances)))
 
 
+def _encode(config: RunConfig, instances: Sequence[Instance]) -> list[EncodedProblem]:
+    encoder = Encoder(
+        load_tokenizer(config.student),
+        config.text,
+        min(config.max_length, config.max_tokens_per_pass),
+        config.compatibility.thinking_expressions,
+    )
+    return list(encoder.encode_all(instances))
+
+
 def _exam(config: RunConfig, instances: Sequence[Instance], only: Sequence[str] = ()) -> Exam:
     return prepare(config.eval, config.text, config.seed, instances, only)
 
@@ -331,10 +342,6 @@ def _plain(instance: Instance) -> list[Any]:
     """What training reads of an instance, as JSON."""
     rationales = [[r.teacher, r.sample, r.text, r.answer] for r in instance.rationales]
     return [instance.id, instance.question, instance.answer, rationales]
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _counts(statuses: Counter[RationaleStatus]) -> str:

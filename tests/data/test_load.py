@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compact_distill.data import load_instances, load_problems
-from compact_distill.data.faults import Faults
-from compact_distill.data.read import read_rows
+from compact_distill.data.read import Faults, read_rows
 from compact_distill.errors import DataError
 from compact_distill.records import Rationale, Verdict
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from compact_distill.errors import RunError
 from compact_distill.records import RationaleStatus, ScoreRow
-from compact_distill.runs.files import atomic_write, content_hash, cut_torn_line, fingerprint, json_line
-from compact_distill.runs.folder import RunFolder, ScoreTrace, output_problem, read_trace
+from compact_distill.runs.files import atomic_write, content_hash, cut_torn_line, fingerprint, json_line, read_jsonl
+from compact_distill.runs.folder import RunFolder, ScoreTrace, output_problem
 
 
 def row(name: str) -> ScoreRow:
@@ -168,7 +168,7 @@ def test_clearing_the_student_removes_checkpoints_and_trace(tmp_path):
 def test_a_trace_line_holds_scores_weights_and_statuses(tmp_path):
     trace = ScoreTrace(tmp_path / "scores.jsonl")
     trace.append([row("p1")], epoch=0.5, step=3)
-    assert list(read_trace(trace.path)) == [
+    assert list(read_jsonl(trace.path)) == [
         {
             "epoch": 0.5,
             "step": 3,
@@ -192,7 +192,7 @@ def test_truncating_keeps_what_was_read_before_the_step(tmp_path):
     assert trace.truncate(3) == 2
     trace.append([row("again")], epoch=0, step=3)
     trace.close()
-    assert [r["id"] for r in read_trace(trace.path)] == ["p0", "q0", "p1", "q1", "p2", "q2", "again"]
+    assert [r["id"] for r in read_jsonl(trace.path)] == ["p0", "q0", "p1", "q1", "p2", "q2", "again"]
     assert trace.truncate(0) == 7
     assert ScoreTrace(tmp_path / "none.jsonl").truncate(5) == 0
 
@@ -205,11 +205,11 @@ def test_a_file_torn_anywhere_keeps_its_whole_lines_and_goes_on(tmp_path, data):
     cut = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:cut])
     complete = whole[:cut].count(b"\n")
-    assert [r["step"] for r in read_trace(path)] == list(range(complete))
+    assert [r["step"] for r in read_jsonl(path)] == list(range(complete))
     trace = ScoreTrace(path)
     trace.append([row("next")], epoch=0, step=9)
     trace.close()
-    assert [r["step"] for r in read_trace(path)] == [*range(complete), 9]
+    assert [r["step"] for r in read_jsonl(path)] == [*range(complete), 9]
 
 
 def test_a_torn_line_longer_than_a_block_is_cut(tmp_path):
@@ -226,10 +226,10 @@ def test_a_broken_line_inside_a_trace_is_an_error_with_its_number(tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_text('{"step": 0}\nnonsense\n{"step": 1}\n')
     with pytest.raises(RunError, match="line 2: must be JSON"):
-        list(read_trace(path))
+        list(read_jsonl(path))
     path.write_text("[1]\n")
     with pytest.raises(RunError, match="line 1: must be a JSON object"):
-        list(read_trace(path))
+        list(read_jsonl(path))
 
 
 def test_a_killed_writer_leaves_only_whole_rows(tmp_path):
@@ -249,7 +249,7 @@ def test_a_killed_writer_leaves_only_whole_rows(tmp_path):
     assert writer.stdout.readline() == "go\n"
     writer.kill()
     writer.communicate()
-    steps = [r["step"] for r in read_trace(tmp_path / "scores.jsonl")]
+    steps = [r["step"] for r in read_jsonl(tmp_path / "scores.jsonl")]
     assert len(steps) >= 50
     assert steps == list(range(len(steps)))
 

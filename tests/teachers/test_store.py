@@ -101,7 +101,7 @@ def test_a_second_process_cannot_write_the_same_store(tmp_path):
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "RunError" in second.stderr
         assert f"t.jsonl is being written by process {os.getpid()}" in second.stderr
-        with pytest.raises(RunError, match="wait for it, stop it, or choose another output"):
+        with pytest.raises(RunError, match="being written by this very process"):
             Store(tmp_path, "t")
         with Store(tmp_path, "other"):
             pass

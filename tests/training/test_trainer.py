@@ -16,7 +16,7 @@ import models
 from compact_distill.config.models import CompatibilityConfig
 from compact_distill.errors import ConfigError, DataError, RunError
 from compact_distill.records import Instance, Rationale
-from compact_distill.runs.folder import read_trace
+from compact_distill.runs.files import read_jsonl
 from compact_distill.training.dataset import ProblemDataset
 from compact_distill.training.trainer import CompactConfig, CompactTrainer
 
@@ -164,7 +164,7 @@ def test_two_ranks_give_the_step_of_one(tmp_path, weights_are):
     weight, count = (float(x) for x in done.stdout.split()[-2:])
     assert weight == pytest.approx(alone.state.log_history[0]["weight/t0"], rel=1e-5)
     assert count == 24  # 8 problems x 3 teachers, seen by both ranks
-    rows = list(read_trace(tmp_path / "two" / "scores.jsonl"))
+    rows = list(read_jsonl(tmp_path / "two" / "scores.jsonl"))
     assert sorted(row["id"] for row in rows) == [f"p{i}" for i in range(8)]
 
 
@@ -209,7 +209,7 @@ def test_each_step_logs_weights_wins_scores_entropy_and_loss_terms(tmp_path):
 
 def test_the_trace_holds_every_problem_of_every_epoch(tmp_path):
     trainer(tmp_path).train()
-    rows = list(read_trace(tmp_path / "scores.jsonl"))
+    rows = list(read_jsonl(tmp_path / "scores.jsonl"))
     assert sorted((row["id"], int(row["epoch"])) for row in rows) == sorted(
         (f"p{i}", e) for i in range(10) for e in (0, 1)
     )

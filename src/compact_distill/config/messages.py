@@ -1,4 +1,4 @@
-"""pydantic's errors in the words of this package: key, rule, value, remedy."""
+"""The base of every section of the YAML, and pydantic's errors in our words: key, rule, value, remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from compact_distill.errors import nearest
@@ -31,6 +31,12 @@ _TYPES = {
     "finite_number": "must be finite",
     "string_too_short": "must not be empty",
 }
+
+
+class Strict(BaseModel):
+    """A section whose unknown keys are errors, whose values do not change, and whose numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 def key_path(location: Location) -> str:

@@ -23,8 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from compact_distill.config.base import Strict
-from compact_distill.config.messages import key_path, messages
+from compact_distill.config.messages import Strict, key_path, messages
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.config.train import TRAIN_DEFAULTS, check_train, with_defaults
 from compact_distill.config.yaml import Document, parse

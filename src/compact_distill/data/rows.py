@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from compact_distill.data.faults import Faults, short
-from compact_distill.data.read import Row
+from compact_distill.data.read import Faults, Row, short
 from compact_distill.records import Instance, Problem, Rationale, Verdict
 
 _PROBLEM_KEYS = ("id", "question", "answer")

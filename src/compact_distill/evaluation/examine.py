@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from compact_distill.config.models import EvalConfig, TextConfig
 from compact_distill.errors import CompactError, InputError, RunError
 from compact_distill.evaluation.compare import compare_students, describe_changes
@@ -31,6 +29,7 @@ from compact_distill.evaluation.results import (
 from compact_distill.evaluation.rows import TaskRows, Training, read_task
 from compact_distill.evaluation.task import load_tasks
 from compact_distill.evaluation.writers import StudentWriter, Writer
+from compact_distill.runs.environment import accelerator
 from compact_distill.runs.files import fingerprint
 from compact_distill.runs.progress import say
 from compact_distill.students.identity import student_hash
@@ -112,7 +111,7 @@ def examine(writer: Writer, subject: Subject, exam: Exam, folder: Path) -> list[
 
 def examine_folder(student: str, subject: Subject, exam: Exam, folder: Path) -> list[dict[str, Any]]:
     """The same for a student by folder or hub name, in this process. Raises StudentError where it cannot be loaded."""
-    model, tokenizer = load_student(student, device=device())
+    model, tokenizer = load_student(student, device=accelerator())
     writer = StudentWriter(model, tokenizer, exam.text, exam.settings.batch_tokens)
     return examine(writer, subject, exam, folder)
 
@@ -216,7 +215,7 @@ def write_drift(
         found = read_result(path)
         if found.get("key") == key and found.get("changes") == changes:
             return found
-    measured = measure_drift(base, student, sets, text=exam.text, device=device(), seed=exam.seed)
+    measured = measure_drift(base, student, sets, text=exam.text, device=accelerator(), seed=exam.seed)
     measured["student"]["name"] = name
     document = {"format": measured.pop("format"), "key": key, **measured, "changes": changes}
     eval_folder.mkdir(parents=True, exist_ok=True)
@@ -231,11 +230,6 @@ def forget_training(eval_folder: Path) -> None:
             shutil.rmtree(folder)
     for name in (CHANGES, DRIFT):
         (eval_folder / name).unlink(missing_ok=True)
-
-
-def device() -> str:
-    """Where models go: the accelerator where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _forget_others(folder: Path, student: str) -> None:

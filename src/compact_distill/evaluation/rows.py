@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compact_distill.answers import compare_answers
-from compact_distill.data.faults import Faults, raise_if_any
-from compact_distill.data.read import Row, read_rows
+from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
 from compact_distill.data.rows import to_problem
 from compact_distill.errors import DataError
 from compact_distill.evaluation.task import Task

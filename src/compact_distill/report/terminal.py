@@ -10,6 +10,7 @@ from compact_distill.report.figure import Table
 from compact_distill.report.headline import headline, weight_shares
 from compact_distill.report.read import RunData
 from compact_distill.report.text import DASH, number, percent, points, short
+from compact_distill.runs.progress import text_table
 
 _BAR = 24  # characters of a full bar
 _NAME = 28
@@ -64,16 +65,9 @@ def _aligned(table: Table) -> str:
     """A table as columns of text, numbers to the right."""
     rows = [[short(str(column), _NAME) for column in table.columns]]
     rows += [[_cell(value) for value in row] for row in table.rows]
-    widths = [max(len(row[c]) for row in rows) for c in range(len(table.columns))]
-    numeric = [any(isinstance(row[c], int | float) for row in table.rows) for c in range(len(table.columns))]
-    lines = (
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    columns = range(len(table.columns))
+    left = [c for c in columns if not any(isinstance(row[c], int | float) for row in table.rows)]
+    return "\n".join(text_table(rows, left))
 
 
 def _cell(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Files that a crash cannot spoil, and what identifies their contents."""
+"""Files that a crash cannot spoil: whole ones, growing ones, one writer each, and what identifies their contents."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, ClassVar, Self
+
+from compact_distill.errors import RunError
 
 
 @contextlib.contextmanager
@@ -26,6 +30,49 @@ def atomic_write(path: str | Path) -> Iterator[IO[str]]:
         aside.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+class Lock:
+    """One writer at a time: an exclusive lock on a file, which the system gives back however the process ends.
+
+    Args:
+        path: the lock's own file; it names the holder.
+        guarded: what is written under it, for the message.
+
+    Raises:
+        RunError: another process holds it, or this one does already.
+        OSError: the file cannot be written.
+    """
+
+    # POSIX locks are not handed to forked children, so a killed writer's workers hold nothing; but they do not keep
+    # a process from taking the same lock twice. This does.
+    _taken: ClassVar[set[Path]] = set()
+
+    def __init__(self, path: Path, guarded: Path) -> None:
+        import fcntl
+
+        self._key = path.parent.resolve() / path.name
+        if self._key in self._taken:
+            raise RunError(f"{guarded} is being written by this very process; close it there first")
+        self._file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise RunError(
+                f"{guarded} is being written by {holder}; wait for it, stop it, or choose another `output:`"
+            ) from error
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+        self._taken.add(self._key)
+
+    def release(self) -> None:
+        """Let the next writer in."""
+        self._taken.discard(self._key)
+        self._file.close()
 
 
 def cut_torn_line(path: Path) -> None:
@@ -53,6 +100,81 @@ def json_line(row: Mapping[str, Any]) -> str:
     if not line.isascii() and any("\ud800" <= sign <= "\udfff" for sign in line):
         line = json.dumps(row, allow_nan=False)  # half a surrogate pair, from broken input, has no UTF-8
     return line + "\n"
+
+
+def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSONL file of ours, in order, none where there is no file; a last line without its end is no row yet.
+
+    Raises:
+        RunError: a line that is no JSON object.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise RunError(f"{path}, line {number}: must be JSON ({error}); remove the line") from error
+            if not isinstance(row, dict):
+                raise RunError(f"{path}, line {number}: must be a JSON object, got {line[:60]!r}; remove the line")
+            yield row
+
+
+class StepLog:
+    """Append-only JSONL whose rows hold the optimizer step ("step") that they belong to."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file: IO[str] | None = None
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows; they are in the file when this returns (in the system's cache, not yet on disk)."""
+        text = "".join(json_line(row) for row in rows)
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            cut_torn_line(self.path)
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(text)
+        self._file.flush()
+
+    def truncate(self, step: int) -> int:
+        """Keep only rows of steps before `step`; returns how many went."""
+        self.close()
+        if not self.path.exists():
+            return 0
+        removed = 0
+        with atomic_write(self.path) as file:
+            for row in read_jsonl(self.path):
+                if row["step"] < step:
+                    file.write(json_line(row))
+                else:
+                    removed += 1
+        return removed
+
+    def sync(self) -> None:
+        """Bring the rows to disk; call it before a checkpoint counts as complete."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Sync and close the file; the next `append` opens it again."""
+        if self._file is not None:
+            self.sync()
+            self._file.close()
+            self._file = None
 
 
 def fingerprint(value: Any) -> str:

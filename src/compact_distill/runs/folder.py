@@ -20,24 +20,19 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
 from compact_distill.errors import RunError
 from compact_distill.records import ScoreRow
-from compact_distill.runs.files import atomic_write, cut_torn_line, json_line
+from compact_distill.runs.files import Lock, StepLog, atomic_write, json_line, read_jsonl
 
 FORMAT = 1
-
-# POSIX locks do not keep a process from taking the same lock twice; this does.
-_claimed_here: set[Path] = set()
 
 
 class RunFolder:
@@ -46,7 +41,7 @@ class RunFolder:
     Use a claimed folder in a `with` block; leaving it gives the lock back.
     """
 
-    def __init__(self, path: Path, lock: IO[str] | None, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, lock: Lock | None, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
         self._lock = lock
@@ -121,7 +116,7 @@ class RunFolder:
             raise RunError(problem)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = _take_lock(path)
+            lock = Lock(path / ".lock", path)
         except OSError as error:
             raise RunError(f"{path} cannot be written: {error.strerror}; choose another `output:`") from error
         try:
@@ -133,7 +128,7 @@ class RunFolder:
             if not known:
                 run._save_manifest()
         except BaseException:
-            _give_back(path, lock)
+            lock.release()
             raise
         return run
 
@@ -155,7 +150,7 @@ class RunFolder:
     def close(self) -> None:
         """Give the lock back. Nothing can be written afterwards."""
         if self._lock is not None:
-            _give_back(self.path, self._lock)
+            self._lock.release()
             self._lock = None
 
     def write_config(self, text: str) -> None:
@@ -234,7 +229,7 @@ class RunFolder:
 
     def read_scores(self) -> Iterator[dict[str, Any]]:
         """Rows of the trace, in the order of training; none where it does not exist yet."""
-        return read_trace(self.scores_path)
+        return read_jsonl(self.scores_path)
 
     def _must_write(self) -> None:
         if self._lock is None:
@@ -269,59 +264,6 @@ class _Follower(RunFolder):
         pass
 
 
-class StepLog:
-    """Append-only JSONL whose rows hold the optimizer step ("step") that they belong to."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._file: IO[str] | None = None
-
-    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows; they are in the file when this returns (in the system's cache, not yet on disk)."""
-        text = "".join(json_line(row) for row in rows)
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            cut_torn_line(self.path)
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(text)
-        self._file.flush()
-
-    def truncate(self, step: int) -> int:
-        """Keep only rows of steps before `step`; returns how many went."""
-        self.close()
-        if not self.path.exists():
-            return 0
-        removed = 0
-        with atomic_write(self.path) as file:
-            for row in read_trace(self.path):
-                if row["step"] < step:
-                    file.write(json_line(row))
-                else:
-                    removed += 1
-        return removed
-
-    def sync(self) -> None:
-        """Bring the rows to disk; call it before a checkpoint counts as complete."""
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Sync and close the file; the next `append` opens it again."""
-        if self._file is not None:
-            self.sync()
-            self._file.close()
-            self._file = None
-
-
 class ScoreTrace(StepLog):
     """The trace: scores and weights, one line per problem and epoch.
 
@@ -333,28 +275,6 @@ class ScoreTrace(StepLog):
         """Add rows that were read when `epoch` epochs and `step` optimizer steps were done."""
         now = {"epoch": round(epoch, 6), "step": step}
         self.write({**now, **score_fields(row), "statuses": list(row.statuses)} for row in rows)
-
-
-def read_trace(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Rows of a trace, in order; a last line without its end is not a row yet.
-
-    Raises:
-        RunError: a line that is no JSON object.
-    """
-    path = Path(path)
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise RunError(f"{path}, line {number}: must be JSON ({error}); remove the line") from error
-            if not isinstance(row, dict):
-                raise RunError(f"{path}, line {number}: must be a JSON object, got {line[:60]!r}; remove the line")
-            yield row
 
 
 def score_fields(row: ScoreRow) -> dict[str, Any]:
@@ -402,33 +322,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise RunError(f"{path} must have format {FORMAT}, got {found!r}; use the version of compact that wrote it")
     return dict(manifest)
-
-
-def _take_lock(folder: Path) -> IO[str]:
-    """An exclusive lock that the system gives back when the process ends, however it ends."""
-    key = folder.resolve()
-    if key in _claimed_here:
-        raise RunError(f"{folder} is being written by this very process; close the first RunFolder")
-    file = (folder / ".lock").open("a+", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise RunError(
-            f"{folder} is being written by {holder}; wait for it, stop it, or choose another `output:`"
-        ) from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    _claimed_here.add(key)
-    return file
-
-
-def _give_back(folder: Path, lock: IO[str]) -> None:
-    _claimed_here.discard(folder.resolve())
-    lock.close()
 
 
 def _now() -> str:

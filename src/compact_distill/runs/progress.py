@@ -1,11 +1,11 @@
-"""Progress on stderr: a bar in a terminal, now and then a plain line without one. Results go to stdout."""
+"""What a terminal shows: progress on stderr (a bar, or now and then a plain line), text tables, durations."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Protocol
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -106,3 +106,15 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def text_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,), gap: str = "  ") -> list[str]:
+    """Rows of cells as aligned lines; the columns of `left` start at the left, the others end at the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        gap.join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

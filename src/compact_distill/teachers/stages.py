@@ -10,11 +10,11 @@ from typing import Any
 
 from compact_distill.answers import Verifier
 from compact_distill.config.models import RunConfig, dump_config
-from compact_distill.data.stream import ProblemStream
+from compact_distill.data.load import ProblemStream
 from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.runs.files import fingerprint
 from compact_distill.runs.folder import RunFolder
-from compact_distill.runs.progress import say
+from compact_distill.runs.progress import say, text_table
 from compact_distill.teachers.answer import verify_store
 from compact_distill.teachers.backends import build
 from compact_distill.teachers.pool import generate
@@ -134,8 +134,7 @@ def plan(config: RunConfig) -> str:
         total = None if total is None or count.most_cost is None else total + count.most_cost
         stored = str(count.slots - count.requests)
         rows.append([teacher.name, str(count.slots), stored, requests, f"~{count.prompt_tokens}", cost])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = text_table(rows, left=range(len(rows[0])))
     if total is not None:
         lines.append(f"cost at most {total:.4f}: every answer as long as max_tokens")
     return "\n".join(lines)

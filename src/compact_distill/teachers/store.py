@@ -12,16 +12,15 @@ import hashlib
 import json
 import os
 import re
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from compact_distill.errors import DataError, RunError
 from compact_distill.records import Verdict
-from compact_distill.runs.files import cut_torn_line, json_line
+from compact_distill.runs.files import Lock, cut_torn_line, json_line
 
 
 class RowStatus(StrEnum):
@@ -195,7 +194,7 @@ class Store(StoreReader):
         path = folder / file_name(teacher)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
+            self._lock = Lock(path.with_suffix(".jsonl.lock"), path)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise DataError(f"{path} must be writable: {error.strerror}; choose another output folder") from None
@@ -262,30 +261,13 @@ class Store(StoreReader):
             self.sync()
         finally:
             os.close(self._file)
-            self._lock.close()
+            self._lock.release()
 
 
 def _key(problem_id: str, sample: int, request: str) -> int:
     # 64 bits: among a million rows two meet with a chance of 3e-8, and an index of numbers stays small.
     name = f"{problem_id}\0{sample}\0{request}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
-
-
-def _lock(path: Path) -> IO[str]:
-    import fcntl
-
-    file = path.with_suffix(".jsonl.lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise RunError(f"{path} is being written by {holder}; wait for it, stop it, or choose another output") from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file
 
 
 def _repair(path: Path) -> int:

@@ -1,16 +1,27 @@
-"""What goes on beside training: it shows how far it is, and stops in good order on Ctrl-C or SIGTERM."""
+"""What goes on beside training: progress, the log, an exam after each epoch, and a stop in good order."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import math
 import signal
 import sys
 import threading
+import time
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
+from compact_distill.evaluation.examine import Exam, examine
+from compact_distill.evaluation.harness import Subject
+from compact_distill.evaluation.results import STUDENT, checkpoint_label
+from compact_distill.evaluation.writers import StudentWriter
+from compact_distill.runs.environment import peak_memory_mib
+from compact_distill.runs.files import StepLog, read_jsonl
 from compact_distill.runs.progress import Progress, progress, say
 
 
@@ -39,6 +50,104 @@ class ShowProgress(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stack.close()
         self._shown = None
+
+
+class TrainingHistory(TrainerCallback):
+    """Appends a line for each time the trainer logs; a resumed run cuts off what came after its checkpoint.
+
+    A line holds what was logged, by its own names, and `step`, `epoch`, `seconds` (spent training so far),
+    `problems_per_second` (since the line before) and `memory_mib` (peak so far: of the accelerator, or of the process
+    where there is none). docs/report.md describes the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._log = StepLog(path)
+        self._seconds_before = 0.0
+        self._problems = 0
+        self._started = self._last = time.monotonic()
+        self._last_epoch = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._log.truncate(state.global_step + 1)  # a line is written after its step
+            kept = [row.get("seconds", 0.0) for row in read_jsonl(self._log.path)]
+            self._seconds_before = max(kept, default=0.0)
+            loader = kwargs.get("train_dataloader")
+            self._problems = len(loader.dataset) if loader is not None else 0
+            self._started = self._last = time.monotonic()
+            self._last_epoch = float(state.epoch or 0.0)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        now, epoch = time.monotonic(), float(state.epoch or 0.0)
+        line: dict[str, Any] = {
+            "step": state.global_step,
+            "epoch": round(epoch, 6),
+            "seconds": round(self._seconds_before + now - self._started, 3),
+            "memory_mib": peak_memory_mib(),
+        }
+        if epoch > self._last_epoch:
+            read = (epoch - self._last_epoch) * self._problems
+            line["problems_per_second"] = round(read / max(now - self._last, 1e-9), 4)
+            self._last, self._last_epoch = now, epoch
+        self._log.write([line | {name: _plain(value) for name, value in logs.items() if name not in line}])
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._log.sync()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._log.close()
+
+
+def _plain(value: Any) -> Any:
+    """A logged value as JSON has it: None for NaN and infinity."""
+    if isinstance(value, torch.Tensor):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class ExamineEveryEpoch(TrainerCallback):
+    """Writes the results of each epoch to `eval/checkpoint-N` (N optimizer steps) and logs the accuracies.
+
+    The logs reach tensorboard, wandb and trackio as `eval/TASK_accuracy`. Nothing random of the training is touched:
+    the student becomes the same as without this.
+
+    Args:
+        trainer: whose student is examined.
+        exam: the benchmarks.
+        folder: RUN/eval.
+    """
+
+    def __init__(self, trainer: Any, exam: Exam, folder: Path) -> None:
+        self.trainer = trainer
+        self.exam = exam
+        self.folder = folder
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model = self.trainer.model
+        label = checkpoint_label(state.global_step)
+        subject = Subject(label, f"{STUDENT}/{label}", _weights_hash(model), state.global_step, float(state.epoch))
+        writer = StudentWriter(model, self.trainer.processing_class, self.exam.text, self.exam.settings.batch_tokens)
+        documents = examine(writer, subject, self.exam, self.folder / label)
+        was_training = model.training
+        model.eval()  # so that the trainer does not take this log for one of its training metrics
+        try:
+            self.trainer.log({f"eval_{d['task']['name']}_accuracy": d["result"]["accuracy"] for d in documents})
+        finally:
+            model.train(was_training)
+
+
+@torch.no_grad()
+def _weights_hash(model: Any) -> str:
+    """SHA-256 of the weights that are trained, by name."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class StopInOrder(TrainerCallback):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import resource
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,17 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from compact_distill.answers import Verifier
 from compact_distill.config.models import LoraConfig, RunConfig
+from compact_distill.data.preview import used_rows
 from compact_distill.evaluation.examine import Exam
 from compact_distill.method.gains import gains
 from compact_distill.records import Instance
+from compact_distill.runs.environment import peak_memory_mib
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import say
 from compact_distill.students.load import load_student
-from compact_distill.training.callbacks import ShowProgress, StopInOrder
+from compact_distill.training.callbacks import ExamineEveryEpoch, ShowProgress, StopInOrder, TrainingHistory
 from compact_distill.training.checkpoints import SEAL
-from compact_distill.training.examine_callback import ExamineEveryEpoch
-from compact_distill.training.history import TrainingHistory
 from compact_distill.training.trainer import CompactConfig, CompactTrainer
-from compact_distill.training.used import used_rows
 
 _GAIN_TOKENS = 1_000_000  # read again after training, at most, to show where beliefs rose
 # All attention and MLP projections, as the published runs adapt them; the names of every supported architecture.
@@ -87,7 +84,7 @@ def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder, exam: 
     trainer.add_callback(TrainingHistory(run.training_log_path))
     if trainer.is_world_process_zero():
         with Verifier() as verifier:
-            run.write_rows(run.data_path, used_rows(instances, trainer.encoder, verifier))
+            run.write_rows(run.data_path, used_rows(instances, list(trainer.encoder.encode_all(instances)), verifier))
     with StopInOrder() as stop:
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=True)
@@ -99,7 +96,7 @@ def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder, exam: 
         "steps": result.global_step,
         "loss": result.training_loss,
         "seconds": round(result.metrics["train_runtime"], 1),
-        "peak_memory_gib": peak_memory_gib(),
+        "peak_memory_gib": round(peak_memory_mib() / 1024, 2),
         "problems": len(dataset),
         "statuses": {str(status): count for status, count in sorted(dataset.statuses.items())},
     }
@@ -117,14 +114,6 @@ def _gains(
         with trainer.model.disable_adapter():
             yield from gains(trainer.model, trainer.processing_class, chosen, "before", *settings)
     yield from gains(trainer.model, trainer.processing_class, chosen, "after", *settings)
-
-
-def peak_memory_gib() -> float:
-    """The most memory this process held so far: the accelerator's where there is one, else the machine's."""
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
 
 
 def _adapter(lora: LoraConfig | None) -> Any:

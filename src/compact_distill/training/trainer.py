@@ -34,9 +34,8 @@ from compact_distill.method.scores import Evaluator
 from compact_distill.records import Instance, ScoreRow
 from compact_distill.runs.folder import ScoreTrace
 from compact_distill.training.checkpoints import newest_complete, require_complete, seal
-from compact_distill.training.dataset import ProblemDataset
+from compact_distill.training.dataset import LengthGroupedSampler, ProblemDataset
 from compact_distill.training.metrics import TrainingMetrics
-from compact_distill.training.sampling import LengthGroupedSampler
 
 if TYPE_CHECKING:
     from peft import PeftConfig

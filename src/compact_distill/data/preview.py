@@ -1,17 +1,20 @@
-"""What a run would read, drop and do: `compact validate --dry-run`. Needs the tokenizer, not the model."""
+"""The training data as a reader sees it: what a run would read and drop, and each rationale as it was used."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from compact_distill.config.models import RunConfig
-from compact_distill.method.encode import EncodedProblem, Encoder
+from compact_distill.answers import Verifier, split_answer
 from compact_distill.records import Instance, RationaleStatus
-from compact_distill.students.load import load_tokenizer
+from compact_distill.runs.progress import text_table
+
+if TYPE_CHECKING:  # what is read of it stands in the fields alone
+    from compact_distill.method.encode import EncodedProblem
 
 
 @dataclass(frozen=True)
@@ -51,25 +54,19 @@ class Preview:
         left = f", {self.without_rationale} left out: no usable rationale" if self.without_rationale else ""
         lines = [
             f"problems: {self.problems}{left}",
-            *_columns(rows),
+            *text_table(rows),
             f"tokens an epoch: {self.tokens_per_epoch}, of them prompts: {self.prompt_tokens}",
             f"optimizer steps: {self.steps} in {self.epochs:g} epochs",
         ]
         return "\n".join(lines)
 
 
-def preview(config: RunConfig, instances: Sequence[Instance]) -> Preview:
-    """Encode all problems with the student's tokenizer and count."""
-    encoder = Encoder(
-        load_tokenizer(config.student),
-        config.text,
-        min(config.max_length, config.max_tokens_per_pass),
-        config.compatibility.thinking_expressions,
-    )
+def preview(encoded: Sequence[EncodedProblem], train: Mapping[str, Any]) -> Preview:
+    """Count encoded problems; `train` is that section of the configuration."""
     statuses: dict[str, Counter[RationaleStatus]] = {}
     lengths: dict[str, list[int]] = {}
     usable: list[EncodedProblem] = []
-    for problem in encoder.encode_all(instances):
+    for problem in encoded:
         for name, branch, status in zip(problem.teachers, problem.branches, problem.statuses, strict=True):
             statuses.setdefault(name, Counter())[status] += 1
             lengths.setdefault(name, []).extend([len(branch)] if branch is not None else [])
@@ -77,15 +74,15 @@ def preview(config: RunConfig, instances: Sequence[Instance]) -> Preview:
             usable.append(problem)
     return Preview(
         problems=len(usable),
-        without_rationale=len(instances) - len(usable),
+        without_rationale=len(encoded) - len(usable),
         prompt_tokens=sum(len(problem.prompt) for problem in usable),
         teachers=tuple(TeacherPreview(name, statuses[name], tuple(lengths[name])) for name in statuses),
-        steps=optimizer_steps(len(usable), config.train),
-        epochs=config.train["num_train_epochs"],
+        steps=optimizer_steps(len(usable), train),
+        epochs=train["num_train_epochs"],
     )
 
 
-def optimizer_steps(problems: int, train: dict[str, float]) -> int:
+def optimizer_steps(problems: int, train: Mapping[str, Any]) -> int:
     """Steps of a run on one device, as transformers' Trainer counts them."""
     if train.get("max_steps", -1) > 0:
         return int(train["max_steps"])
@@ -95,10 +92,32 @@ def optimizer_steps(problems: int, train: dict[str, float]) -> int:
     return math.ceil(train["num_train_epochs"] * steps_per_epoch)
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as aligned lines: names to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+def used_rows(
+    instances: Sequence[Instance], encoded: Sequence[EncodedProblem], verifier: Verifier
+) -> Iterator[dict[str, Any]]:
+    """Yield a problem's line of `data.jsonl` (docs/report.md), in the order of the input; lengths in tokens.
+
+    A rationale that comes without a verdict gets the verifier's; one without any text has none.
+    """
+    for instance, problem in zip(instances, encoded, strict=True):
+        answers = [r.answer or split_answer(r.text)[1] for r in instance.rationales]
+        verdicts = verifier.verify_many((answer, instance.answer) for answer in answers)
+        rows = zip(instance.rationales, answers, verdicts, problem.branches, problem.statuses, strict=True)
+        yield {
+            "id": instance.id,
+            "question": instance.question,
+            "answer": instance.answer,
+            "prompt_tokens": len(problem.prompt),
+            "rationales": [
+                {
+                    "teacher": rationale.teacher,
+                    "sample": rationale.sample,
+                    "text": rationale.text,
+                    "answer": answer,
+                    "verdict": rationale.verdict or (verdict if rationale.text.strip() else None),
+                    "status": status,
+                    "tokens": None if branch is None else len(branch),
+                }
+                for rationale, answer, verdict, branch, status in rows
+            ],
+        }

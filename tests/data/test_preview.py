@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 import models
 from compact_distill.answers import Verifier
+from compact_distill.data.preview import optimizer_steps, used_rows
 from compact_distill.method.encode import Encoder
 from compact_distill.records import Instance, Rationale, Verdict
-from compact_distill.training.used import used_rows
 
 TEXTS = ["So 7.\nThe answer is 7.", "no statement", "long " * 200 + "\nThe answer is 8.", ""]
 
@@ -17,9 +19,10 @@ def used(*rationales):
     encoder = Encoder(models.byte_level_tokenizer(), max_length=100)
     instance = Instance("p", "Ann?", "7", rationales)
     with Verifier(workers=1) as verifier:
-        (row,) = used_rows([instance], encoder, verifier)
+        encoded = encoder(instance)
+        (row,) = used_rows([instance], [encoded], verifier)
     assert json.loads(json.dumps(row)) == row  # plain JSON
-    return row, encoder(instance)
+    return row, encoded
 
 
 def test_a_line_tells_verdict_status_and_length_of_every_rationale():
@@ -36,3 +39,12 @@ def test_a_line_tells_verdict_status_and_length_of_every_rationale():
 def test_a_verdict_that_was_given_stays():
     row, _ = used(Rationale("t", TEXTS[0], verdict=Verdict.WRONG), Rationale("u", TEXTS[0], answer="9"))
     assert [r["verdict"] for r in row["rationales"]] == ["wrong", "wrong"]
+
+
+@pytest.mark.parametrize(
+    ("problems", "settings", "steps"),
+    [(200, {}, 250), (201, {}, 255), (3, {}, 5), (201, {"max_steps": 7}, 7), (9, {"num_train_epochs": 0.5}, 2)],
+)
+def test_optimizer_steps_are_counted_as_transformers_does(problems, settings, steps):
+    train = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "num_train_epochs": 5, **settings}
+    assert optimizer_steps(problems, train) == steps

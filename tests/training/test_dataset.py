@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compact_distill.training.sampling import LengthGroupedSampler
+from compact_distill.training.dataset import LengthGroupedSampler
 
 LENGTHS = [(37 * i) % 101 for i in range(103)]
 

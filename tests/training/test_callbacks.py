@@ -1,14 +1,16 @@
-"""The training log: one line a log event, and a resumed run's lines are those of an uninterrupted one."""
+"""Beside training: the log of a resumed run is that of an uninterrupted one, and signals stop in good order."""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
 
-from compact_distill.runs.folder import read_trace
-from compact_distill.training.history import TrainingHistory
+from compact_distill.runs.files import read_jsonl
+from compact_distill.training.callbacks import StopInOrder, TrainingHistory
 
 LOADER = SimpleNamespace(dataset=range(20))
 
@@ -25,7 +27,7 @@ def train(path, start, stop):
         logs = {"loss": 1 / step, "weight/a b": 0.25}
         history.on_log(None, state(step, step / 10), None, logs=logs)
     history.on_train_end(None, state(stop, stop / 10), None)
-    return list(read_trace(path))
+    return list(read_jsonl(path))
 
 
 def test_a_line_holds_what_was_logged_and_the_cost_of_it(tmp_path):
@@ -40,7 +42,7 @@ def test_a_line_holds_what_was_logged_and_the_cost_of_it(tmp_path):
 
 def test_throughput_counts_problems_since_the_line_before(tmp_path, monkeypatch):
     clock = iter([0.0, 100.0, 104.0, 108.0])  # made, begun, two lines
-    monkeypatch.setattr("compact_distill.training.history.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("compact_distill.training.callbacks.time.monotonic", lambda: next(clock))
     rows = train(tmp_path / "log.jsonl", 0, 2)
     assert [row["problems_per_second"] for row in rows] == [0.5, 0.5]  # 2 problems a step in 4 s
     assert [row["seconds"] for row in rows] == [4.0, 8.0]
@@ -58,7 +60,7 @@ def test_a_resume_cuts_what_came_after_its_checkpoint_and_goes_on_counting_time(
 def test_nan_and_infinity_become_null(tmp_path):
     history = TrainingHistory(tmp_path / "log.jsonl")
     history.on_log(None, state(1, 0.1), None, logs={"loss": math.nan, "grad_norm": math.inf})
-    (row,) = read_trace(tmp_path / "log.jsonl")
+    (row,) = read_jsonl(tmp_path / "log.jsonl")
     assert row["loss"] is None
     assert row["grad_norm"] is None
 
@@ -69,3 +71,43 @@ def test_other_ranks_and_empty_logs_write_nothing(tmp_path, logs):
     history.on_log(None, state(1, 0.1), None, logs=logs)
     history.on_log(None, state(1, 0.1, first=False), None, logs={"loss": 1.0})
     assert not (tmp_path / "log.jsonl").exists()
+
+
+# ---- stopping
+
+
+def test_the_first_signal_stops_after_the_step_and_the_second_at_once():
+    class Control:
+        should_save = should_training_stop = False
+
+    class Arguments:
+        world_size = 1
+
+    control = Control()
+
+    def work() -> None:
+        with StopInOrder() as stop:
+            stop.on_step_end(Arguments, None, control)
+            assert not control.should_training_stop
+            os.kill(os.getpid(), signal.SIGINT)
+            stop.on_step_end(Arguments, None, control)
+            assert control.should_save
+            assert control.should_training_stop
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert signal.getsignal(signal.SIGINT) is before
+
+    reached = []
+
+    def impatient() -> None:
+        with StopInOrder():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append("the end")
+
+    with pytest.raises(SystemExit) as caught:
+        impatient()
+    assert caught.value.code == 143
+    assert not reached
