@@ -17,7 +17,7 @@ from transformers import Trainer
 from compact_distill.method.encode import Branch, EncodedProblem
 from compact_distill.method.loss import aggregate
 from compact_distill.method.outputs import StudentOutputs
-from compact_distill.method.scores import Evaluator
+from compact_distill.method.scores import Scorer
 
 CONSISTENCY = 0.1
 
@@ -91,7 +91,7 @@ def _gold_logprobs(model: Any, problem: EncodedProblem, branches: list[Branch], 
 class NaiveTrainer(Trainer):
     """transformers' Trainer with the naive step; give it batches of one problem and accumulate."""
 
-    evaluator = Evaluator()
+    scorer = Scorer()
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -99,6 +99,6 @@ class NaiveTrainer(Trainer):
         """The package's loss of one problem, from a naive pass."""
         (problem,) = inputs["problems"]
         outputs = naive_outputs(model, problem)
-        scores = self.evaluator.scores(outputs)
-        weights_BK = self.evaluator.weights(scores, outputs.present_BK)
+        scores = self.scorer.scores(outputs)
+        weights_BK = self.scorer.weights(scores, outputs.present_BK)
         return aggregate(scores["difficulty"], weights_BK, outputs.gold_logprob, outputs.problems, CONSISTENCY).total

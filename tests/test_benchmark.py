@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from compact_distill.method.forward import attach
 from compact_distill.method.loss import aggregate
 from compact_distill.method.passes import plan_jobs, read_job
-from compact_distill.method.scores import Evaluator
+from compact_distill.method.scores import Scorer
 from contenders import Setup
 from naive import CONSISTENCY, naive_outputs
 from step import floor_operations
@@ -31,7 +31,7 @@ def test_naive_step_computes_our_loss_and_gradients(wrong: bool) -> None:
     if not wrong:
         branches = tuple(replace(branch, answer=problem.gold) for branch in problem.branches if branch is not None)
         problem = replace(problem, branches=branches)
-    evaluator = Evaluator()
+    scorer = Scorer()
     found = []
     for naive in (True, False):
         model = make_model(TINY, torch.float32, "cpu").double()
@@ -39,11 +39,11 @@ def test_naive_step_computes_our_loss_and_gradients(wrong: bool) -> None:
             outputs = naive_outputs(model, problem)
         else:
             attach(model)
-            options = evaluator.pass_options(CONSISTENCY)
+            options = scorer.pass_options(CONSISTENCY)
             (job,) = plan_jobs([problem], options, 10_000)
             outputs = read_job(model, job, options)
-        scores = evaluator.scores(outputs)
-        weights = evaluator.weights(scores, outputs.present_BK)
+        scores = scorer.scores(outputs)
+        weights = scorer.weights(scores, outputs.present_BK)
         loss = aggregate(scores["difficulty"], weights, outputs.gold_logprob, outputs.problems, CONSISTENCY).total
         loss.backward()
         found.append((loss.item(), weights, model.model.layers[0].mlp.up_proj.weight.grad))

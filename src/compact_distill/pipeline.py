@@ -41,7 +41,7 @@ from compact_distill.evaluation.results import STUDENT, checkpoint_label
 from compact_distill.evaluation.served import ServedWriter
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.score import score
-from compact_distill.method.scores import Evaluator
+from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.report import write_report
 from compact_distill.runs.environment import accelerator, hardware, versions
@@ -317,7 +317,7 @@ def _check_run(config: RunConfig, instances: Sequence[Instance]) -> list[str]:
     """What is wrong with the settings of training, the benchmarks and the run folder."""
     problems = []
     try:
-        Evaluator(config.compatibility)
+        Scorer(config.compatibility)
     except InputError as error:
         problems += error.problems
     try:

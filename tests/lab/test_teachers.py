@@ -9,7 +9,7 @@ import pytest
 from compact_distill.answers import extract_answer
 from compact_distill.lab.problems import LARGEST, arithmetic
 from compact_distill.lab.teachers import Erring, Foreign, Terse, Verbose, instances, pool, roman
-from compact_distill.method.thinking import LEXICON
+from compact_distill.method.encode import LEXICON
 from compact_distill.records import Problem
 
 PROBLEMS = arithmetic("train", 400, seed=0)

@@ -24,9 +24,9 @@ from compact_distill.method.encode import Branch, EncodedProblem
 from compact_distill.method.forward import attach
 from compact_distill.method.kernels import attention, head
 from compact_distill.method.loss import aggregate
+from compact_distill.method.packing import choose_points
 from compact_distill.method.passes import plan_jobs, read_job
-from compact_distill.method.probes import choose_points
-from compact_distill.method.scores import Evaluator
+from compact_distill.method.scores import Scorer
 from compact_distill.records import RationaleStatus
 from models import ARCHITECTURES, SLIDING_WINDOW, tiny_model
 from reference import Encoded, Settings
@@ -128,8 +128,8 @@ def packages(
 ) -> Values:
     """Return what the package computes; gradients of every trainable parameter."""
     attach(model)
-    evaluator = Evaluator(compatibility(settings))
-    options = evaluator.pass_options(settings.consistency)
+    scorer = Scorer(compatibility(settings))
+    options = scorer.pass_options(settings.consistency)
     scores: dict[str, list[Tensor]] = {name: [] for name in SCORES}
     weights: list[Tensor] = []
     total = torch.zeros((), dtype=torch.float64)
@@ -138,8 +138,8 @@ def packages(
     with torch.set_grad_enabled(backward):
         for job in plan_jobs(encoded, options, budget):
             outputs = read_job(model, job, options)
-            got = evaluator.scores(outputs)
-            alpha_BK = evaluator.weights(got, outputs.present_BK)
+            got = scorer.scores(outputs)
+            alpha_BK = scorer.weights(got, outputs.present_BK)
             assert not alpha_BK.requires_grad
             terms = aggregate(got["difficulty"], alpha_BK, outputs.gold_logprob, outputs.problems, settings.consistency)
             total = total + terms.total
@@ -366,7 +366,7 @@ def test_a_perturbed_branch_leaves_the_others_bit_equal(architecture: str) -> No
     before = [as_package(problem) for problem in PROBLEMS]
     after = [as_package(perturbed(PROBLEMS[0], 1)), *before[1:]]
     for settings in (Settings(), PROBE):
-        options = Evaluator(compatibility(settings)).pass_options(0.1)
+        options = Scorer(compatibility(settings)).pass_options(0.1)
         with torch.no_grad():
             (first,), (second,) = (
                 [read_job(model, job, options) for job in plan_jobs(p, options, WHOLE)] for p in (before, after)

@@ -7,8 +7,8 @@ import torch
 
 import models
 from compact_distill.config.models import CompatibilityConfig
-from compact_distill.method.gains import gains
-from compact_distill.method.score import score
+from compact_distill.method import score as score_module
+from compact_distill.method.score import gains, score
 from compact_distill.records import Instance, Rationale
 
 TEXTS = (
@@ -71,3 +71,18 @@ def test_the_model_is_left_in_the_mode_it_was_in():
     model = models.tiny_model("qwen2").train()
     list(gains(model, models.byte_level_tokenizer(), INSTANCES, "before"))
     assert model.training
+
+
+def test_on_a_cpu_gains_are_read_in_rows_of_1024_tokens_as_training_reads(monkeypatch):
+    model, tokenizer = models.tiny_model("qwen2"), models.byte_level_tokenizer()
+    text = "We add 3 and 4. " * 40 + "\nThe answer is 7."
+    instances = [Instance(f"p{i}", "Ann has 3 apples.", "7", (Rationale("t0", text),)) for i in range(8)]
+    rows, read_job = [], score_module.read_job
+
+    def noting(model, job, options):
+        rows.extend(len(layout.tokens) for layout in job.layouts)
+        return read_job(model, job, options)
+
+    monkeypatch.setattr(score_module, "read_job", noting)
+    assert len(list(gains(model, tokenizer, instances, "after"))) == 8
+    assert max(rows) <= 1024 < sum(rows)

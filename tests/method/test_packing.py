@@ -6,9 +6,8 @@ import torch
 
 from compact_distill.method.encode import Branch, EncodedProblem
 from compact_distill.method.forward import PassOptions
-from compact_distill.method.packing import lay_out
+from compact_distill.method.packing import choose_points, lay_out, lay_out_probes
 from compact_distill.method.passes import plan_jobs
-from compact_distill.method.probes import choose_points, lay_out_probes
 from compact_distill.records import RationaleStatus
 
 

@@ -9,11 +9,8 @@ import torch
 
 from compact_distill.config.models import CompatibilityConfig
 from compact_distill.errors import ConfigError
-from compact_distill.method.adaptability import adaptability
-from compact_distill.method.consensus import consensus
-from compact_distill.method.difficulty import difficulty
 from compact_distill.method.outputs import StudentOutputs
-from compact_distill.method.scores import _EXTRA, Evaluator, register_score
+from compact_distill.method.scores import _EXTRA, Scorer, adaptability, consensus, difficulty, register_score
 
 
 def outputs(**changes) -> StudentOutputs:
@@ -88,10 +85,10 @@ def registry():
 def test_a_users_score_takes_part_with_its_coefficient():
     register_score("brevity", lambda outputs: -outputs.length_BK.float())
     off = CompatibilityConfig(consensus=0, adaptability=0, difficulty=0, extra_scores={"brevity": 1.0})
-    evaluator = Evaluator(off)
-    scores = evaluator.scores(outputs())
+    scorer = Scorer(off)
+    scores = scorer.scores(outputs())
     assert scores["brevity"].tolist() == [[-3.0, -2.0]]
-    weights = evaluator.weights(scores, outputs().present_BK)
+    weights = scorer.weights(scores, outputs().present_BK)
     assert weights[0].tolist() == pytest.approx([0.195602, 0.804398], abs=1e-4)
 
 
@@ -99,7 +96,7 @@ def test_a_users_score_takes_part_with_its_coefficient():
 def test_an_unregistered_score_is_named_with_the_nearest():
     register_score("brevity", lambda outputs: -outputs.length_BK.float())
     with pytest.raises(ConfigError, match="did you mean 'brevity'"):
-        Evaluator(CompatibilityConfig(extra_scores={"brevty": 1.0}))
+        Scorer(CompatibilityConfig(extra_scores={"brevty": 1.0}))
     with pytest.raises(ConfigError, match="built-in"):
         register_score("consensus", lambda outputs: outputs.length_BK)
 
@@ -108,4 +105,4 @@ def test_an_unregistered_score_is_named_with_the_nearest():
 def test_a_score_of_the_wrong_shape_is_refused():
     register_score("wrong", lambda outputs: outputs.length_BK.sum())
     with pytest.raises(ConfigError, match=r"must return a \[B, K\] tensor"):
-        Evaluator(CompatibilityConfig(extra_scores={"wrong": 1.0})).scores(outputs())
+        Scorer(CompatibilityConfig(extra_scores={"wrong": 1.0})).scores(outputs())

@@ -132,7 +132,7 @@ made.train()
 assert len(passes) == (4 if made.accelerator.process_index == 0 or made._in_parts else 2)
 if made.is_world_process_zero():
     torch.save(made.model.state_dict(), sys.argv[2] + "/weights.pt")
-    print(made.state.log_history[0]["weight/t0"], made.evaluator.running.moments["difficulty"][0])
+    print(made.state.log_history[0]["weight/t0"], made.scorer.running.moments["difficulty"][0])
 """
 
 

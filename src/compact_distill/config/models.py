@@ -29,6 +29,10 @@ from compact_distill.config.train import TRAIN_DEFAULTS, check_train, with_defau
 from compact_distill.config.yaml import Document, parse
 from compact_distill.errors import ConfigError
 
+# The published runs' longest rationale, in tokens with its prompt, and what a student reads at once.
+MAX_LENGTH = 2560
+MAX_TOKENS_PER_PASS = 16384
+
 
 class CompatibilityConfig(Strict):
     """How a rationale's weight is computed from its scores (docs/definitions.md, Weights; paper section 3.2)."""
@@ -143,8 +147,12 @@ class RunConfig(Strict):
     consistency: StrictFloat = Field(0.1, ge=0, description="lambda: how much the branches' answers pull together")
     lora: LoraConfig | None = Field(LoraConfig(), description="low-rank adapters; null trains all weights")
     text: TextConfig = Field(TextConfig(), description="how problems and answers become text")
-    max_length: StrictInt = Field(2560, ge=2, description="tokens of prompt + completion; longer ones are dropped")
-    max_tokens_per_pass: StrictInt = Field(16384, ge=2, description="tokens the student reads at once; bounds memory")
+    max_length: StrictInt = Field(
+        MAX_LENGTH, ge=2, description="tokens of prompt + completion; longer ones are dropped"
+    )
+    max_tokens_per_pass: StrictInt = Field(
+        MAX_TOKENS_PER_PASS, ge=2, description="tokens the student reads at once; bounds memory"
+    )
     seed: StrictInt = Field(42, ge=0, lt=2**32, description="of everything random")
     train: dict[str, Any] = Field(
         TRAIN_DEFAULTS, validate_default=True, description="transformers.TrainingArguments, by its own names"

@@ -6,19 +6,47 @@ same tokens after every rationale. What is trained on is known from construction
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from compact_distill.answers import split_answer
-from compact_distill.config.models import TextConfig
+from compact_distill.config.models import MAX_LENGTH, TextConfig
 from compact_distill.errors import DataError, StudentError
-from compact_distill.method.thinking import thinking_spans
 from compact_distill.records import Instance, Rationale, RationaleStatus
 from compact_distill.students.load import tokenizer_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+LEXICON: tuple[str, ...] = (
+    "therefore",
+    "thus",
+    "hence",
+    "so",
+    "consequently",
+    "wait",
+    "but",
+    "however",
+    "although",
+    "first",
+    "second",
+    "finally",
+    "specifically",
+    "in summary",
+    "basically",
+    "let",
+    "assuming",
+    "suppose",
+    "hmm",
+    "okay",
+    "note",
+)
+
+# The first word of the text, of a line, and of a sentence (after . ! or ? and white space).
+_STARTS = re.compile(r"(?:\A|(?<=\n)|(?<=[.!?]\s))[^\S\n]*(\S+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +115,7 @@ class Encoder:
         self,
         tokenizer: PreTrainedTokenizerBase,
         text: TextConfig | None = None,
-        max_length: int = 2560,
+        max_length: int = MAX_LENGTH,
         thinking_expressions: Iterable[str] = (),
     ) -> None:
         wrong = tokenizer_problems(tokenizer)
@@ -201,3 +229,20 @@ def _mark_thinking(
         if last > first:
             stops.add(last)
     return tuple(thinking), tuple(sorted(stops))
+
+
+@lru_cache(maxsize=16)
+def _patterns(extra: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    words = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in LEXICON)
+    # Each on its own: in one alternation `let` would hide a user's `let me check`, and group numbers would shift.
+    return tuple(re.compile(pattern, re.IGNORECASE) for pattern in (rf"\b(?:{words})\b", *extra))
+
+
+def thinking_spans(text: str, extra: Sequence[str] = ()) -> list[tuple[int, int]]:
+    """Return the (start, end) character spans of thinking expressions in `text`, in order; they may overlap.
+
+    An expression is a word of `LEXICON` (whole words, any case) or a match of a regular expression of `extra`
+    (any case). A text without one gets the first words of its sentences and lines instead (docs/definitions.md).
+    """
+    spans = {m.span() for pattern in _patterns(tuple(extra)) for m in pattern.finditer(text) if m.end() > m.start()}
+    return sorted(spans) or [m.span(1) for m in _STARTS.finditer(text)]

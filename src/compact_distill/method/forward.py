@@ -21,8 +21,7 @@ from compact_distill.method.kernels.attention import IMPLEMENTATION, AttentionPl
 from compact_distill.method.kernels.head import read_head
 from compact_distill.method.kernels.layers import slim_down
 from compact_distill.method.outputs import Reading
-from compact_distill.method.packing import BranchRows, Layout
-from compact_distill.method.probes import lay_out_probes
+from compact_distill.method.packing import BranchRows, Layout, lay_out_probes
 from compact_distill.students.support import adapter_problems, architecture_problems, innermost
 
 

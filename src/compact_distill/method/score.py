@@ -1,26 +1,35 @@
-"""Score rationales with a student that is not being trained: what `compact score` does."""
+"""Read rationales with a student that is not being trained: their scores and weights, and where beliefs rise.
+
+One loop reads; `score` (what `compact score` does) and `gains` (for the report) take from it what they want.
+Shape letters: B problems, K teachers, P points at which the belief is read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from compact_distill.config.models import CompatibilityConfig, TextConfig
-from compact_distill.method.encode import EncodedProblem, Encoder
+from compact_distill.config.models import MAX_LENGTH, MAX_TOKENS_PER_PASS, CompatibilityConfig, TextConfig
+from compact_distill.method.encode import Branch, EncodedProblem, Encoder
 from compact_distill.method.forward import PassOptions, attach
+from compact_distill.method.outputs import StudentOutputs
+from compact_distill.method.packing import choose_points
 from compact_distill.method.passes import plan_jobs, read_job
-from compact_distill.method.scores import BUILT_IN, Evaluator
-from compact_distill.records import Instance, ScoreRow
+from compact_distill.method.scores import BUILT_IN, Scorer
+from compact_distill.records import Instance, Rationale, ScoreRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
+
 # Problems that are planned together; enough to fill a pass, few enough to stream.
 _CHUNK = 32
+_DIGITS = 4  # of a gain, in nats; more would only make the file longer
 
 
 def score(
@@ -29,8 +38,8 @@ def score(
     instances: Iterable[Instance],
     compatibility: CompatibilityConfig | None = None,
     text: TextConfig | None = None,
-    max_length: int = 2560,
-    max_tokens_per_pass: int = 16384,
+    max_length: int = MAX_LENGTH,
+    max_tokens_per_pass: int = MAX_TOKENS_PER_PASS,
 ) -> Iterator[ScoreRow]:
     """Yield one row of scores and weights a problem, in the order of the input.
 
@@ -49,18 +58,73 @@ def score(
     Raises:
         StudentError: model or tokenizer cannot be used.
     """
-    evaluator = Evaluator(compatibility)
-    encoder = Encoder(tokenizer, text, min(max_length, max_tokens_per_pass), evaluator.config.thinking_expressions)
-    attach(model)
-    rows = _read(model, encoder, instances, evaluator.pass_options(0.0), evaluator, max_tokens_per_pass)
-    if evaluator.running is not None:
-        everything = list(rows)
-        for _, scores, present_K in everything:
-            evaluator.observe({name: value[None] for name, value in scores.items()}, present_K[None])
-        rows = iter(everything)
-    for problem, scores, present_K in rows:
-        weights_K = evaluator.weights({name: value[None] for name, value in scores.items()}, present_K[None])[0]
-        yield score_row(problem, scores, weights_K)
+    scorer = Scorer(compatibility)
+    encoder = Encoder(tokenizer, text, min(max_length, max_tokens_per_pass), scorer.config.thinking_expressions)
+
+    def take(outputs: StudentOutputs) -> list[dict[str, Tensor]]:
+        scores = scorer.scores(outputs)
+        counts = [len(problem.branches) for problem in outputs.problems]
+        return [{name: value[b, :k].cpu() for name, value in scores.items()} for b, k in enumerate(counts)]
+
+    read = _read(model, encoder, instances, scorer.pass_options(0.0), max_tokens_per_pass, take)
+    rows = read if scorer.running is None else list(read)
+    if scorer.running is not None:
+        for _, problem, scores in rows:
+            if scores is not None:
+                scorer.observe(_batch_of_one(scores), _present_BK(problem))
+    for _, problem, scores in rows:
+        scores = scores or dict.fromkeys(scorer.coefficients, torch.zeros(len(problem.branches)))
+        yield score_row(problem, scores, scorer.weights(_batch_of_one(scores), _present_BK(problem))[0])
+
+
+def _batch_of_one(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value[None] for name, value in scores.items()}
+
+
+def _present_BK(problem: EncodedProblem) -> Tensor:
+    return torch.tensor([[branch is not None for branch in problem.branches]])
+
+
+def gains(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    instances: Iterable[Instance],
+    student: Literal["before", "after"],
+    compatibility: CompatibilityConfig | None = None,
+    text: TextConfig | None = None,
+    max_length: int = MAX_LENGTH,
+    max_tokens_per_pass: int = MAX_TOKENS_PER_PASS,
+) -> Iterator[dict[str, Any]]:
+    """Yield a problem's line of `gains.jsonl` (docs/report.md): the belief's change, in nats, at each step of reading.
+
+    Dropout is off. Problems without any present rationale are left out.
+
+    Args:
+        model: a supported causal language model.
+        tokenizer: its tokenizer.
+        instances: problems with rationales.
+        student: which student the model is: before or after training.
+        compatibility: the estimator of the belief, and the thinking expressions.
+        text: templates.
+        max_length: most tokens of prompt + completion; longer rationales take no part.
+        max_tokens_per_pass: tokens the student reads at once.
+
+    Raises:
+        StudentError: model or tokenizer cannot be used.
+    """
+    scorer = Scorer(compatibility)
+    options = scorer.pass_options(0.0)
+    encoder = Encoder(tokenizer, text, min(max_length, max_tokens_per_pass), scorer.config.thinking_expressions)
+    rows = _read(model, encoder, instances, options, max_tokens_per_pass, lambda o: o.belief_BKP.float().tolist())
+    for instance, problem, belief_KP in rows:
+        if belief_KP is None:
+            continue
+        texts = [
+            _rationale(rationale, branch, encoder, belief_P, options.max_probes)
+            for rationale, branch, belief_P in zip(instance.rationales, problem.branches, belief_KP, strict=False)
+        ]
+        line = {"id": problem.id, "student": student, "estimator": scorer.config.estimator}
+        yield line | {"rationales": texts}
 
 
 def _read(
@@ -68,31 +132,27 @@ def _read(
     encoder: Encoder,
     instances: Iterable[Instance],
     options: PassOptions,
-    evaluator: Evaluator,
     max_tokens: int,
-) -> Iterator[tuple[EncodedProblem, dict[str, Tensor], Tensor]]:
-    """Each problem with its scores [K] and which rationales are present [K]."""
-    encoded = encoder.encode_all(instances)
+    take: Callable[[StudentOutputs], list[T]],
+) -> Iterator[tuple[Instance, EncodedProblem, T | None]]:
+    """Each instance, in order, with its tokens and what `take` took from its pass; None where it has no rationale.
+
+    `take` turns a pass's outputs into one entry a problem at once, so that no pass's distributions are kept.
+    """
+    attach(model)
+    pairs = ((instance, encoder(instance)) for instance in instances)
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     try:
-        while chunk := list(islice(encoded, _CHUNK)):
-            done: dict[int, tuple[dict[str, Tensor], Tensor]] = {}
-            for job in plan_jobs(chunk, options, max_tokens, device):
+        while chunk := list(islice(pairs, _CHUNK)):
+            taken: dict[int, T] = {}
+            for job in plan_jobs([problem for _, problem in chunk], options, max_tokens, device):
                 with torch.no_grad():
-                    outputs = read_job(model, job, options)
-                    scores = evaluator.scores(outputs)
-                for index, problem in enumerate(job.problems):
-                    count = len(problem.branches)
-                    done[id(problem)] = (
-                        {name: value[index, :count].cpu() for name, value in scores.items()},
-                        outputs.present_BK[index, :count].cpu(),
-                    )
-            for problem in chunk:
-                nothing = torch.zeros(len(problem.branches))
-                unread = (dict.fromkeys(evaluator.coefficients, nothing), nothing.bool())
-                yield problem, *done.get(id(problem), unread)
+                    entries = take(read_job(model, job, options))
+                taken.update((id(problem), entry) for problem, entry in zip(job.problems, entries, strict=True))
+            for instance, problem in chunk:
+                yield instance, problem, taken.get(id(problem))
     finally:
         model.train(training)
 
@@ -114,3 +174,34 @@ def score_row(problem: EncodedProblem, scores: Mapping[str, Tensor], weights_K: 
         statuses=problem.statuses,
         extra_scores={name: column(name) for name in scores if name not in BUILT_IN},
     )
+
+
+def _rationale(
+    rationale: Rationale, branch: Branch | None, encoder: Encoder, belief_P: list[float], max_probes: int | None
+) -> dict[str, Any] | None:
+    """A rationale's steps: where each ends in the text, and how the belief changed on it; None where it is absent."""
+    if branch is None:
+        return None
+    length = len(branch.reasoning)
+    points = list(range(length + 1)) if max_probes is None else choose_points(branch.stops, length, max_probes)
+    spans = encoder.reasoning_spans(rationale.text)
+    return {
+        "teacher": rationale.teacher,
+        "sample": rationale.sample,
+        "start": spans[0][0] if spans else 0,
+        "belief": round(belief_P[0], _DIGITS),
+        "ends": [spans[point - 1][1] for point in points[1:]],
+        "gains": [round(after - before, _DIGITS) for before, after in pairwise(belief_P[: len(points)])],
+        "thinking": _merge([span for span, marked in zip(spans, branch.thinking, strict=True) if marked]),
+    }
+
+
+def _merge(spans: list[tuple[int, int]]) -> list[list[int]]:
+    """Adjoining spans as one."""
+    merged: list[list[int]] = []
+    for start, end in spans:
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(end, merged[-1][1])
+        else:
+            merged.append([start, end])
+    return merged

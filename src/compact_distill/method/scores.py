@@ -7,15 +7,13 @@ coefficients the config names under `compatibility.extra_scores`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from compact_distill.config.models import CompatibilityConfig
 from compact_distill.errors import ConfigError, nearest
-from compact_distill.method.adaptability import adaptability
-from compact_distill.method.consensus import consensus
-from compact_distill.method.difficulty import difficulty
 from compact_distill.method.forward import PassOptions
 from compact_distill.method.outputs import StudentOutputs
 from compact_distill.method.weights import RunningStatistics, compatibility_weights
@@ -39,7 +37,50 @@ def register_score(name: str, score: Score) -> None:
     _EXTRA[name] = score
 
 
-class Evaluator:
+def consensus(outputs: StudentOutputs) -> Tensor:
+    """C_k = sum over i != k of A_ik with A = softmax over j of L, [B, K]; 0 for missing and for single teachers.
+
+    L_ij = sum over heads h of <q_i,h , key_j,g(h)> / sqrt(heads * head_dim), g(h) the key head of query head h.
+    """
+    query_BKHD, key_BKGD = outputs.query_BKHD, outputs.key_BKGD
+    heads, width = query_BKHD.shape[2:]
+    key_BKHD = key_BKGD.repeat_interleave(heads // key_BKGD.shape[2], dim=2)
+    logits_BKK = torch.einsum("bihd,bjhd->bij", query_BKHD, key_BKHD) / (heads * width) ** 0.5
+    present_BK = outputs.present_BK
+    # A row of a problem without any teacher is all masked; its softmax is NaN and is replaced below.
+    attention_BKK = torch.softmax(logits_BKK.masked_fill(~present_BK[:, None, :], -torch.inf), dim=-1)
+    others = present_BK[:, :, None] & present_BK[:, None, :]
+    others &= ~torch.eye(len(present_BK[0]), dtype=torch.bool, device=others.device)
+    return torch.where(others, attention_BKK, 0.0).sum(1)
+
+
+def adaptability(
+    outputs: StudentOutputs, gain: Literal["positive", "net", "peak"] = "positive", off_weight: float = 0.1
+) -> Tensor:
+    """S_k from the belief l at each reading point, [B, K] in nats.
+
+    Rises r_p = max(l_p - l_(p-1), 0) count w_p: 1 where the step to p is part of a thinking expression (always, for
+    probes), `off_weight` elsewhere. `positive`: sum of w r; `peak`: largest w r; `net`: l_end - l_0, where weights
+    have no meaning.
+    """
+    belief_BKP = outputs.belief_BKP
+    if gain == "net":
+        last_BK1 = (outputs.point_BKP.sum(-1, keepdim=True) - 1).clamp_min(0)
+        return belief_BKP.gather(-1, last_BK1)[..., 0] - belief_BKP[..., 0]
+    exists = outputs.point_BKP[..., 1:]
+    rises = torch.where(exists, belief_BKP[..., 1:] - belief_BKP[..., :-1], 0.0).clamp_min(0)
+    weighted = torch.where(outputs.thinking_BKP[..., 1:], rises, rises * off_weight)
+    if gain == "positive":
+        return weighted.sum(-1)
+    return weighted.amax(-1) if weighted.shape[-1] else weighted.sum(-1)
+
+
+def difficulty(outputs: StudentOutputs) -> Tensor:
+    """D_k = mean negative log-likelihood of the completion's tokens, [B, K] in nats per token; differentiable."""
+    return outputs.nll_BKT.sum(-1) / outputs.length_BK.clamp_min(1)
+
+
+class Scorer:
     """Scores and weights under one configuration.
 
     Raises:

@@ -16,7 +16,7 @@ from compact_distill.answers import Verifier
 from compact_distill.config.models import LoraConfig, RunConfig
 from compact_distill.data.preview import used_rows
 from compact_distill.evaluation.examine import Exam
-from compact_distill.method.gains import gains
+from compact_distill.method.score import gains
 from compact_distill.records import Instance
 from compact_distill.runs.environment import peak_memory_mib
 from compact_distill.runs.folder import RunFolder

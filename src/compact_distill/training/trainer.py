@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerControl, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from compact_distill.config.models import CompatibilityConfig, TextConfig
+from compact_distill.config.models import MAX_LENGTH, MAX_TOKENS_PER_PASS, CompatibilityConfig, TextConfig
 from compact_distill.errors import ConfigError
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.forward import attach
@@ -30,7 +30,7 @@ from compact_distill.method.loss import aggregate
 from compact_distill.method.packing import lay_out
 from compact_distill.method.passes import Job, plan_jobs, read_job
 from compact_distill.method.score import score_row
-from compact_distill.method.scores import Evaluator
+from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, ScoreRow
 from compact_distill.runs.folder import ScoreTrace
 from compact_distill.training.checkpoints import newest_complete, require_complete, seal
@@ -66,8 +66,10 @@ class CompactConfig(TrainingArguments):
     )
     consistency: float = field(default=0.1, metadata={"help": "lambda of the consistency term; 0 turns it off"})
     text: TextConfig | dict[str, Any] = field(default_factory=TextConfig, metadata={"help": "templates"})
-    max_length: int = field(default=2560, metadata={"help": "tokens of prompt + completion; longer ones are dropped"})
-    max_tokens_per_pass: int = field(default=16384, metadata={"help": "tokens the student reads at once"})
+    max_length: int = field(
+        default=MAX_LENGTH, metadata={"help": "tokens of prompt + completion; longer ones are dropped"}
+    )
+    max_tokens_per_pass: int = field(default=MAX_TOKENS_PER_PASS, metadata={"help": "tokens the student reads at once"})
     trace: str | None = field(
         default=None, metadata={"help": "file for each problem's scores and weights; default OUTPUT_DIR/scores.jsonl"}
     )
@@ -134,13 +136,13 @@ class CompactTrainer(Trainer):
             raise ConfigError("processing_class must be the student's tokenizer, got None; pass the tokenizer")
         if args.n_gpu > 1:
             raise ConfigError(f"{args.n_gpu} GPUs in one process are not supported; start with `accelerate launch`")
-        self.evaluator = Evaluator(args.compatibility)  # type: ignore[arg-type]
-        self.pass_options = self.evaluator.pass_options(args.consistency)
+        self.scorer = Scorer(args.compatibility)  # type: ignore[arg-type]
+        self.pass_options = self.scorer.pass_options(args.consistency)
         self.encoder = Encoder(
             processing_class,
             args.text,  # type: ignore[arg-type]
             min(args.max_length, args.max_tokens_per_pass),
-            self.evaluator.config.thinking_expressions,
+            self.scorer.config.thinking_expressions,
         )
         datasets = [
             data if data is None or isinstance(data, ProblemDataset) else ProblemDataset(data, self.encoder)
@@ -235,8 +237,8 @@ class CompactTrainer(Trainer):
     def _job_loss(self, model: nn.Module, job: Job, counts: bool = True) -> Tensor:
         """Sum over a job's problems of the loss, or zero; keeps what the log and the trace want to know."""
         outputs = read_job(model, job, self.pass_options)
-        scores = self.evaluator.scores(outputs)
-        weights_BK = self.evaluator.weights(scores, outputs.present_BK)
+        scores = self.scorer.scores(outputs)
+        weights_BK = self.scorer.weights(scores, outputs.present_BK)
         terms = aggregate(
             scores["difficulty"], weights_BK, outputs.gold_logprob, outputs.problems, self.args.consistency
         )
@@ -247,7 +249,7 @@ class CompactTrainer(Trainer):
             weights_BK, present_BK = weights_BK.float().cpu(), outputs.present_BK.cpu()
             self.metrics.add(job.problems, host, weights_BK, terms)
             self._note(job, host, weights_BK)
-            if self.evaluator.running is not None:
+            if self.scorer.running is not None:
                 self._observed.append((host, present_BK))
         return terms.total
 
@@ -274,7 +276,7 @@ class CompactTrainer(Trainer):
 
     def _observe_step(self) -> None:
         """Take an optimizer step's scores, of all ranks, into the running statistics."""
-        if self.evaluator.running is None:
+        if self.scorer.running is None:
             return
         observed = self._observed
         if self.accelerator.num_processes > 1:
@@ -282,7 +284,7 @@ class CompactTrainer(Trainer):
 
             observed = gather_object(observed)
         for scores, present_BK in observed:
-            self.evaluator.observe(scores, present_BK)
+            self.scorer.observe(scores, present_BK)
         self._observed = []
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
@@ -364,7 +366,7 @@ class CompactTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save and folder.is_dir():
-            moments = self.evaluator.running.moments if self.evaluator.running is not None else {}
+            moments = self.scorer.running.moments if self.scorer.running is not None else {}
             state = {"step": self.state.global_step, "moments": moments}
             (folder / _STATE).write_text(json.dumps(state), encoding="utf-8")
             self.trace.sync()
@@ -372,8 +374,8 @@ class CompactTrainer(Trainer):
 
     def _load_state(self, checkpoint: Path) -> int:
         state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-        if self.evaluator.running is not None:
-            self.evaluator.running.moments = {name: tuple(m) for name, m in state["moments"].items()}
+        if self.scorer.running is not None:
+            self.scorer.running.moments = {name: tuple(m) for name, m in state["moments"].items()}
         return int(state["step"])
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

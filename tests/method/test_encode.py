@@ -6,7 +6,7 @@ import pytest
 
 import reference
 from compact_distill.config.models import TextConfig
-from compact_distill.method.encode import Encoder
+from compact_distill.method.encode import Encoder, _mark_thinking, thinking_spans
 from compact_distill.records import Instance, Rationale
 from models import byte_level_tokenizer, sentencepiece_tokenizer
 
@@ -61,3 +61,31 @@ def test_thinking_tokens_are_those_of_the_reference(name: str, expressions: tupl
         assert {i for i, thinks in enumerate(mine.thinking) if thinks} == expected
         assert set(mine.stops) == {last + 1 for _, last in theirs.thinking}
         assert expected, "each of these reasonings has thinking expressions or first words"
+
+
+# --- thinking expressions, by hand ---
+
+
+def words(text, extra=()):
+    return [text[a:b] for a, b in thinking_spans(text, extra)]
+
+
+def test_whole_words_in_any_case():
+    assert words("SO we sort. Wait, so-so! In  summary: butter") == ["SO", "Wait", "so", "so", "In  summary"]
+
+
+def test_users_add_regular_expressions():
+    assert words("aha! so it is", [r"aha+"]) == ["aha", "so"]
+
+
+def test_without_any_the_starts_of_sentences_and_lines_count():
+    assert words("Two plus two. Is four!\nAlways 3.5 more") == ["Two", "Is", "Always"]
+
+
+def test_nothing_is_found_in_nothing():
+    assert words("") == []
+
+
+def test_tokens_that_overlap_an_expression_are_marked():
+    offsets = [(0, 2), (2, 5), (5, 6), (6, 9), (9, 12)]
+    assert _mark_thinking([(3, 6), (9, 10)], offsets) == ((False, True, True, False, True), (3, 5))
