@@ -70,7 +70,20 @@ def attach(model: nn.Module) -> None:
         return _read(self, compact_layout, compact_options or PassOptions())
 
     core.forward = types.MethodType(forward, core)
+    _teach_head(core.get_output_embeddings())
     core._compact_attached = True
+
+
+def _teach_head(head: nn.Module) -> None:
+    """Let the LM head read what a pass needs in a call of its own, so that who shards it (FSDP2) gathers it first."""
+    ordinary = head.forward
+
+    def forward(self: Any, hidden: Tensor, compact_rows: tuple[Tensor, Tensor] | None = None) -> Any:
+        if compact_rows is None:
+            return ordinary(hidden)
+        return read_head(hidden, self.weight, getattr(self, "bias", None), *compact_rows)
+
+    head.forward = types.MethodType(forward, head)
 
 
 def read(model: nn.Module, layout: Layout, options: PassOptions) -> Reading:
@@ -84,18 +97,13 @@ def _read(core: Any, layout: Layout, options: PassOptions) -> Reading:
     plan.remember = False  # gradient checkpointing runs the layers again; once is enough
     device = hidden_TD.device
     head = core.get_output_embeddings()
-    bias = getattr(head, "bias", None)
-
     rows = [row for branch in layout.branches for row in branch.labelled]
     if options.with_gold:
         rows += [row for branch in layout.branches for row in branch.gold]
     labels = torch.tensor([token for branch in layout.branches for token in branch.branch.completion], device=device)
-    logprob_N, belief_N, gold_GV = read_head(
+    logprob_N, belief_N, gold_GV = head(
         hidden_TD.index_select(0, torch.tensor(rows, device=device)),
-        head.weight,
-        bias,
-        labels,
-        _gold_by_row(layout, device),
+        compact_rows=(labels, _gold_by_row(layout, device)),
     )
     gold = gold_GV.split([len(branch.gold) for branch in layout.branches]) if options.with_gold else ()
     probe: tuple[Tensor, ...] = ()
@@ -144,9 +152,7 @@ def _read_probes(
         rows = torch.tensor([row for point in probes.points for row in point.rows], device=hidden_TD.device)
         labels = torch.tensor([t for point in probes.points for t in point.labels], device=hidden_TD.device)
         none = torch.full((len(labels), 1), -1, device=hidden_TD.device)
-        logprob_N, _, _ = read_head(
-            hidden_TD.index_select(0, rows), head.weight, getattr(head, "bias", None), labels, none
-        )
+        logprob_N, _, _ = head(hidden_TD.index_select(0, rows), compact_rows=(labels, none))
         counts = [len(point.labels) for point in probes.points]
         belief_P = torch.stack([part.mean() for part in logprob_N.split(counts)])
     plan.memory.clear()
