@@ -19,7 +19,7 @@ from unittest import mock
 
 from compact_distill import pipeline
 from compact_distill.config.models import RunConfig, load_config
-from compact_distill.evaluation.results import BASE, STUDENT, read_result, result_path, tasks_done
+from compact_distill.evaluation.result_files import BASE, STUDENT, read_result, result_path, tasks_done
 from compact_distill.method.forward import PassOptions
 from compact_distill.method.outputs import StudentOutputs
 from compact_distill.method.packing import lay_out

@@ -30,15 +30,15 @@ from compact_distill.evaluation.examine import (
     Exam,
     examine,
     examine_drift,
-    examine_folder,
     examine_run,
+    examine_student,
     forget_training,
-    prepare,
+    prepare_exam,
     trained_subject,
 )
 from compact_distill.evaluation.harness import Subject
-from compact_distill.evaluation.results import STUDENT, checkpoint_label
-from compact_distill.evaluation.served import ServedWriter
+from compact_distill.evaluation.result_files import STUDENT, checkpoint_label
+from compact_distill.evaluation.writers import ServedWriter
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.score import score
 from compact_distill.method.scores import Scorer
@@ -157,7 +157,7 @@ def evaluate(
         else:
             label = checkpoint_label(checkpoint)
             student = require_complete(folder.student_path / label)
-            examine_folder(str(student), trained_subject(student, label), exam, folder.eval_path / label)
+            examine_student(str(student), trained_subject(student, label), exam, folder.eval_path / label)
     return folder.eval_path
 
 
@@ -171,12 +171,12 @@ def evaluate_student(config: RunConfig, tasks: Sequence[str], out: Path, server:
         InputError: with everything that is wrong with student and benchmarks.
         RunError: requests that got no reply; the same call asks for them again.
     """
-    exam = prepare(config.eval, config.text, config.seed, only=tasks)
+    exam = prepare_exam(config.eval, config.text, config.seed, only=tasks)
     if not exam:
         raise ConfigError(f"{config.student} is no run folder, so eval needs a benchmark; name one with --task")
     name = re.sub(r"[^\w.\-]+", "_", config.student.rstrip("/").rpartition("/")[2]).strip("._-") or STUDENT
     if server is None:
-        examine_folder(config.student, Subject(name, config.student, student_hash(config.student)), exam, out / name)
+        examine_student(config.student, Subject(name, config.student, student_hash(config.student)), exam, out / name)
     else:
         examine(server, Subject(name, config.student, fingerprint(server.settings())), exam, out / name)
     return out
@@ -184,7 +184,7 @@ def evaluate_student(config: RunConfig, tasks: Sequence[str], out: Path, server:
 
 def drift(config: RunConfig, base: str, out: Path, benchmarks: bool = True) -> Path:
     """Measure how far `config.student` moved from `base`; returns the folder of the results, `out`."""
-    examine_drift(base, config.student, prepare(config.eval, config.text, config.seed), out, benchmarks)
+    examine_drift(base, config.student, prepare_exam(config.eval, config.text, config.seed), out, benchmarks)
     return out
 
 
@@ -243,7 +243,7 @@ def _encode(config: RunConfig, instances: Sequence[Instance]) -> list[EncodedPro
 
 
 def _exam(config: RunConfig, instances: Sequence[Instance], only: Sequence[str] = ()) -> Exam:
-    return prepare(config.eval, config.text, config.seed, instances, only)
+    return prepare_exam(config.eval, config.text, config.seed, instances, only)
 
 
 def _evaluate(config: RunConfig, exam: Exam, folder: RunFolder) -> None:

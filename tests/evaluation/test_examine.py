@@ -16,8 +16,7 @@ from compact_distill import pipeline
 from compact_distill.cli import app
 from compact_distill.config.models import RunConfig, config_from, dump_config
 from compact_distill.errors import InputError, RunError
-from compact_distill.evaluation.compare import compare_results
-from compact_distill.evaluation.results import read_result, read_rows
+from compact_distill.evaluation.result_files import compare_results, read_result, read_rows
 from compact_distill.runs.folder import RunFolder
 from compact_distill.students.identity import student_hash
 from models import byte_level_tokenizer, save_student, tiny_model

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from compact_distill.config.models import TextConfig
 from compact_distill.errors import InputError, RunError
-from compact_distill.evaluation.compare import compare_results, compare_students
-from compact_distill.evaluation.harness import Subject, describe, evaluate
-from compact_distill.evaluation.results import read_result, read_rows
-from compact_distill.evaluation.rows import TaskRow, TaskRows
-from compact_distill.evaluation.statistics import bootstrap_mean, mcnemar, wilson
+from compact_distill.evaluation.harness import Subject, describe, evaluate_task
+from compact_distill.evaluation.result_files import read_result, read_rows
+from compact_distill.evaluation.statistics import wilson
 from compact_distill.evaluation.task import Task
+from compact_distill.evaluation.task_rows import TaskRow, TaskRows
 from compact_distill.evaluation.writers import Reply, StudentWriter
 from compact_distill.students.generate import Generator
 from models import byte_level_tokenizer, tiny_model
@@ -65,7 +63,7 @@ def test_verdicts_parse_failures_and_truncations_are_counted_beside_the_accuracy
         Reply("The answer is 5. But", False, 5, 9),  # right, and cut
         Reply("2 and 3 and 6", False, 5, 9),  # cut before an answer: its last number is none
     ]
-    document = evaluate(Script(replies), BASE, rows_of(6), tmp_path / "base", role="learned")
+    document = evaluate_task(Script(replies), BASE, rows_of(6), tmp_path / "base", role="learned")
     assert document["result"] == {
         "rows": 6,
         "samples": 1,
@@ -88,7 +86,7 @@ def test_verdicts_parse_failures_and_truncations_are_counted_beside_the_accuracy
 
 def test_all_that_decides_a_result_is_pinned_in_it(tmp_path):
     task = Task(name="sums", version=3, data={"path": "sums.jsonl"}, prompt="{{ question }} Think.", max_new_tokens=9)
-    document = evaluate(Script([right(0)]), BASE, rows_of(1, task), tmp_path, seed=5)
+    document = evaluate_task(Script([right(0)]), BASE, rows_of(1, task), tmp_path, seed=5)
     assert document["task"] == {
         "name": "sums",
         "version": 3,
@@ -118,7 +116,7 @@ def test_all_that_decides_a_result_is_pinned_in_it(tmp_path):
 def test_the_mean_over_samples_is_pass_at_1(tmp_path):
     task = Task(name="sums", version=1, data={"path": "x"}, samples=2, temperature=1.0)
     replies = [right(0), "no", right(1), right(1), "no", "no"]  # shares 1/2, 1, 0
-    document = evaluate(Script(replies), BASE, rows_of(3, task), tmp_path)
+    document = evaluate_task(Script(replies), BASE, rows_of(3, task), tmp_path)
     assert document["result"]["accuracy"] == 0.5
     assert document["result"]["attempts"] == 6
     assert [(r["id"], r["sample"]) for r in read_rows(tmp_path / "sums.rows.jsonl")] == [
@@ -127,15 +125,15 @@ def test_the_mean_over_samples_is_pass_at_1(tmp_path):
 
 
 def test_what_was_done_is_not_done_again(tmp_path):
-    first = evaluate(Script([right(n) for n in range(3)]), BASE, rows_of(3), tmp_path)
+    first = evaluate_task(Script([right(n) for n in range(3)]), BASE, rows_of(3), tmp_path)
     again = Script([right(n) for n in range(3)])
-    assert evaluate(again, BASE, rows_of(3), tmp_path) == first
+    assert evaluate_task(again, BASE, rows_of(3), tmp_path) == first
     assert again.asked == []
 
 
 @pytest.mark.parametrize("change", ["student", "rows", "seed", "version", "rows_file"])
 def test_what_changed_is_done_again(tmp_path, change):
-    evaluate(Script([right(n) for n in range(3)]), BASE, rows_of(3), tmp_path)
+    evaluate_task(Script([right(n) for n in range(3)]), BASE, rows_of(3), tmp_path)
     subject, rows, seed = BASE, rows_of(3), 42
     if change == "student":
         subject = Subject("base", "tiny", "1" * 8)
@@ -148,30 +146,30 @@ def test_what_changed_is_done_again(tmp_path, change):
     else:
         (tmp_path / "sums.rows.jsonl").write_text("{}\n")
     again = Script([right(n) for n in range(3)])
-    evaluate(again, subject, rows, tmp_path, seed=seed)
+    evaluate_task(again, subject, rows, tmp_path, seed=seed)
     assert len(again.asked) == len(rows.rows)
 
 
 def test_a_role_that_changed_is_noted_without_asking_again(tmp_path):
-    evaluate(Script([right(0)]), BASE, rows_of(1), tmp_path, role="learned")
+    evaluate_task(Script([right(0)]), BASE, rows_of(1), tmp_path, role="learned")
     again = Script([])
-    assert evaluate(again, BASE, rows_of(1), tmp_path, role="retained")["role"] == "retained"
+    assert evaluate_task(again, BASE, rows_of(1), tmp_path, role="retained")["role"] == "retained"
     assert read_result(tmp_path / "sums.json")["role"] == "retained"
 
 
 def test_a_stopped_evaluation_goes_on_and_ends_in_the_same_bytes(tmp_path):
     replies = [right(n) for n in range(5)]
-    evaluate(Script(replies), BASE, rows_of(5), tmp_path / "whole")
+    evaluate_task(Script(replies), BASE, rows_of(5), tmp_path / "whole")
     with pytest.raises(RunError, match="the machine stopped"):
-        evaluate(Script(replies, fail_after=2), BASE, rows_of(5), tmp_path / "stopped")
+        evaluate_task(Script(replies, fail_after=2), BASE, rows_of(5), tmp_path / "stopped")
     partial = tmp_path / "stopped" / "sums.partial.jsonl"
     with partial.open("a") as file:
         file.write('{"request": 0, "text": "torn by a cra')
     assert not (tmp_path / "stopped" / "sums.json").exists()
     with pytest.raises(RunError):
-        evaluate(Script(replies, fail_after=1), BASE, rows_of(5), tmp_path / "stopped")
+        evaluate_task(Script(replies, fail_after=1), BASE, rows_of(5), tmp_path / "stopped")
     rest = Script(replies)
-    evaluate(rest, BASE, rows_of(5), tmp_path / "stopped")
+    evaluate_task(rest, BASE, rows_of(5), tmp_path / "stopped")
     assert sorted(rest.asked) == [0, 1]
     for name in ("sums.json", "sums.rows.jsonl"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -180,9 +178,9 @@ def test_a_stopped_evaluation_goes_on_and_ends_in_the_same_bytes(tmp_path):
 
 def test_replies_to_other_settings_are_not_taken(tmp_path):
     with pytest.raises(RunError):
-        evaluate(Script(["old"] * 3, fail_after=2), BASE, rows_of(3), tmp_path, seed=1)
+        evaluate_task(Script(["old"] * 3, fail_after=2), BASE, rows_of(3), tmp_path, seed=1)
     rest = Script([right(n) for n in range(3)])
-    assert evaluate(rest, BASE, rows_of(3), tmp_path, seed=2)["result"]["accuracy"] == 1
+    assert evaluate_task(rest, BASE, rows_of(3), tmp_path, seed=2)["result"]["accuracy"] == 1
     assert len(rest.asked) == 3
 
 
@@ -192,73 +190,16 @@ def test_rows_without_reply_make_no_result(tmp_path):
             yield 0, Reply(right(0), True, 1, 1)
 
     with pytest.raises(RunError, match="2 of 3 rows got no reply; the same command asks for them again"):
-        evaluate(Deaf([]), BASE, rows_of(3), tmp_path)
+        evaluate_task(Deaf([]), BASE, rows_of(3), tmp_path)
     assert not (tmp_path / "sums.json").exists()
 
 
 def test_text_of_a_model_cannot_break_the_files(tmp_path):
     hostile = 'The answer is 1.\u2028{"id": "p9"}\n</script>\x00\ud800'
-    evaluate(Script([hostile]), BASE, rows_of(1), tmp_path)
+    evaluate_task(Script([hostile]), BASE, rows_of(1), tmp_path)
     rows = read_rows(tmp_path / "sums.rows.jsonl")
     assert len(rows) == 1
     assert rows[0]["text"] == hostile
-
-
-# ---- two students
-
-
-def two_students(tmp_path: Path) -> tuple[Path, Path]:
-    base, student = tmp_path / "base", tmp_path / "student"
-    evaluate(Script([right(0), "no", "no", "no", right(4)]), BASE, rows_of(5), base)
-    replies = [right(0), right(1), right(2), right(3), "no"]
-    evaluate(Script(replies), Subject("student", "s", "1"), rows_of(5), student, role="learned")
-    return base, student
-
-
-def test_two_students_are_compared_row_by_row(tmp_path):
-    base, student = two_students(tmp_path)
-    change = compare_results(base, student, "sums", seed=7)
-    paired = bootstrap_mean([0, 1, 1, 1, -1], seed=7)
-    assert (change["gained"], change["lost"]) == (3, 1)
-    assert change["mcnemar_p"] == mcnemar(3, 1)
-    assert (change["difference"], change["low"], change["high"]) == (paired.value, paired.low, paired.high)
-    assert change["before"]["accuracy"] == 0.4
-    assert change["role"] == "learned"
-
-
-def test_what_cannot_be_compared_is_named_and_the_rest_is_compared(tmp_path):
-    base, student = two_students(tmp_path)
-    facts = Task(name="facts", version=1, data={"path": "x"})
-    evaluate(Script([right(0)]), BASE, rows_of(1, facts), base)
-    other = Task(name="more", version=1, data={"path": "x"})
-    evaluate(Script([right(0)]), BASE, rows_of(1, other), base)
-    evaluate(Script([right(0)] * 2), BASE, rows_of(2, other.changed(version=2)), student)
-    document = compare_students(base, student)
-    assert [change["task"] for change in document["changes"]] == ["sums"]
-    assert [entry["task"] for entry in document["missing"]] == ["facts", "more"]
-    assert "student has no finished result on facts" in document["missing"][0]["why"]
-    assert "version, data differ" in document["missing"][1]["why"]
-
-
-def test_shares_of_samples_have_no_mcnemar(tmp_path):
-    task = Task(name="sums", version=1, data={"path": "x"}, samples=2, temperature=1.0)
-    for name in ("base", "student"):
-        evaluate(Script([right(0), "no", "no", right(1)]), BASE, rows_of(2, task), tmp_path / name)
-    change = compare_results(tmp_path / "base", tmp_path / "student", "sums")
-    assert (change["difference"], change["gained"], change["lost"], change["mcnemar_p"]) == (0, None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("{", "cannot be read"), ('{"format": 99}', "must have format 1, got 99"), ("[]", "cannot be read")],
-)
-def test_a_damaged_or_foreign_result_is_refused(tmp_path, text, message):
-    path = tmp_path / "sums.json"
-    path.write_text(text)
-    with pytest.raises(RunError, match=message):
-        read_result(path)
-    # ... and evaluated again, not trusted
-    assert evaluate(Script([right(0)]), BASE, rows_of(1), tmp_path)["result"]["accuracy"] == 1
 
 
 # ---- the student in this process
@@ -274,7 +215,7 @@ def test_the_student_writes_what_its_generator_writes(tmp_path, tiny):
     task = Task(name="sums", version=1, data={"path": "x"}, max_new_tokens=6)
     rows = rows_of(4, task)
     writer = StudentWriter(model, tokenizer, batch_tokens=150)
-    document = evaluate(writer, BASE, rows, tmp_path)
+    document = evaluate_task(writer, BASE, rows, tmp_path)
     assert document["decoding"]["stop"] == ["\nQuestion:"]
     assert document["student"]["prompt_template"] == TextConfig().prompt_template
     for attempt in read_rows(tmp_path / "sums.rows.jsonl"):
@@ -294,7 +235,7 @@ def document_decoding(document):
 def test_two_evaluations_of_one_seed_are_the_same_bytes_and_another_seed_samples_others(tmp_path, tiny):
     task = Task(name="sums", version=1, data={"path": "x"}, max_new_tokens=6, samples=3, temperature=1.0)
     for name, seed in (("one", 1), ("two", 1), ("three", 2)):
-        evaluate(StudentWriter(*tiny), BASE, rows_of(3, task), tmp_path / name, seed=seed)
+        evaluate_task(StudentWriter(*tiny), BASE, rows_of(3, task), tmp_path / name, seed=seed)
     files = [(tmp_path / name / "sums.rows.jsonl").read_bytes() for name in ("one", "two", "three")]
     assert files[0] == files[1]
     assert files[0] != files[2]
@@ -322,6 +263,6 @@ def test_a_batch_that_was_cut_off_is_written_again_whole(tiny, monkeypatch):
 def test_prompts_that_do_not_fit_the_student_are_named_before_any_work(tmp_path, tiny):
     rows = rows_of(2, Task(name="sums", version=1, data={"path": "x"}, max_new_tokens=190))
     with pytest.raises(InputError) as error:
-        evaluate(StudentWriter(*tiny), BASE, rows, tmp_path)
+        evaluate_task(StudentWriter(*tiny), BASE, rows, tmp_path)
     assert len(error.value.problems) == 2
     assert "do not fit in the student's 200; lower max_new_tokens" in error.value.problems[0]

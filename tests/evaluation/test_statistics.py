@@ -44,6 +44,15 @@ def test_the_effective_number_of_attempts_by_hand():
     assert share_of_rows([1, 0.5, 0, 0.5], samples=2) == wilson(0.5, 8)
 
 
+def test_no_more_attempts_count_than_there_were():
+    # Shares 1/2, 1/2, 1/2, 1: p = 5/8, variance of the mean 3/256; n = (15/64) / (3/256) = 20, but 8 were made.
+    assert share_of_rows([0.5, 0.5, 0.5, 1], samples=2) == wilson(0.625, 8)
+
+
+def test_rows_that_are_all_right_count_once_each_however_often_they_were_asked():
+    assert share_of_rows([1.0] * 5, samples=4) == wilson(1.0, 5)
+
+
 def test_the_interval_holds_the_truth_in_95_percent_of_clustered_samples():
     chance = random.Random(1)
     inside = 0

@@ -52,7 +52,7 @@ def evaluate(
     elif checkpoint is not None:
         raise ConfigError(f"--checkpoint needs a run folder, but {target} holds no manifest.json; name the run")
     else:
-        from compact_distill.evaluation.served import ServedWriter
+        from compact_distill.evaluation.writers import ServedWriter
 
         server = None if base_url is None else ServedWriter(target, base_url, api_key_env)
         folder = pipeline.evaluate_student(student_config(target, settings), task, out, server)
@@ -98,8 +98,7 @@ def compare(
     Example:
       compact compare runs/first runs/second
     """
-    from compact_distill.evaluation.compare import compare_students, describe_changes
-    from compact_distill.evaluation.results import write_result
+    from compact_distill.evaluation.result_files import compare_students, describe_changes, write_result
 
     if out is not None:
         check_target(out)
@@ -174,7 +173,7 @@ def _results_of(path: Path) -> Path:
 
 def _paired(runs: list[Path]) -> list[dict[str, Any]]:
     """Each later run's student against the first run's, on the rows that both answered."""
-    from compact_distill.evaluation.compare import compare_students
+    from compact_distill.evaluation.result_files import compare_students
 
     first, *others = (run / "eval" / "student" for run in runs)
     return [compare_students(first, other) for other in others]

@@ -12,22 +12,23 @@ from typing import Any
 
 from compact_distill.config.models import EvalConfig, TextConfig
 from compact_distill.errors import CompactError, InputError, RunError
-from compact_distill.evaluation.compare import compare_students, describe_changes
 from compact_distill.evaluation.drift import MIN_PROMPTS, check_sets, describe_drift, measure_drift, prompts_in
-from compact_distill.evaluation.harness import Subject, describe, evaluate
-from compact_distill.evaluation.results import (
+from compact_distill.evaluation.harness import Subject, describe, evaluate_task
+from compact_distill.evaluation.result_files import (
     BASE,
     CHANGES,
     DRIFT,
     STUDENT,
+    compare_students,
+    describe_changes,
     read_result,
     result_path,
     rows_path,
     tasks_done,
     write_result,
 )
-from compact_distill.evaluation.rows import TaskRows, Training, read_task
 from compact_distill.evaluation.task import load_tasks
+from compact_distill.evaluation.task_rows import TaskRows, Training, read_task
 from compact_distill.evaluation.writers import StudentWriter, Writer
 from compact_distill.runs.environment import accelerator
 from compact_distill.runs.files import fingerprint
@@ -57,7 +58,7 @@ class Exam:
         return bool(self.rows)
 
 
-def prepare(
+def prepare_exam(
     settings: EvalConfig,
     text: TextConfig,
     seed: int,
@@ -106,10 +107,10 @@ def examine(writer: Writer, subject: Subject, exam: Exam, folder: Path) -> list[
         folder: where results go, such as RUN/eval/base.
     """
     _forget_others(folder, subject.hash)
-    return [evaluate(writer, subject, rows, folder, role=role, seed=exam.seed) for role, rows in exam.rows]
+    return [evaluate_task(writer, subject, rows, folder, role=role, seed=exam.seed) for role, rows in exam.rows]
 
 
-def examine_folder(student: str, subject: Subject, exam: Exam, folder: Path) -> list[dict[str, Any]]:
+def examine_student(student: str, subject: Subject, exam: Exam, folder: Path) -> list[dict[str, Any]]:
     """The same for a student by folder or hub name, in this process. Raises StudentError where it cannot be loaded."""
     model, tokenizer = load_student(student, device=accelerator())
     writer = StudentWriter(model, tokenizer, exam.text, exam.settings.batch_tokens)
@@ -128,8 +129,8 @@ def examine_run(base: str, student: Path, exam: Exam, folder: Path) -> dict[str,
     Returns:
         For the stage's summary: accuracy by student and task.
     """
-    documents = examine_folder(base, Subject(BASE, base, student_hash(base), 0, 0.0), exam, folder / BASE)
-    documents += examine_folder(str(student), trained_subject(student, STUDENT), exam, folder / STUDENT)
+    documents = examine_student(base, Subject(BASE, base, student_hash(base), 0, 0.0), exam, folder / BASE)
+    documents += examine_student(str(student), trained_subject(student, STUDENT), exam, folder / STUDENT)
     write_changes(folder, BASE, STUDENT, exam.seed)
     sets = drift_sets(exam)
     for role in [role for role in sets if prompts_in(sets[role]) < MIN_PROMPTS]:
@@ -161,7 +162,7 @@ def examine_drift(base: str, student: str, exam: Exam, folder: Path, benchmarks:
     retained = replace(exam, rows=tuple(pair for pair in exam.rows if pair[0] == "retained"))
     if benchmarks and retained:
         for label, name in ((BASE, base), (STUDENT, student)):
-            examine_folder(name, Subject(label, name, student_hash(name)), retained, folder / label)
+            examine_student(name, Subject(label, name, student_hash(name)), retained, folder / label)
         write_changes(folder, BASE, STUDENT, exam.seed)
     write_drift(folder, base, student, student, exam, sets)
 

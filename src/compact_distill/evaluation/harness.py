@@ -13,7 +13,7 @@ from typing import Any
 from compact_distill.answers import Verifier
 from compact_distill.errors import RunError
 from compact_distill.evaluation.parse import find_answer
-from compact_distill.evaluation.results import (
+from compact_distill.evaluation.result_files import (
     FORMAT,
     partial_path,
     read_result,
@@ -21,10 +21,10 @@ from compact_distill.evaluation.results import (
     rows_path,
     write_result,
 )
-from compact_distill.evaluation.rows import TaskRow, TaskRows
 from compact_distill.evaluation.statistics import share_of_rows
 from compact_distill.evaluation.task import Task
-from compact_distill.evaluation.writers import Reply, Request, Writer
+from compact_distill.evaluation.task_rows import TaskRow, TaskRows
+from compact_distill.evaluation.writers import Attempt, Reply, Writer
 from compact_distill.records import Verdict
 from compact_distill.runs.environment import versions
 from compact_distill.runs.files import atomic_write, content_hash, cut_torn_line, fingerprint, json_line
@@ -46,7 +46,7 @@ class Subject:
     epoch: float | None = None
 
 
-def evaluate(
+def evaluate_task(
     writer: Writer, subject: Subject, rows: TaskRows, folder: Path, *, role: str | None = None, seed: int = 42
 ) -> dict[str, Any]:
     """Examine a student on a task, unless that was done with the very same settings; go on where a run was stopped.
@@ -145,17 +145,17 @@ def _found(folder: Path, task: str, key: str) -> dict[str, Any] | None:
     return document if whole and document.get("key") == key else None
 
 
-def _requests(rows: Sequence[TaskRow], task: Task, seed: int) -> list[Request]:
+def _requests(rows: Sequence[TaskRow], task: Task, seed: int) -> list[Attempt]:
     """One a row and sample, samples of a row together; each has its own seed, the same in every run."""
     requests = []
     for row in rows:
         for sample in range(task.samples):
             digest = hashlib.sha256(f"{seed}/{task.name}/{row.id}/{sample}".encode()).digest()
-            requests.append(Request(row.id, sample, row.prompt, int.from_bytes(digest[:4], "big") & 0x7FFFFFFF))
+            requests.append(Attempt(row.id, sample, row.prompt, int.from_bytes(digest[:4], "big") & 0x7FFFFFFF))
     return requests
 
 
-def _ask(writer: Writer, requests: Sequence[Request], decoding: Decoding, partial: _Partial, label: str) -> None:
+def _ask(writer: Writer, requests: Sequence[Attempt], decoding: Decoding, partial: _Partial, label: str) -> None:
     with progress(label, len(requests), len(partial.replies)) as shown:
         for index, reply in writer.write(requests, decoding, partial.replies.keys()):
             partial.append(index, reply)

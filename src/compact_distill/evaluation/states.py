@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compact_distill.errors import StudentError
-from compact_distill.evaluation.geometry import Array
 from compact_distill.students.generate import plan_batches
 from compact_distill.students.support import innermost
+
+Array = NDArray[np.float64]
 
 _LOGITS_AT_ONCE = 2**24
 

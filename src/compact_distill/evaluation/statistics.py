@@ -40,8 +40,10 @@ def share_of_rows(shares: Sequence[float], samples: int = 1) -> Estimate:
         raise ValueError(f"needs at least one share in 0..1 and samples >= 1, got {list(shares)[:5]} and {samples}")
     rows, p = values.size, float(values.mean())
     variance = float(values.var()) / rows
-    if variance > 0:
-        attempts = min(max(p * (1 - p) / variance, rows), rows * samples)
+    if samples == 1:
+        attempts: float = rows
+    elif variance > 0:
+        attempts = min(p * (1 - p) / variance, rows * samples)
     else:  # rows that are all alike: as informative as can be, unless they are all right or all wrong
         attempts = rows * samples if 0 < p < 1 else rows
     return wilson(p, attempts)

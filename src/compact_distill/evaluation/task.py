@@ -6,19 +6,21 @@ The built-in ones are the files of `tasks/`. A user's own is such a file, or jus
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from compact_distill.config.messages import messages
 from compact_distill.config.yaml import parse
 from compact_distill.errors import ConfigError, nearest
-from compact_distill.evaluation.templates import check_template
 
+_ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)  # prompts are plain text
 _FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet")
 
 
@@ -170,3 +172,25 @@ def _validated(data: dict[str, Any], name: str) -> Task:
         return Task.model_validate(data)
     except ValidationError as error:
         raise ConfigError([f"{name}: {text}" for _, text in messages(error, Task)]) from error
+
+
+def check_template(template: str) -> str:
+    """Return the template. Raises ValueError where it cannot be compiled."""
+    try:
+        _compiled(template)
+    except TemplateError as error:
+        raise ValueError(f"must be a Jinja template, got {template!r:.80}: {error}; mend it")
+    return template
+
+
+def render(template: str, fields: Mapping[str, Any]) -> str:
+    """Fill in a template. Raises ValueError where it names what the fields do not hold, or fails otherwise."""
+    try:
+        return _compiled(template).render(fields)
+    except Exception as error:  # a template may do anything to a value
+        raise ValueError(f"template {template!r:.80}: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _compiled(template: str) -> Template:
+    return _ENVIRONMENT.from_string(template)

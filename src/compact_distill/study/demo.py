@@ -19,8 +19,7 @@ from rich.table import Table
 from compact_distill import pipeline
 from compact_distill.config.models import RunConfig, config_from
 from compact_distill.data import load_instances
-from compact_distill.evaluation.compare import compare_students
-from compact_distill.evaluation.results import BASE, STUDENT, read_result, result_path
+from compact_distill.evaluation.result_files import BASE, STUDENT, compare_students, read_result, result_path
 from compact_distill.lab import student as lab
 from compact_distill.lab.problems import arithmetic
 from compact_distill.lab.teachers import pool

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from compact_distill.evaluation.examine import Exam, examine
 from compact_distill.evaluation.harness import Subject
-from compact_distill.evaluation.results import STUDENT, checkpoint_label
+from compact_distill.evaluation.result_files import STUDENT, checkpoint_label
 from compact_distill.evaluation.writers import StudentWriter
 from compact_distill.runs.environment import peak_memory_mib
 from compact_distill.runs.files import StepLog, read_jsonl

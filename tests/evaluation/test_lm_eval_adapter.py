@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from compact_distill.evaluation.harness import Subject, evaluate
-from compact_distill.evaluation.results import read_rows
-from compact_distill.evaluation.rows import read_task
+from compact_distill.evaluation.harness import Subject, evaluate_task
+from compact_distill.evaluation.result_files import read_rows
 from compact_distill.evaluation.task import load_task
+from compact_distill.evaluation.task_rows import read_task
 from compact_distill.evaluation.writers import StudentWriter
 from models import CHATML
 
@@ -157,7 +157,7 @@ def test_both_give_the_same_score_on_each_row(tmp_path, data, chat):
     differing: dict[str, str] = {}
     for name in TASKS:
         rows = read_task(load_task(f"{name}={data[name]}").changed(max_new_tokens=LIMIT))
-        evaluate(StudentWriter(model, tokenizer), Subject("s", "s", "0"), rows, tmp_path)
+        evaluate_task(StudentWriter(model, tokenizer), Subject("s", "s", "0"), rows, tmp_path)
         samples = peers[f"compact_{name}{suffix}"]
         for row, attempt in zip(rows.rows, read_rows(tmp_path / f"{name}.rows.jsonl"), strict=True):
             sample = samples[row.id]

@@ -10,8 +10,7 @@ from compact_distill.answers import compare_answers
 from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
 from compact_distill.data.rows import to_problem
 from compact_distill.errors import DataError
-from compact_distill.evaluation.task import Task
-from compact_distill.evaluation.templates import render
+from compact_distill.evaluation.task import Task, render
 from compact_distill.records import Problem
 from compact_distill.runs.files import fingerprint
 

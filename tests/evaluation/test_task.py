@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from compact_distill.errors import CompactError, ConfigError, DataError
-from compact_distill.evaluation.rows import Training, read_task
 from compact_distill.evaluation.task import Task, load_task, load_tasks, task_names
+from compact_distill.evaluation.task_rows import Training, read_task
 from compact_distill.records import Problem
 from compact_distill.runs.files import fingerprint
 

@@ -7,11 +7,11 @@ from typer.testing import CliRunner
 
 from compact_distill.cli import app
 from compact_distill.errors import ConfigError, RunError
-from compact_distill.evaluation.harness import Subject, evaluate
-from compact_distill.evaluation.results import read_result, read_rows
-from compact_distill.evaluation.rows import TaskRow, TaskRows
-from compact_distill.evaluation.served import ServedWriter
+from compact_distill.evaluation.harness import Subject, evaluate_task
+from compact_distill.evaluation.result_files import read_result, read_rows
 from compact_distill.evaluation.task import Task
+from compact_distill.evaluation.task_rows import TaskRow, TaskRows
+from compact_distill.evaluation.writers import ServedWriter
 from teachers.server import Server, fails, says
 
 SUBJECT = Subject("served", "m", "0")
@@ -41,7 +41,7 @@ def right(body, number):
 def test_a_served_student_is_asked_every_row_with_its_decoding_and_seed(tmp_path):
     with Server(right) as server:
         rows = rows_of(3, samples=2, temperature=0.5, top_p=0.9)
-        document = evaluate(ServedWriter("m", server.url), SUBJECT, rows, tmp_path)
+        document = evaluate_task(ServedWriter("m", server.url), SUBJECT, rows, tmp_path)
         bodies = [seen.body for seen in server.seen]
     assert document["result"]["accuracy"] == 1
     assert document["result"]["truncated"] == 2
@@ -64,10 +64,10 @@ def test_a_fault_is_asked_again_and_a_row_without_reply_makes_no_result(tmp_path
     with Server(behave) as server:
         writer = ServedWriter("m", server.url)
         with pytest.raises(RunError, match=r"1 of 4 requests got no reply, .* too long.*asks for them again"):
-            evaluate(writer, SUBJECT, rows_of(4), tmp_path)
+            evaluate_task(writer, SUBJECT, rows_of(4), tmp_path)
         assert not (tmp_path / "sums.json").exists()
         broken, before = False, len(server.seen)
-        document = evaluate(writer, SUBJECT, rows_of(4), tmp_path)
+        document = evaluate_task(writer, SUBJECT, rows_of(4), tmp_path)
         assert [number_in(seen.body) for seen in server.seen[before:]] == [2]
     assert document["result"]["accuracy"] == 1
 
@@ -75,13 +75,13 @@ def test_a_fault_is_asked_again_and_a_row_without_reply_makes_no_result(tmp_path
 def test_a_server_that_refuses_the_key_is_not_asked_for_every_row(tmp_path):
     with Server(lambda body, number: fails(401, "who are you?")) as server:
         with pytest.raises(RunError, match=r"200 of 200 requests got no reply, .*who are you"):
-            evaluate(ServedWriter("m", server.url, concurrency=4), SUBJECT, rows_of(200), tmp_path)
+            evaluate_task(ServedWriter("m", server.url, concurrency=4), SUBJECT, rows_of(200), tmp_path)
         assert len(server.seen) < 20
 
 
 def test_no_more_requests_than_allowed_are_in_flight(tmp_path):
     with Server(lambda body, number: says("The answer is 1.", delay=0.05)) as server:
-        evaluate(ServedWriter("m", server.url, concurrency=2), SUBJECT, rows_of(8), tmp_path)
+        evaluate_task(ServedWriter("m", server.url, concurrency=2), SUBJECT, rows_of(8), tmp_path)
         at = sorted(seen.at for seen in server.seen)
     assert all(later - earlier > 0.03 for earlier, later in zip(at, at[2:], strict=False))
 
