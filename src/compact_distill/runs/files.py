@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, ClassVar, Self
@@ -73,6 +75,31 @@ class Lock:
         """Let the next writer in."""
         self._taken.discard(self._key)
         self._file.close()
+
+
+def move_aside(path: str | Path) -> Path:
+    """Give a file or folder a dated name beside its old one, and return that: what was made is never deleted.
+
+    `gsm8k.json` becomes `gsm8k.json.2026-11-25T21-30-05Z`, so that no reader of `*.json` takes it for the new one; to
+    take it back, rename it. Who calls this says so.
+    """
+    path = Path(path)
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    aside, number = path.with_name(f"{path.name}.{stamp}"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{stamp}-{number}")
+    path.rename(aside)
+    _sync_folder(path.parent)
+    return aside
+
+
+_ASIDE = re.compile(r"\.\d{4}-\d{2}-\d{2}T\d{2}-\d{2}-\d{2}Z(-\d+)?$")
+
+
+def is_aside(path: str | Path) -> bool:
+    """Whether a name is one that `move_aside` gave."""
+    return _ASIDE.search(Path(path).name) is not None
 
 
 def cut_torn_line(path: Path) -> None:
