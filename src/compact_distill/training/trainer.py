@@ -163,6 +163,11 @@ class CompactTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if args.fsdp and not self.is_fsdp_enabled:
+            raise ConfigError(
+                "fsdp: True shards on accelerators only; on a CPU transformers would train whole copies without a word. "
+                "Leave fsdp out, or train on GPUs"
+            )
         self.metrics = TrainingMetrics()
         self.trace = ScoreTrace(Path(str(args.trace)))
         self._rows: list[ScoreRow] = []
