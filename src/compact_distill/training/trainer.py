@@ -165,7 +165,7 @@ class CompactTrainer(Trainer):
         )
         if args.fsdp and not self.is_fsdp_enabled:
             raise ConfigError(
-                "fsdp: True shards on accelerators only; on a CPU transformers would train whole copies without a word. "
+                "fsdp: True shards on accelerators only; a CPU would train whole copies without a word. "
                 "Leave fsdp out, or train on GPUs"
             )
         self.metrics = TrainingMetrics()
