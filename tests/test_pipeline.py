@@ -132,12 +132,13 @@ def test_a_run_writes_what_the_report_reads(configure):
     assert [row["step"] for row in logged] == list(range(1, folder.stage_summary("train")["steps"] + 1))
     assert all(row["problems_per_second"] > 0 and "weight/t0" in row for row in logged)
     gains = [json.loads(line) for line in folder.gains_path.read_text().splitlines()]
-    assert [(g["student"], g["id"]) for g in gains] == [(s, f"p{n}") for s in ("before", "after") for n in range(6)]
-    assert gains[0]["rationales"] != gains[6]["rationales"]
+    # Two epochs pay for reading a tenth of the problems before and after; one at least.
+    assert [(g["student"], g["id"]) for g in gains] == [("before", "p0"), ("after", "p0")]
+    assert gains[0]["rationales"] != gains[1]["rationales"]
     # After training, net gains of the saved student are what `score` reads with it.
     model, tokenizer = load_student(folder.student_path)
     net = config.compatibility.model_copy(update={"gain": "net"})
-    for row, line in zip(score(model, tokenizer, load_instances(config.rationales), net), gains[6:], strict=True):
+    for row, line in zip(score(model, tokenizer, load_instances(config.rationales)[:1], net), gains[1:], strict=True):
         for expected, rationale in zip(row.adaptability, line["rationales"], strict=True):
             assert sum(rationale["gains"]) == pytest.approx(expected, abs=1e-4 * len(rationale["gains"]) + 1e-4)
     assert write_report([folder.path]).is_file()
@@ -346,8 +347,7 @@ def test_what_a_dry_run_counts_is_what_the_run_does(configure, tmp_path, student
         problem(3, "It is four. The answer is 4." + " x" * 500, "no idea"),
     ]
     config = configure(rationales=str(write_data(tmp_path / "data.jsonl", rows)), max_length=200)
-    instances = pipeline.require_valid(config)
-    shown = pipeline.dry_run(config, instances)
+    shown = pipeline.dry_run(pipeline.prepare(config))
 
     ok, missing, unparsed, long = (RationaleStatus(s) for s in ("ok", "missing", "unparsed", "over_length"))
     assert shown.teachers[0].statuses == {ok: 1, unparsed: 1, long: 1}

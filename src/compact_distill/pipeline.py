@@ -1,6 +1,6 @@
 """The stages of a run, in order, as calls: open this file first.
 
-    validate_run    everything that is wrong, before any work
+    prepare         read and check everything once, before any work (training/prepare.py)
     dry_run         what would be read, dropped and done
     train           load -> train
     run             ask teachers -> verify -> join (without teachers: load) -> train -> evaluate -> report
@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from compact_distill.answers import Verifier
 from compact_distill.config.models import RunConfig, dump_config, load_config
 from compact_distill.data import load_instances
-from compact_distill.data.preview import Preview, preview
-from compact_distill.errors import ConfigError, DataError, InputError, RunError
+from compact_distill.data.preview import Preview, preview, used_rows
+from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.evaluation.examine import (
     Exam,
     examine,
@@ -39,20 +39,19 @@ from compact_distill.evaluation.examine import (
 from compact_distill.evaluation.harness import Subject
 from compact_distill.evaluation.result_files import STUDENT, checkpoint_label
 from compact_distill.evaluation.writers import ServedWriter
-from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.score import score
-from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.report import write_report
 from compact_distill.runs.environment import accelerator, hardware, versions
 from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line
-from compact_distill.runs.folder import RunFolder, output_problem, score_fields
-from compact_distill.runs.progress import progress, say
+from compact_distill.runs.folder import RunFolder, score_fields
+from compact_distill.runs.progress import progress, progress_over, say
 from compact_distill.students.identity import student_hash
-from compact_distill.students.load import check_student, load_student, load_tokenizer
-from compact_distill.teachers.stages import check_teachers, plan, rationales, teachers_in_manifest
+from compact_distill.students.load import load_student
+from compact_distill.teachers.stages import plan, rationales, teachers_in_manifest
 from compact_distill.training.checkpoints import require_complete
-from compact_distill.training.run import fit, training_arguments
+from compact_distill.training.prepare import Prepared, prepare, read_exam, read_instances, read_sources
+from compact_distill.training.run import fit, read_gains
 
 # Settings of `train:` that change what is shown or kept, not what is learned.
 _WITHOUT_EFFECT = ("logging_", "log_", "report_to", "run_name", "project", "trackio_", "save_", "disable_tqdm", "hub_")
@@ -60,26 +59,19 @@ _WITHOUT_EFFECT = ("logging_", "log_", "report_to", "run_name", "project", "trac
 
 def validate_run(config: RunConfig) -> list[str]:
     """Everything that would keep a run from working, as messages; empty where it can start."""
-    problems, instances = _check_sources(config)
-    return problems + _check_run(config, instances)
+    try:
+        prepare(config)
+    except InputError as error:
+        return error.problems
+    return []
 
 
-def require_valid(config: RunConfig) -> list[Instance]:
-    """The run's problems with their rationales; none yet where teachers are to be asked for them.
-
-    Raises:
-        InputError: with everything that is wrong with the run.
-    """
-    problems, instances = _check_sources(config)
-    problems += _check_run(config, instances)
-    if problems:
-        raise InputError(problems)
-    return instances
-
-
-def dry_run(config: RunConfig, instances: Sequence[Instance]) -> Preview | str:
+def dry_run(prepared: Prepared) -> Preview | str:
     """What the run would ask of its teachers, or read, drop and do; printable."""
-    return preview(_encode(config, instances), config.train) if instances else plan(config)
+    if prepared.config.teachers:
+        return plan(prepared.config)
+    encoded = progress_over("read", prepared.encode(), len(prepared.instances))
+    return preview(encoded, prepared.config.train, prepared.encoder.max_length)
 
 
 def score_file(config: RunConfig, out: str | Path) -> str:
@@ -91,7 +83,7 @@ def score_file(config: RunConfig, out: str | Path) -> str:
     Raises:
         InputError: with everything that is wrong with student and data.
     """
-    problems, instances = _check_inputs(config)
+    problems, instances = read_sources(config)
     if problems:
         raise InputError(problems)
     model, tokenizer = load_student(config.student, dtype=torch.float32, device=accelerator())
@@ -120,13 +112,13 @@ def train(config: RunConfig) -> RunFolder:
         InputError: with everything that is wrong, before any work.
         RunError: the run folder is in use or damaged.
     """
-    instances = require_valid(config)
+    prepared = prepare(config)
     with _claim(config) as folder:
         if config.teachers:
             if not folder.training_path.exists():
                 raise RunError(f"{folder.path} holds no rationales yet; `compact generate` asks the teachers for them")
-            instances = load_instances(folder.training_path)
-        _train(config, instances, folder)
+            prepared = prepared.with_rationales(load_instances(folder.training_path))
+        _train(prepared, folder)
     return folder
 
 
@@ -150,8 +142,8 @@ def evaluate(
     """
     config = load_config(RunFolder.open(run_folder).config_path, {**overrides, "output": str(run_folder)})
     with _claim(config) as folder:
-        trained_on = load_instances(folder.training_path) if config.teachers else _instances(config)
-        exam = _exam(config, trained_on, only)
+        trained_on = load_instances(folder.training_path) if config.teachers else read_instances(config)
+        exam = read_exam(config, trained_on, only)
         if checkpoint is None:
             _evaluate(config, exam, folder)
         else:
@@ -196,12 +188,12 @@ def run(config: RunConfig) -> RunFolder:
         RunError: the run folder is in use or damaged, or too many requests to teachers got no answer.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; running it again goes on from there.
     """
-    instances = require_valid(config)
+    prepared = prepare(config)
     with _claim(config) as folder:
         if config.teachers:
-            instances = load_instances(rationales(config, folder))
-        _train(config, instances, folder)
-        _evaluate(config, _exam(config, instances), folder)
+            prepared = prepared.with_rationales(load_instances(rationales(config, folder)))
+        _train(prepared, folder)
+        _evaluate(config, prepared.exam, folder)
         if not folder.manifest["finished"]:
             folder.finish()
         if not folder.is_follower and _is_older(folder.report_path, folder.manifest_path):
@@ -209,8 +201,10 @@ def run(config: RunConfig) -> RunFolder:
     return folder
 
 
-def _train(config: RunConfig, instances: Sequence[Instance], folder: RunFolder) -> None:
-    made_of = _ingredients(config, instances)
+def _train(prepared: Prepared, folder: RunFolder) -> None:
+    """Train, unless that is done, and write beside it what only the report wants to know."""
+    config = prepared.config
+    made_of = _ingredients(config, prepared.instances)
     shared = ("compatibility", "consistency", "lora", "text", "max_length", "max_tokens_per_pass", "seed")
     inputs = fingerprint(
         {
@@ -220,30 +214,45 @@ def _train(config: RunConfig, instances: Sequence[Instance], folder: RunFolder) 
             "train": {key: value for key, value in config.train.items() if not key.startswith(_WITHOUT_EFFECT)},
         }
     )
-    if folder.stage_is_done("train", inputs):
+    done = folder.stage_is_done("train", inputs)
+    if done:
         say("train: done already with these inputs")
+    else:
+        if not folder.stage_was_begun("train", inputs):
+            folder.clear_student()
+            forget_training(folder.eval_path)
+        folder.write_config(dump_config(config))
+        folder.update_manifest(**made_of)
+    _for_the_report(folder, "data", inputs, folder.data_path, lambda: _data_rows(prepared))
+    if not done:
+        with folder.stage("train", inputs) as summary:
+            summary.update(fit(prepared, folder))
+    if config.report.gains:
+        epochs = folder.stage_summary("train").get("epochs", 1.0)
+        gain_rows = lambda: read_gains(prepared, folder.student_path, epochs)  # noqa: E731
+        _for_the_report(folder, "gains", inputs, folder.gains_path, gain_rows)
+
+
+def _data_rows(prepared: Prepared) -> Iterator[dict[str, Any]]:
+    with Verifier() as verifier:
+        yield from used_rows(prepared.instances, prepared.encoded, verifier)
+
+
+def _for_the_report(
+    folder: RunFolder, name: str, inputs: str, path: Path, rows: Callable[[], Iterable[dict[str, Any]]]
+) -> None:
+    """Write a file that only the report reads, unless that is done; if that fails, the run goes on without it."""
+    if folder.is_follower or folder.stage_is_done(name, inputs):
         return
-    if not folder.stage_was_begun("train", inputs):
-        folder.clear_student()
-        forget_training(folder.eval_path)
-    folder.write_config(dump_config(config))
-    folder.update_manifest(**made_of)
-    with folder.stage("train", inputs) as summary:
-        summary.update(fit(config, instances, folder, _exam(config, instances)))
-
-
-def _encode(config: RunConfig, instances: Sequence[Instance]) -> list[EncodedProblem]:
-    encoder = Encoder(
-        load_tokenizer(config.student),
-        config.text,
-        min(config.max_length, config.max_tokens_per_pass),
-        config.compatibility.thinking_expressions,
-    )
-    return list(encoder.encode_all(instances))
-
-
-def _exam(config: RunConfig, instances: Sequence[Instance], only: Sequence[str] = ()) -> Exam:
-    return prepare_exam(config.eval, config.text, config.seed, instances, only)
+    try:
+        with folder.stage(name, inputs) as summary:
+            summary["rows"] = folder.write_rows(path, rows())
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        say(
+            f"{name}: {path.name} could not be written ({type(error).__name__}: {reason}); the report goes without "
+            "it, the student does not need it; the same command tries again"
+        )
 
 
 def _evaluate(config: RunConfig, exam: Exam, folder: RunFolder) -> None:
@@ -288,54 +297,6 @@ def _ingredients(config: RunConfig, instances: Sequence[Instance]) -> dict[str, 
         "prompt": config.text.model_dump(mode="json"),
         "decoding": teachers_in_manifest(config) or None,  # None: these rationales were not written by this run
     }
-
-
-def _check_sources(config: RunConfig) -> tuple[list[str], list[Instance]]:
-    if config.teachers:
-        return check_student(config.student) + check_teachers(config), []
-    return _check_inputs(config)
-
-
-def _check_inputs(config: RunConfig) -> tuple[list[str], list[Instance]]:
-    """What is wrong with student and data, and the instances where nothing is."""
-    problems = check_student(config.student)
-    try:
-        return problems, _instances(config)
-    except DataError as error:
-        return problems + error.problems, []
-
-
-def _instances(config: RunConfig) -> list[Instance]:
-    source = config.problems
-    options: dict[str, Any] = (
-        {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
-    )
-    return load_instances(config.rationales, **options)
-
-
-def _check_run(config: RunConfig, instances: Sequence[Instance]) -> list[str]:
-    """What is wrong with the settings of training, the benchmarks and the run folder."""
-    problems = []
-    try:
-        Scorer(config.compatibility)
-    except InputError as error:
-        problems += error.problems
-    try:
-        _exam(config, instances)
-    except InputError as error:
-        problems += [f"eval: {problem}" for problem in error.problems]
-    if config.eval.every_epoch and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        problems.append("eval.every_epoch works in one process only; use `compact eval RUN --checkpoint N` instead")
-    wrong_output = output_problem(config.output)
-    problems += [wrong_output] if wrong_output else []
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            training_arguments(config, Path(scratch), Path(scratch) / "scores.jsonl")
-        except InputError as error:
-            problems += error.problems
-        except (ValueError, TypeError, ImportError, NotImplementedError) as error:  # as transformers has it
-            problems.append(f"train: transformers refuses these settings: {error}")
-    return problems
 
 
 def _plain(instance: Instance) -> list[Any]:

@@ -42,7 +42,31 @@ def test_what_an_earlier_run_did_does_not_count_as_speed(clock, capsys):
     with progress("train", total=100, done=50) as shown:
         clock.now += 20
         shown.advance(10)
-        assert capsys.readouterr().err == "train: 60 of 100, about 1 min 20 s left\n"
+        assert capsys.readouterr().err == "train: 60 of 100\n"
+        clock.now += 20
+        shown.advance(10)
+        assert capsys.readouterr().err == "train: 70 of 100, about 1 min 0 s left\n"
+
+
+def test_an_estimate_waits_for_a_whole_pass(clock, capsys):
+    """36 problems share a pass of 40 s: when the first of them is counted, one in 40 s would mean an hour."""
+    with progress("gains", total=108) as shown:
+        clock.now += 40
+        for _ in range(36):
+            shown.advance()
+        assert capsys.readouterr().err == "gains: 1 of 108\n"
+        clock.now += 40
+        for _ in range(36):
+            shown.advance()
+        assert capsys.readouterr().err == "gains: 37 of 108, about 1 min 19 s left\n"  # 71 at 36 in 40 s
+
+
+def test_a_steady_flow_is_estimated_too(clock, capsys):
+    with progress("read", total=1000) as shown:
+        for _ in range(200):
+            clock.now += 0.125
+            shown.advance()
+        assert capsys.readouterr().err == "read: 120 of 1000, about 1 min 50 s left\n"
 
 
 def test_an_unknown_total_shows_the_count_alone(clock, capsys):

@@ -209,7 +209,7 @@ def test_validation_names_everything_that_is_wrong_at_once(configure, monkeypatc
     config = configure(rationales=["old.jsonl"])
     (tmp_path / "problems.jsonl").write_text('{"id": "p0", "question": "q", "answer": "1"}\n{"id": "p0"}\n')
     with pytest.raises(InputError) as caught:
-        pipeline.require_valid(config)
+        pipeline.prepare(config)
     said = "\n".join(caught.value.problems)
     assert said.count("environment variable MY_KEY must hold the key") == 2
     assert "give `teachers:` or `rationales:`, not both" in said

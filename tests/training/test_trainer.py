@@ -257,5 +257,5 @@ def test_bf16_trains_and_settings_are_saved_without_pickle(tmp_path):
 
 def test_the_dataset_can_be_made_beforehand(tmp_path):
     made = trainer(tmp_path)
-    again = trainer(tmp_path, data=ProblemDataset(instances(4), made.encoder))
+    again = trainer(tmp_path, data=ProblemDataset(made.encoder.encode_all(instances(4)), 100))
     assert len(again.train_dataset) == 4

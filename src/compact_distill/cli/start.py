@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -77,11 +78,14 @@ def validate(
 
     run_config, problems = load_sound_part(config, overrides(settings))
     if run_config is None or problems:
-        raise InputError(problems + (pipeline.validate_run(run_config) if run_config else []))
-    instances = pipeline.require_valid(run_config)
+        # The file's own errors at once; whether data and student are there may take a while.
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr, flush=True)
+        raise InputError(pipeline.validate_run(run_config) if run_config else [])
+    prepared = pipeline.prepare(run_config)
     print(f"{config} is valid")
     if dry_run:
-        print(pipeline.dry_run(run_config, instances))
+        print(pipeline.dry_run(prepared))
 
 
 def env() -> None:

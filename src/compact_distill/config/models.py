@@ -128,6 +128,14 @@ class EvalConfig(Strict):
     drift_rows: StrictInt = Field(100, ge=0, description="prompts per benchmark that drift is measured on; 0: not")
 
 
+class ReportConfig(Strict):
+    """What is done for the report alone; nothing of it changes the student."""
+
+    gains: bool = Field(
+        True, description="after training, read a sample again to show where beliefs rise; costs a twentieth"
+    )
+
+
 class RunConfig(Strict):
     """One training run, from problems and rationales to a better student."""
 
@@ -158,6 +166,7 @@ class RunConfig(Strict):
         TRAIN_DEFAULTS, validate_default=True, description="transformers.TrainingArguments, by its own names"
     )
     eval: EvalConfig = Field(EvalConfig(), description="benchmarks before and after")
+    report: ReportConfig = Field(ReportConfig(), description="what is done for the report alone")
 
     @field_validator("rationales", mode="before")
     @classmethod

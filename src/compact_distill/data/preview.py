@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compact_distill.answers import Verifier, split_answer
+from compact_distill.errors import DataError
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.runs.progress import text_table
 
@@ -61,24 +62,45 @@ class Preview:
         return "\n".join(lines)
 
 
-def preview(encoded: Sequence[EncodedProblem], train: Mapping[str, Any]) -> Preview:
-    """Count encoded problems; `train` is that section of the configuration."""
+def preview(encoded: Iterable[EncodedProblem], train: Mapping[str, Any], max_length: int) -> Preview:
+    """Count encoded problems.
+
+    Args:
+        encoded: the problems, read once and not kept.
+        train: that section of the configuration.
+        max_length: what they were encoded with.
+
+    Raises:
+        DataError: no rationale is left to train on.
+    """
     statuses: dict[str, Counter[RationaleStatus]] = {}
     lengths: dict[str, list[int]] = {}
-    usable: list[EncodedProblem] = []
+    usable = unusable = prompt_tokens = 0
     for problem in encoded:
         for name, branch, status in zip(problem.teachers, problem.branches, problem.statuses, strict=True):
             statuses.setdefault(name, Counter())[status] += 1
             lengths.setdefault(name, []).extend([len(branch)] if branch is not None else [])
-        if problem.present:
-            usable.append(problem)
+        usable += bool(problem.present)
+        unusable += not problem.present
+        prompt_tokens += len(problem.prompt) if problem.present else 0
+    if not usable:
+        raise DataError(nothing_left(sum(statuses.values(), Counter()), max_length))
     return Preview(
-        problems=len(usable),
-        without_rationale=len(encoded) - len(usable),
-        prompt_tokens=sum(len(problem.prompt) for problem in usable),
+        problems=usable,
+        without_rationale=unusable,
+        prompt_tokens=prompt_tokens,
         teachers=tuple(TeacherPreview(name, statuses[name], tuple(lengths[name])) for name in statuses),
-        steps=optimizer_steps(len(usable), train),
+        steps=optimizer_steps(usable, train),
         epochs=train["num_train_epochs"],
+    )
+
+
+def nothing_left(statuses: Counter[RationaleStatus], max_length: int) -> str:
+    """What to say where no rationale takes part in training, by what became of them."""
+    counts = ", ".join(f"{status}: {count}" for status, count in sorted(statuses.items())) or "no rows"
+    return (
+        f"no rationale is left to train on ({counts}); max_length is {max_length} tokens: "
+        "raise it for over_length, and end texts with 'The answer is ...' for unparsed"
     )
 
 

@@ -211,6 +211,8 @@ class RunFolder:
             shutil.rmtree(self.student_path)
         for path in (self.scores_path, self.training_log_path, self.gains_path):
             path.unlink(missing_ok=True)
+        for stage in ("train", "gains"):
+            self.manifest["stages"].pop(stage, None)
 
     def write_rows(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
         """Write a JSONL file of the run, whole or not at all; returns the number of rows."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import IO, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Protocol, TypeVar
+
+T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 15.0
+_SECONDS_BETWEEN_PASSES = 1.0  # what is counted quicker than that belongs to one pass of the student
 
 
 class Progress(Protocol):
@@ -41,10 +44,18 @@ def progress(label: str, total: int | None = None, done: int = 0) -> Iterator[Pr
         lines.end()
 
 
+def progress_over(label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
+    """Yield the items, and show how many have gone by."""
+    with progress(label, total) as shown:
+        for item in items:
+            yield item
+            shown.advance()
+
+
 @contextlib.contextmanager
 def _bar(label: str, total: int | None, done: int) -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
 
     columns = (
@@ -52,50 +63,77 @@ def _bar(label: str, total: int | None, done: int) -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.fields[left]}{task.fields[note]}", markup=False),
     )
     with RichProgress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(label, total=total, completed=done, note="")
+        task = shown.add_task(label, total=total, completed=done, note="", left="")
+        pace = _Pace(total, done)
 
         class Bar:
             def advance(self, count: int = 1, note: str = "") -> None:
-                shown.advance(task, count)
+                pace.advance(count)
+                shown.update(task, advance=count, left=pace.left().removeprefix(", "))
                 if note:
-                    shown.update(task, note=note)
+                    shown.update(task, note=f" {note}")
 
         yield Bar()
+
+
+class _Pace:
+    """How fast work goes, seen after whole passes only.
+
+    A pass of several problems counts them one right after the other when it ends. Whoever divides in the middle of
+    that, or before the first one, is wrong by hours.
+    """
+
+    def __init__(self, total: int | None, done: int) -> None:
+        self.total, self.done = total, done
+        self._before = done
+        self.started = self._last = self._pass_began = time.monotonic()
+        self._whole: tuple[float, int] | None = None  # when the newest whole pass ended, and what was done then
+
+    def advance(self, count: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_PASSES:
+            if self.done > self._before:
+                self._whole = (self._last, self.done)
+            self._pass_began = now
+        elif now - self._pass_began >= _SECONDS_BETWEEN_LINES:  # a steady flow
+            self._whole = (now, self.done + count)
+        self.done += count
+        self._last = now
+
+    def left(self) -> str:
+        if self.total is None or self._whole is None:
+            return ""
+        moment, done = self._whole
+        seconds = (self.total - self.done) * (moment - self.started) / (done - self._before)
+        return f", about {duration(seconds)} left"
 
 
 class _Lines:
     """A plain line every few seconds and one at the end, for logs."""
 
     def __init__(self, label: str, total: int | None, done: int, stream: IO[str]) -> None:
-        self.label, self.total, self.done, self.stream = label, total, done, stream
-        self.before = done
-        self.started = self.printed = time.monotonic()
+        self.label, self.stream = label, stream
+        self.pace = _Pace(total, done)
+        self.printed = self.pace.started
         self.note = ""
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        self.done += count
+        self.pace.advance(count)
         self.note = note or self.note
         if time.monotonic() - self.printed >= _SECONDS_BETWEEN_LINES:
-            self._print(self._left())
+            self._print(self.pace.left())
 
     def end(self) -> None:
-        self._print(f", {duration(time.monotonic() - self.started)}")
+        self._print(f", {duration(time.monotonic() - self.pace.started)}")
 
     def _print(self, ending: str) -> None:
         self.printed = time.monotonic()
-        count = f"{self.done}" if self.total is None else f"{self.done} of {self.total}"
+        count = f"{self.pace.done}" if self.pace.total is None else f"{self.pace.done} of {self.pace.total}"
         note = f", {self.note}" if self.note else ""
         print(f"{self.label}: {count}{ending}{note}", file=self.stream, flush=True)
-
-    def _left(self) -> str:
-        rate = (self.done - self.before) / (time.monotonic() - self.started)
-        if self.total is None or rate == 0:
-            return ""
-        return f", about {duration((self.total - self.done) / rate)} left"
 
 
 def duration(seconds: float) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from compact_distill.data.preview import nothing_left
 from compact_distill.errors import DataError
-from compact_distill.method.encode import EncodedProblem, Encoder
-from compact_distill.records import Instance, RationaleStatus
+from compact_distill.method.encode import EncodedProblem
+from compact_distill.records import RationaleStatus
 
 # Groups (optimizer steps) that are sorted together: enough to find problems of one length, few enough to stay random.
 _GROUPS_SORTED_TOGETHER = 50
@@ -19,17 +20,14 @@ _GROUPS_SORTED_TOGETHER = 50
 class ProblemDataset(Dataset[EncodedProblem]):
     """Encoded problems with at least one present rationale, and the count of every rationale's status."""
 
-    def __init__(self, instances: Sequence[Instance], encoder: Encoder) -> None:
-        encoded = list(encoder.encode_all(instances))
+    def __init__(self, encoded: Iterable[EncodedProblem], max_length: int) -> None:
+        """Take problems that were encoded with `max_length`. Raises DataError where no rationale is left."""
+        encoded = list(encoded)
         self.statuses: Counter[RationaleStatus] = Counter(s for problem in encoded for s in problem.statuses)
         self.problems = [problem for problem in encoded if problem.present]
         self.without_rationale = len(encoded) - len(self.problems)
         if not self.problems:
-            counts = ", ".join(f"{status}: {count}" for status, count in sorted(self.statuses.items())) or "no rows"
-            raise DataError(
-                f"no rationale is left to train on ({counts}); max_length is {encoder.max_length} tokens: "
-                "raise it for over_length, and end texts with 'The answer is ...' for unparsed"
-            )
+            raise DataError(nothing_left(self.statuses, max_length))
 
     def __len__(self) -> int:
         return len(self.problems)

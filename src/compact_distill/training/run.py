@@ -12,41 +12,27 @@ import torch
 import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from compact_distill.answers import Verifier
-from compact_distill.config.models import LoraConfig, RunConfig
-from compact_distill.data.preview import used_rows
-from compact_distill.evaluation.examine import Exam
+from compact_distill.config.models import LoraConfig
+from compact_distill.method.encode import EncodedProblem
 from compact_distill.method.score import gains
-from compact_distill.records import Instance
-from compact_distill.runs.environment import peak_memory_mib
+from compact_distill.runs.environment import accelerator, peak_memory_mib
 from compact_distill.runs.folder import RunFolder
-from compact_distill.runs.progress import say
-from compact_distill.students.load import load_student
+from compact_distill.runs.progress import progress, say
+from compact_distill.students.load import adapter_base, load_student
 from compact_distill.training.callbacks import ExamineEveryEpoch, ShowProgress, StopInOrder, TrainingHistory
 from compact_distill.training.checkpoints import SEAL
-from compact_distill.training.trainer import CompactConfig, CompactTrainer
+from compact_distill.training.dataset import ProblemDataset
+from compact_distill.training.prepare import Prepared
+from compact_distill.training.trainer import CompactTrainer
 
-_GAIN_TOKENS = 1_000_000  # read again after training, at most, to show where beliefs rose
+# What is read again after training, at most, to show where beliefs rose: of the training's cost; tokens.
+_GAIN_SHARE = 1 / 20
+_GAIN_TOKENS = 1_000_000
 # All attention and MLP projections, as the published runs adapt them; the names of every supported architecture.
 _LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def training_arguments(config: RunConfig, output: Path, trace: Path) -> CompactConfig:
-    """The trainer's settings. Raises what transformers raises where settings do not go together."""
-    return CompactConfig(
-        output_dir=str(output),
-        trace=str(trace),
-        seed=config.seed,
-        compatibility=config.compatibility,
-        consistency=config.consistency,
-        text=config.text,
-        max_length=config.max_length,
-        max_tokens_per_pass=config.max_tokens_per_pass,
-        **{"disable_tqdm": True, "dataloader_pin_memory": torch.cuda.is_available(), **config.train},
-    )
-
-
-def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder, exam: Exam) -> dict[str, Any]:
+def fit(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
     """Train, going on from the newest complete checkpoint in the run folder, and save the student there.
 
     With `eval.every_epoch` the student sits the exam after each epoch.
@@ -56,11 +42,13 @@ def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder, exam: 
         rationales had which status.
 
     Raises:
+        DataError: no rationale is left to train on.
         RunError: there are checkpoints, but none that is complete.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
+    config, args = prepared.config, prepared.arguments
+    dataset = ProblemDataset(prepared.encoded, prepared.encoder.max_length)
     transformers.set_seed(config.seed)  # adapters start from random weights
-    args = training_arguments(config, run.student_path, run.scores_path)
     with args.main_process_first():
         if args.process_index == 0:
             _drop_interrupted_checkpoints(run.student_path)
@@ -71,29 +59,24 @@ def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder, exam: 
         say("train: the student is an adapter folder; this adapter is trained further, `lora:` is not used")
         adapter = None
     trainer = CompactTrainer(
-        model=model, args=args, train_dataset=instances, processing_class=tokenizer, peft_config=adapter
+        model=model, args=args, train_dataset=dataset, processing_class=tokenizer, peft_config=adapter
     )
     for shown_twice in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(shown_twice)
     trainer.add_callback(ShowProgress())
-    if exam and config.eval.every_epoch:
-        trainer.add_callback(ExamineEveryEpoch(trainer, exam, run.eval_path))
-    dataset = trainer.train_dataset
+    if prepared.exam and config.eval.every_epoch:
+        trainer.add_callback(ExamineEveryEpoch(trainer, prepared.exam, run.eval_path))
     if trainer.is_world_process_zero():
         say(f"train: {dataset.summary()}")
     trainer.add_callback(TrainingHistory(run.training_log_path))
-    if trainer.is_world_process_zero():
-        with Verifier() as verifier:
-            run.write_rows(run.data_path, used_rows(instances, list(trainer.encoder.encode_all(instances)), verifier))
     with StopInOrder() as stop:
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=True)
     trainer.save_model(str(run.student_path))
     trainer.save_state()
-    if trainer.accelerator.num_processes == 1:  # the model of several ranks may be in pieces
-        run.write_rows(run.gains_path, _gains(config, instances, trainer, with_base=adapter is not None))
     return {
         "steps": result.global_step,
+        "epochs": trainer.state.epoch,
         "loss": result.training_loss,
         "seconds": round(result.metrics["train_runtime"], 1),
         "peak_memory_gib": round(peak_memory_mib() / 1024, 2),
@@ -102,18 +85,41 @@ def fit(config: RunConfig, instances: Sequence[Instance], run: RunFolder, exam: 
     }
 
 
-def _gains(
-    config: RunConfig, instances: Sequence[Instance], trainer: CompactTrainer, with_base: bool
-) -> Iterator[dict[str, Any]]:
-    """Lines of gains.jsonl of the student, and before that of its base, which a new adapter leaves as it was."""
-    every = math.ceil(sum(trainer.train_dataset.lengths) / _GAIN_TOKENS)
-    chosen = instances[::every]
-    say(f"train: read {len(chosen)} problems once more, for the report")
+def read_gains(prepared: Prepared, student: Path, epochs: float) -> Iterator[dict[str, Any]]:
+    """Read a sample of the problems again with the trained student, and yield the lines of gains.jsonl.
+
+    Before it, where the student is a new adapter, its base reads the same. The sample is evenly spread, and as large
+    as a twentieth of the training's cost allows, one problem at least.
+
+    Args:
+        prepared: the run.
+        student: folder of the trained student.
+        epochs: how long it was trained.
+    """
+    config = prepared.config
+    model, tokenizer = load_student(student, device=accelerator())
+    with_base = hasattr(model, "peft_config") and adapter_base(config.student) is None
+    chosen = prepared.instances[:: gain_stride(prepared.encoded, epochs, readings=2 if with_base else 1)]
     settings = (config.compatibility, config.text, config.max_length, config.max_tokens_per_pass)
-    if with_base:
-        with trainer.model.disable_adapter():
-            yield from gains(trainer.model, trainer.processing_class, chosen, "before", *settings)
-    yield from gains(trainer.model, trainer.processing_class, chosen, "after", *settings)
+    with progress("gains", len(chosen) * (2 if with_base else 1)) as shown:
+        if with_base:
+            with model.disable_adapter():
+                for line in gains(model, tokenizer, chosen, "before", *settings):
+                    yield line
+                    shown.advance()
+        for line in gains(model, tokenizer, chosen, "after", *settings):
+            yield line
+            shown.advance()
+
+
+def gain_stride(encoded: Sequence[EncodedProblem], epochs: float, readings: int) -> int:
+    """Read each how-many-th problem again: a twentieth of the training's cost, and 1,000,000 tokens, are not exceeded.
+
+    A step of training costs two readings at least: its forward, and a backward that is no cheaper.
+    """
+    tokens = sum(len(p.prompt) + sum(len(b) for b in p.branches if b is not None) for p in encoded)
+    affordable = min(_GAIN_SHARE * 2 * epochs * tokens, _GAIN_TOKENS) / readings
+    return max(1, math.ceil(tokens / max(affordable, 1)))
 
 
 def _adapter(lora: LoraConfig | None) -> Any:

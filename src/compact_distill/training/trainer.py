@@ -125,8 +125,8 @@ class CompactTrainer(Trainer):
         self,
         model: PreTrainedModel | nn.Module,
         args: CompactConfig | None = None,
-        train_dataset: Sequence[Instance] | None = None,
-        eval_dataset: Sequence[Instance] | None = None,
+        train_dataset: Sequence[Instance] | ProblemDataset | None = None,
+        eval_dataset: Sequence[Instance] | ProblemDataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
@@ -144,10 +144,7 @@ class CompactTrainer(Trainer):
             min(args.max_length, args.max_tokens_per_pass),
             self.scorer.config.thinking_expressions,
         )
-        datasets = [
-            data if data is None or isinstance(data, ProblemDataset) else ProblemDataset(data, self.encoder)
-            for data in (train_dataset, eval_dataset)
-        ]
+        datasets = [None if data is None else self._encoded(data) for data in (train_dataset, eval_dataset)]
         attach(model)
         if peft_config is not None:
             from peft import get_peft_model
@@ -174,6 +171,11 @@ class CompactTrainer(Trainer):
         self._observed: list[tuple[dict[str, Tensor], Tensor]] = []
         if datasets[0] is not None:
             logger.info("training on %s", datasets[0].summary())
+
+    def _encoded(self, data: Sequence[Instance] | ProblemDataset) -> ProblemDataset:
+        if isinstance(data, ProblemDataset):
+            return data
+        return ProblemDataset(self.encoder.encode_all(data), self.encoder.max_length)
 
     # ---- one step
 
@@ -321,8 +323,7 @@ class CompactTrainer(Trainer):
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         if dataset is None:
             raise ConfigError("evaluate needs an eval_dataset, got None; pass instances")
-        if not isinstance(dataset, ProblemDataset):
-            dataset = ProblemDataset(dataset, self.encoder)
+        dataset = self._encoded(dataset)
         self.model.eval()
         self._require_whole_passes(dataset.problems)
         budget = self.args.max_tokens_per_pass

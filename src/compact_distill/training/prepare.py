@@ -1,0 +1,134 @@
+"""What a run is made of, read and checked once: validate, dry run, training and evaluation use the same `Prepared`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compact_distill.config.models import RunConfig
+from compact_distill.data import load_instances
+from compact_distill.errors import DataError, InputError
+from compact_distill.evaluation.examine import Exam, prepare_exam
+from compact_distill.method.encode import EncodedProblem, Encoder
+from compact_distill.method.scores import Scorer
+from compact_distill.records import Instance
+from compact_distill.runs.folder import RunFolder, output_problem
+from compact_distill.students.load import check_student, load_tokenizer
+from compact_distill.teachers.stages import check_teachers
+from compact_distill.training.trainer import CompactConfig
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step: nothing of it needs to be read, checked or turned into tokens again.
+
+    `instances` is empty where teachers have yet to be asked for their rationales.
+    """
+
+    config: RunConfig
+    arguments: CompactConfig
+    exam: Exam
+    instances: tuple[Instance, ...]
+
+    def with_rationales(self, instances: Sequence[Instance]) -> Prepared:
+        """The same run once its teachers have answered; what they were asked about leaves the benchmarks."""
+        return replace(self, instances=tuple(instances), exam=read_exam(self.config, instances))
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Turns the instances into the student's tokens; loads its tokenizer."""
+        config = self.config
+        return Encoder(
+            load_tokenizer(config.student),
+            config.text,
+            min(config.max_length, config.max_tokens_per_pass),
+            config.compatibility.thinking_expressions,
+        )
+
+    @cached_property
+    def encoded(self) -> tuple[EncodedProblem, ...]:
+        """The instances as tokens, in order; made when they are first asked for, and kept."""
+        return tuple(self.encoder.encode_all(self.instances))
+
+    def encode(self) -> Iterator[EncodedProblem]:
+        """The same one by one, kept nowhere: for counting."""
+        return iter(self.encoded) if "encoded" in self.__dict__ else self.encoder.encode_all(self.instances)
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Read and check everything that a run needs, before any work.
+
+    Raises:
+        InputError: with everything that would keep the run from working.
+    """
+    wrong, instances = (
+        (check_student(config.student) + check_teachers(config), []) if config.teachers else (read_sources(config))
+    )
+    exam: Exam | None = None
+    arguments: CompactConfig | None = None
+    try:
+        Scorer(config.compatibility)
+    except InputError as error:
+        wrong += error.problems
+    try:
+        exam = read_exam(config, instances)
+    except InputError as error:
+        wrong += [f"eval: {problem}" for problem in error.problems]
+    if config.eval.every_epoch and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        wrong.append("eval.every_epoch works in one process only; use `compact eval RUN --checkpoint N` instead")
+    wrong_output = output_problem(config.output)
+    wrong += [wrong_output] if wrong_output else []
+    try:
+        arguments = training_arguments(config)
+    except InputError as error:
+        wrong += error.problems
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:  # as transformers has it
+        wrong.append(f"train: transformers refuses these settings: {error}")
+    if wrong or exam is None or arguments is None:
+        raise InputError(wrong)
+    return Prepared(config, arguments, exam, tuple(instances))
+
+
+def read_sources(config: RunConfig) -> tuple[list[str], list[Instance]]:
+    """What is wrong with student and data, and the instances where nothing is."""
+    wrong = check_student(config.student)
+    try:
+        return wrong, read_instances(config)
+    except DataError as error:
+        return wrong + error.problems, []
+
+
+def read_instances(config: RunConfig) -> list[Instance]:
+    """The problems with the rationales that exist already. Raises DataError with everything that is wrong."""
+    source = config.problems
+    options: dict[str, Any] = (
+        {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
+    )
+    return load_instances(config.rationales, **options)
+
+
+def read_exam(config: RunConfig, trained_on: Sequence[Instance], only: Sequence[str] = ()) -> Exam:
+    """The benchmarks, without what the student is trained on. Raises InputError with everything that is wrong."""
+    return prepare_exam(config.eval, config.text, config.seed, trained_on, only)
+
+
+def training_arguments(config: RunConfig) -> CompactConfig:
+    """The trainer's settings. Raises what transformers raises where settings do not go together."""
+    folder = RunFolder(Path(config.output), None, {})
+    return CompactConfig(
+        output_dir=str(folder.student_path),
+        trace=str(folder.scores_path),
+        seed=config.seed,
+        compatibility=config.compatibility,
+        consistency=config.consistency,
+        text=config.text,
+        max_length=config.max_length,
+        max_tokens_per_pass=config.max_tokens_per_pass,
+        **{"disable_tqdm": True, "dataloader_pin_memory": torch.cuda.is_available(), **config.train},
+    )
