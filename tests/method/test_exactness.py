@@ -8,21 +8,24 @@ segment with the branch's own.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 
 import reference
 from compact_distill.config.models import CompatibilityConfig
 from compact_distill.errors import StudentError
 from compact_distill.method.encode import Branch, EncodedProblem
 from compact_distill.method.forward import attach
-from compact_distill.method.kernels import attention, head
+from compact_distill.method.kernels import choose, head
 from compact_distill.method.loss import aggregate
 from compact_distill.method.packing import choose_points
 from compact_distill.method.passes import plan_jobs, read_job
@@ -349,6 +352,38 @@ def test_chunks_of_logits_change_nothing(keep: int, monkeypatch: pytest.MonkeyPa
     assert_equal(packages(model, PROBLEMS, PROBE), expected)
 
 
+def test_attaching_twice_is_attaching_once() -> None:
+    model, expected = judged("llama", PROBE)
+    attach(model)
+    taught = model.forward
+    attach(model)
+    assert model.forward == taught
+    assert_equal(packages(model, PROBLEMS, PROBE), expected)
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("pool", ["last", "attention"])
+def test_sharded_layers_are_gathered_for_the_consensus_and_sharded_again(pool: str, one_rank: None) -> None:
+    settings = Settings(pool=pool, consistency=0.7)
+    expected = references(tiny_model("qwen3"), PROBLEMS, settings)
+    model = tiny_model("qwen3")
+    for layer in model.model.layers:
+        fully_shard(layer, reshard_after_forward=True)
+    fully_shard(model)
+    got = packages(model, PROBLEMS, settings)
+    got.gradients = {name: gradient.full_tensor() for name, gradient in got.gradients.items()}
+    assert_equal(got, expected)
+    packages(model, PROBLEMS, settings, backward=False)  # a backward would shard them in any case
+    assert all(type(parameter).__name__ == "DTensor" for parameter in model.model.layers[-1].parameters())
+
+
 # --- properties ---------------------------------------------------------------------------------------------------
 
 
@@ -507,7 +542,7 @@ def test_backward_replays_the_dropout_of_the_forward(budget: int, checkpointing:
 def test_the_first_pass_of_a_process_may_be_under_an_activation_checkpoint(how: str) -> None:
     model = tiny_model("llama")
     expected = references(model, PROBLEMS, Settings())
-    attention._cpu_flash_works.cache_clear()  # as in a new process
+    choose._chosen.cache_clear()  # as in a new process
     if how == "gradient checkpointing":
         model.train()  # it has no dropout; transformers checkpoints only while it trains
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from compact_distill.errors import StudentError
-from compact_distill.method.kernels.attention import IMPLEMENTATION, AttentionPlan, register
+from compact_distill.method.kernels.choose import IMPLEMENTATION, register
 from compact_distill.method.kernels.head import read_head
-from compact_distill.method.kernels.layers import slim_down
+from compact_distill.method.kernels.layers import patch_layers
+from compact_distill.method.kernels.plan import AttentionPlan
 from compact_distill.method.outputs import Reading
 from compact_distill.method.packing import BranchRows, Layout, lay_out_probes
 from compact_distill.students.support import adapter_problems, architecture_problems, innermost
@@ -58,7 +59,7 @@ def attach(model: nn.Module) -> None:
     if getattr(core, "_compact_attached", False):
         return
     register()
-    slim_down(core.model)
+    patch_layers(core.model)
     core.config._attn_implementation = IMPLEMENTATION
     ordinary = core.forward
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compact_distill.method.kernels import attention
-from compact_distill.method.kernels.attention import (
-    AttentionPlan,
-    cpu_kernel,
-    flex_kernel,
-    loop_kernel,
-    segment_attention,
-    varlen_kernel,
-)
+from compact_distill.method.kernels.attention import flash_kernel, flex_kernel, loop_kernel, varlen_kernel
+from compact_distill.method.kernels.plan import AttentionPlan
 from compact_distill.method.packing import Segment
 
 # prompt of 3, two branches of 4 and 2, a gold answer of 2 after one token of branch 1, then a second problem
@@ -60,10 +53,10 @@ def test_the_loop_equals_dense_attention_over_each_tokens_path(window):
     torch.testing.assert_close(out, dense(query, key, value, rows_seen(SEGMENTS, window), 0.3), atol=1e-12, rtol=0)
 
 
-def test_the_cpu_kernel_equals_dense_attention_forward_and_backward():
+def test_the_flash_kernel_equals_dense_attention_forward_and_backward():
     found = []
     for run in (
-        lambda q, k, v: cpu_kernel(q, k, v, AttentionPlan(SEGMENTS), 0.3, None),
+        lambda q, k, v: flash_kernel(q, k, v, AttentionPlan(SEGMENTS), 0.3, None),
         lambda q, k, v: dense(q, k, v, rows_seen(SEGMENTS, None), 0.3),
     ):
         q, k, v = (tensor.requires_grad_() for tensor in inputs())
@@ -73,17 +66,6 @@ def test_the_cpu_kernel_equals_dense_attention_forward_and_backward():
         found.append([out, q.grad, k.grad, v.grad])
     for ours, slow in zip(*found, strict=True):
         torch.testing.assert_close(ours, slow, atol=1e-12, rtol=0)
-
-
-def test_branches_of_a_problem_read_its_prompt_together():
-    parts = AttentionPlan(SEGMENTS).parts
-    together = [(part.queries, part.keys) for part in parts if not part.causal]
-    assert together == [
-        (slice(3, 11), slice(0, 3)),  # both branches and the gold answer read the prompt
-        (slice(9, 11), slice(7, 8)),  # the gold answer reads the first token of branch 1
-        (slice(12, 17), slice(11, 12)),
-    ]
-    assert [part.queries for part in parts if part.causal] == [slice(s.start, s.stop) for s in SEGMENTS]
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -125,7 +107,7 @@ def test_the_varlen_call_says_what_the_loop_does(window, monkeypatch):
     torch.testing.assert_close(out, loop_kernel(query, key, value, plan, 0.3, window), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("kernel", [loop_kernel, cpu_kernel, flex_kernel, varlen_kernel])
+@pytest.mark.parametrize("kernel", [loop_kernel, flash_kernel, flex_kernel, varlen_kernel])
 def test_a_row_that_follows_another_sees_the_remembered_keys(kernel, monkeypatch):
     import torch.nn.attention.varlen as varlen
 
@@ -145,7 +127,7 @@ def test_a_row_that_follows_another_sees_the_remembered_keys(kernel, monkeypatch
     torch.testing.assert_close(out, dense(own_query, all_keys, all_values, seen, 0.3), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", [loop_kernel, cpu_kernel])
+@pytest.mark.parametrize("kernel", [loop_kernel, flash_kernel])
 def test_a_perturbed_branch_leaves_the_others_bit_equal(kernel):
     query, key, value = inputs()
     plan = AttentionPlan(SEGMENTS)
@@ -156,60 +138,6 @@ def test_a_perturbed_branch_leaves_the_others_bit_equal(kernel):
     unchanged = [t for t in range(TOKENS) if not 3 <= t < 7]
     assert torch.equal(before[:, unchanged], after[:, unchanged])
     assert not torch.equal(before[:, 3:7], after[:, 3:7])
-
-
-def test_without_a_plan_it_is_transformers_sdpa():
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    query, key, value = inputs()
-    module = torch.nn.Module()
-    module.num_key_value_groups = 2
-    module.is_causal = True
-    ours, _ = segment_attention(module, query, key, value, None, scaling=0.3)
-    theirs, _ = sdpa_attention_forward(module, query, key, value, None, scaling=0.3)
-    assert torch.equal(ours, theirs)
-
-
-def test_half_precision_on_a_gpu_takes_varlen_where_it_works_and_flex_elsewhere(monkeypatch):
-    class OnGpu:
-        device = torch.device("cuda")
-        dtype = torch.bfloat16
-
-    plan = AttentionPlan(SEGMENTS)
-    for works, kernel in ((True, varlen_kernel), (False, flex_kernel)):
-        monkeypatch.setattr(attention, "_varlen_works", lambda device, works=works: works)
-        assert attention._choose_kernel(OnGpu(), plan, None) is kernel
-
-
-def test_on_a_cpu_windows_that_cut_and_half_precision_take_the_loop():
-    plan, query = AttentionPlan(SEGMENTS), torch.zeros(1)
-    longest = 7  # prompt of 3 and branch of 4
-    assert plan.longest == longest
-    for window, dtype, kernel in (
-        (None, torch.float32, cpu_kernel),
-        (longest, torch.float64, cpu_kernel),
-        (longest - 1, torch.float32, loop_kernel),
-        (None, torch.bfloat16, loop_kernel),
-    ):
-        assert attention._choose_kernel(query.to(dtype), plan, window) is kernel
-
-
-@pytest.mark.parametrize("kernels", ["missing", "other arguments", "other values"])
-def test_a_torch_whose_cpu_kernels_are_missing_or_differ_gets_the_loop(kernels, monkeypatch):
-    real = attention._CPU_FLASH
-
-    def wrong(*args, **kwargs):
-        if kernels == "other arguments":
-            raise TypeError("unexpected keyword argument 'scale'")
-        out, sums = real(*args, **kwargs)
-        return 2 * out, sums
-
-    monkeypatch.setattr(attention, "_CPU_FLASH", None if kernels == "missing" else wrong)
-    attention._cpu_flash_works.cache_clear()
-    try:
-        assert attention._choose_kernel(torch.zeros(1), AttentionPlan(SEGMENTS), None) is loop_kernel
-    finally:
-        attention._cpu_flash_works.cache_clear()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

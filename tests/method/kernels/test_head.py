@@ -112,3 +112,48 @@ def test_losses_are_fp32_under_bf16_autocast():
     torch.testing.assert_close(logprob, exact, atol=0.1, rtol=0.02)
     logprob.sum().backward()
     assert weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_autocast_is_the_same_as_rounding_the_inputs_first(trained: bool, bias: bool):
+    found = []
+    for autocast in (True, False):
+        hidden, weight, offset, labels, gold = make(dtype=torch.float32, bias=bias)
+        leaves = [hidden, *([weight] if trained else [])]
+        weight.requires_grad_(trained)
+        inputs = [hidden, weight, offset]
+        if not autocast:
+            inputs = [x if x is None else x.bfloat16() for x in inputs]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            logprob, belief, whole = read_head(*inputs, labels, gold)
+        loss = (logprob * upstream(logprob.shape)).sum() + (whole * upstream(whole.shape)).sum()
+        found.append([logprob, belief, whole, *torch.autograd.grad(loss, leaves)])
+    for ours, expected in zip(*found, strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_logits_too_large_for_an_exponential_stay_finite(trained):
+    # e^200 is no fp32 number (88 is the largest exponent), e^-200 neither.
+    hidden = torch.tensor([[1.0], [1.0], [1.0]], requires_grad=True)
+    weight = torch.tensor([[200.0], [199.0], [-200.0]], requires_grad=trained)
+    logprob, belief, whole = read_head(hidden, weight, None, torch.tensor([0, 1]), torch.tensor([[1], [2]]))
+    assert logprob.tolist() == pytest.approx([-0.3132617, -1.3132617], rel=1e-5)
+    assert belief.tolist() == pytest.approx([-1.3132617, -400.3132617])
+    assert whole[0].tolist() == pytest.approx([-0.3132617, -1.3132617, -400.3132617], rel=1e-5)
+    logprob.sum().backward()
+    # d logp / d h = w[label] - mean of w: 200 - 199.731 and 199 - 199.731
+    assert hidden.grad[:, 0].tolist() == pytest.approx([0.2689414, -0.7310586, 0.0], rel=1e-3)
+
+
+@pytest.mark.parametrize("keep", [0, 2**22], ids=["computed again", "kept"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_labels_own_gradient_is_that_of_its_log_probability_to_the_last_digit(trained, keep, monkeypatch):
+    # 1 - exp(-4.8e-6) has lost two of fp32's seven digits.
+    monkeypatch.setattr(head, "KEEP_NUMBERS", keep)
+    hidden = torch.tensor([[1.0]], requires_grad=True)
+    weight = torch.tensor([[12.25], [0.0]], requires_grad=trained)
+    logprob, _, _ = read_head(hidden, weight, None, torch.tensor([0]), torch.tensor([[0]]))
+    logprob.sum().backward()
+    assert hidden.grad.item() / 12.25 == pytest.approx(-math.expm1(logprob.item()), rel=1e-6)

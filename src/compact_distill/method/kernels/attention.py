@@ -1,163 +1,26 @@
-"""Attention over a row of segments, where each segment sees itself causally and its context whole.
+"""Attention over a row of segments, where each segment sees itself causally and its context whole: four kernels.
 
-Registered with transformers under `IMPLEMENTATION`, so every supported model calls it in each layer. Called without a
-plan (generation, somebody else's forward), it is transformers' own `sdpa`.
+All compute the same: torch's flash attention for CPUs over parts of the row (fp32 and fp64), one `varlen_attn` call
+(CUDA, half precision), FlexAttention (CUDA), and a loop over segments on `scaled_dot_product_attention` (everything
+else, and sliding windows on a CPU). Which one a student gets is decided in `choose.py`.
 
-Four kernels compute the same: torch's flash attention for CPUs over parts of the row (fp32 and fp64), one `varlen_attn`
-call (CUDA, half precision), FlexAttention (CUDA, where `varlen_attn` is missing), and a loop over segments on
-`scaled_dot_product_attention` (everything else, and sliding windows on a CPU).
+Shapes: T rows, H query heads, G key heads (each shared by H / G query heads), D head size; a kernel takes query
+[1, H, T, D], key and value [1, G, T, D], and returns [1, T, H, D].
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, cast
+from functools import lru_cache
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from compact_distill.method.packing import Layout, Segment
-
-IMPLEMENTATION = "compact"
-
-
-class _Part(NamedTuple):
-    """Queries that read keys: rows of both, and whether they are one segment, which reads itself causally."""
-
-    queries: slice
-    keys: slice
-    causal: bool
-
-
-@dataclass
-class AttentionPlan:
-    """What each layer's attention needs to know about a row.
-
-    Attributes:
-        segments: all segments whose keys can be seen: first those remembered from an earlier pass, then the row's own.
-        first: index of the row's first own segment.
-        memory: keys and values of the remembered segments by layer, each [1, H, T, D]; filled where `remember` is set.
-        remember: store each layer's keys and values (detached) in `memory` as the row passes.
-    """
-
-    segments: list[Segment]
-    first: int = 0
-    memory: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    remember: bool = False
-    _cache: dict[tuple[Any, ...], Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, layout: Layout, remember: bool = False) -> AttentionPlan:
-        """Plan for a row that stands alone."""
-        return cls(layout.segments, remember=remember)
-
-    @property
-    def own(self) -> list[Segment]:
-        return self.segments[self.first :]
-
-    def mask(self, segment: Segment, window: int | None, device: torch.device) -> Tensor:
-        """Which keys (context, then own) each of a segment's queries sees, by position: bool [length, T]."""
-        key = (segment.length, segment.position, window, device)
-        if key not in self._cache:
-            query = torch.arange(segment.position, segment.position + segment.length, device=device)[:, None]
-            keys = torch.arange(segment.position + segment.length, device=device)[None, :]
-            seen = keys <= query
-            self._cache[key] = seen if window is None else seen & (query - keys < window)
-        return self._cache[key]
-
-    @cached_property
-    def longest(self) -> int:
-        """Most tokens that one query sees."""
-        return max(segment.position + segment.length for segment in self.own)
-
-    @cached_property
-    def parts(self) -> list[_Part]:
-        """The row's attention as (query rows, key rows, whether they are the same segment and so causal).
-
-        Each segment first reads itself; then adjoining segments that see the same rows read those together.
-        """
-        offset = self.own[0].start
-        own = [_Part(slice(s.start - offset, s.stop - offset), slice(s.start, s.stop), True) for s in self.own]
-        shared: dict[tuple[int, int], list[slice]] = {}
-        for segment, part in zip(self.own, own, strict=True):
-            for index, seen in segment.context:
-                start = self.segments[index].start
-                runs = shared.setdefault((start, start + seen), [])
-                if runs and runs[-1].stop == part.queries.start:
-                    runs[-1] = slice(runs[-1].start, part.queries.stop)
-                else:
-                    runs.append(part.queries)
-        return own + [_Part(run, slice(*keys), False) for keys, runs in shared.items() for run in runs]
-
-    @cached_property
-    def gather(self) -> list[int]:
-        """Rows of the keys that the own segments see, segment after segment: context, then own."""
-        rows: list[int] = []
-        for segment in self.own:
-            for index, seen in segment.context:
-                start = self.segments[index].start
-                rows.extend(range(start, start + seen))
-            rows.extend(range(segment.start, segment.stop))
-        return rows
-
-
-def segment_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    compact_plan: AttentionPlan | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The function transformers calls in each layer; query [B, H, T, D], key and value [B, G, T, D].
-
-    Returns:
-        The attention's output, [B, T, H, D], and None for the weights that nobody asked for.
-    """
-    if compact_plan is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            dropout=dropout,
-            sliding_window=sliding_window,
-            **kwargs,
-        )
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    if compact_plan.remember:
-        compact_plan.memory[layer] = (key.detach(), value.detach())
-    if compact_plan.first:
-        key, value = (torch.cat(pair, dim=2) for pair in zip(compact_plan.memory[layer], (key, value), strict=True))
-    if query.dtype != torch.float64 and torch.is_autocast_enabled(query.device.type):
-        # Rotary embeddings are fp32 under autocast; attention is not (as scaled_dot_product_attention has it).
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    kernel = _choose_kernel(query, compact_plan, sliding_window)
-    return kernel(query, key, value, compact_plan, scaling, sliding_window), None
-
+from compact_distill.method.kernels.plan import AttentionPlan, Part
 
 Kernel = Callable[[Tensor, Tensor, Tensor, AttentionPlan, float | None, int | None], Tensor]
-
-
-def _choose_kernel(query: Tensor, plan: AttentionPlan, window: int | None) -> Kernel:
-    if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
-        return varlen_kernel if _varlen_works(query.device) else flex_kernel
-    whole = window is None or window >= plan.longest
-    full = query.dtype in (torch.float32, torch.float64)  # merging parts in half precision would round twice
-    return cpu_kernel if query.device.type == "cpu" and whole and full and _cpu_flash_works() else loop_kernel
 
 
 # torch's flash attention for CPUs, which scaled_dot_product_attention calls: (output, log-sum-exp), and its backward.
@@ -165,7 +28,7 @@ _CPU_FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_f
 _CPU_FLASH_BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
 
-def cpu_kernel(
+def flash_kernel(
     query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float | None, window: int | None
 ) -> Tensor:
     """Flash attention over the plan's parts, merged by their log-sum-exps; returns [1, T, H, D]. fp32 and fp64.
@@ -173,12 +36,12 @@ def cpu_kernel(
     All of a problem's branches read its prompt in one call, nothing is copied or masked, and autograd sees one node.
     The backward of a part with the merged output and log-sum-exp is that part's share of the whole backward.
     """
-    return cast(Tensor, _CpuAttention.apply(query, key, value, plan.parts, scale))
+    return cast(Tensor, _FlashAttention.apply(query, key, value, plan.parts, scale))
 
 
-class _CpuAttention(torch.autograd.Function):
+class _FlashAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: list[_Part], scale: float | None) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: list[Part], scale: float | None) -> Tensor:
         _, heads, rows, _ = query.shape
         out_THD = query.new_empty(rows, heads, value.shape[3])
         sum_THE = query.new_empty(rows, heads, 1)
@@ -220,24 +83,6 @@ class _CpuAttention(torch.autograd.Function):
             grad_k[:, :, k] += dk
             grad_v[:, :, k] += dv
         return grad_q, grad_k, grad_v, None, None
-
-
-@lru_cache(maxsize=1)
-def _cpu_flash_works() -> bool:
-    """Whether this torch has both kernels, and they share key heads among query heads as we need (tried once)."""
-    if _CPU_FLASH is None or _CPU_FLASH_BACKWARD is None:
-        return False
-    plan = AttentionPlan([Segment(0, 3, 0, ()), Segment(3, 2, 3, ((0, 3),))])
-    generator = torch.Generator().manual_seed(0)
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            q, k, v = (torch.randn(1, heads, 5, 8, generator=generator, requires_grad=True) for heads in (4, 2, 2))
-            fast, slow = (kernel(q, k, v, plan, None, None) for kernel in (cpu_kernel, loop_kernel))
-            pairs = [(fast, slow)]
-            pairs += zip(*(torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (fast, slow)), strict=True)
-    except (RuntimeError, TypeError):
-        return False
-    return all(torch.allclose(one, other, atol=1e-4) for one, other in pairs)
 
 
 def loop_kernel(
@@ -306,26 +151,6 @@ def _varlen_index(plan: AttentionPlan, device: torch.device) -> tuple[Tensor, Te
     return plan._cache[("rows", device)], packed[:half], packed[half:], longest_q, longest_k
 
 
-@lru_cache(maxsize=8)
-def _varlen_works(device: torch.device) -> bool:
-    """Whether `varlen_attn` exists with what we need and aligns its causal mask at the bottom right (tried once)."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return False
-    if not {"window_size", "scale", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters):
-        return False
-    segments = [Segment(0, 3, 0, ()), Segment(3, 2, 3, ((0, 3),))]
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 2, 5, 64, generator=generator).to(device, torch.bfloat16) for _ in range(3))
-    plan = AttentionPlan(segments)
-    try:
-        fast = varlen_kernel(q, k, v, plan, None, None)
-    except RuntimeError:  # a GPU without flash attention
-        return False
-    return bool(torch.allclose(fast.float(), loop_kernel(q, k, v, plan, None, None).float(), atol=2e-2, rtol=2e-2))
-
-
 def flex_kernel(
     query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float | None, window: int | None
 ) -> Tensor:
@@ -374,13 +199,3 @@ def _flex_rule(plan: AttentionPlan, window: int | None, device: torch.device) ->
         return allowed if window is None else allowed & (position_T[q] - position_T[k] < window)
 
     return visible
-
-
-def register() -> None:
-    """Make `attn_implementation="compact"` known to transformers, with sdpa's mask for ordinary calls."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    _cpu_flash_works()  # tried here: in a forward under an activation checkpoint its gradients would be taken for ours
-    AttentionInterface.register(IMPLEMENTATION, segment_attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

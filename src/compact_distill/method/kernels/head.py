@@ -85,12 +85,12 @@ class _Head(torch.autograd.Function):
         hidden_MD, weight_VD, bias_V, labels_N, top_N1, sum_N1, logprob_N1, whole_GV, *slopes = ctx.saved_tensors
         kept, ctx.kept = ctx.kept, []  # used up in place; whoever goes backward again has them computed again
         count = len(labels_N)
-        sink = _Sink(hidden_MD, weight_VD, bias_V, ctx.needs_input_grad)
+        into = _Gradients(hidden_MD, weight_VD, bias_V, ctx.needs_input_grad)
         if grad_GV is not None:
-            sink.add(slice(count, None), grad_GV - whole_GV.exp() * grad_GV.sum(-1, keepdim=True))
+            into.add(slice(count, None), grad_GV - whole_GV.exp() * grad_GV.sum(-1, keepdim=True))
         if grad_N is not None and slopes:
-            assert sink.hidden is not None
-            torch.mul(torch.cat(slopes), grad_N[:, None].to(hidden_MD.dtype), out=sink.hidden[:count])
+            assert into.hidden is not None
+            torch.mul(torch.cat(slopes), grad_N[:, None].to(hidden_MD.dtype), out=into.hidden[:count])
         elif grad_N is not None:
             for index, part in enumerate(_chunks(count)):
                 if index < len(kept):
@@ -101,11 +101,11 @@ class _Head(torch.autograd.Function):
                 # entry, 1 - p, is what rounding would harm.
                 grad_NV = exp_NV.mul_(-grad_N[part, None] / sum_N1[part])
                 own_N1 = -torch.expm1(logprob_N1[part]) * grad_N[part, None]
-                sink.add(part, grad_NV.scatter_(1, labels_N[part, None], own_N1.to(grad_NV.dtype)))
-        return sink.hidden, sink.weight, sink.bias, None, None
+                into.add(part, grad_NV.scatter_(1, labels_N[part, None], own_N1.to(grad_NV.dtype)))
+        return into.hidden, into.weight, into.bias, None, None
 
 
-class _Sink:
+class _Gradients:
     """Gradients of the head's inputs, to which gradients of logits are added chunk by chunk."""
 
     def __init__(self, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, wanted: tuple[bool, ...]) -> None:

@@ -5,8 +5,10 @@ that. Here the backward is written out: a norm keeps its input, the product of g
 the rest is computed again, elementwise. Where the MLP's matrices are plain and on a CPU, it is read in tiles of tokens
 that stay in the cache, and keeps its input alone: two of its nine matrix products are done again.
 
-`slim_down` changes the modules' forward in place; parameters and names stay as they are. Liger Kernel
+`patch_layers` changes the modules' forward in place; parameters and names stay as they are. Liger Kernel
 (arXiv 2410.10989) does the same with kernels for GPUs, Arctic Long Sequence Training (arXiv 2506.13996) has the tiles.
+
+Shapes: N tokens, D width, F width of the MLP's inner layer.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ TILE_ROWS = 384
 Activation = Callable[[Tensor], Tensor]
 
 
-def slim_down(layers: nn.Module) -> None:
+def patch_layers(layers: nn.Module) -> None:
     """Give all norms and gated MLPs in `layers` a forward that keeps less. Idempotent."""
     for module in layers.modules():
         if "forward" in vars(module):  # somebody's own, say a kernel of the hub
@@ -47,19 +49,19 @@ def _mlp_forward(self: Any, states: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
         return cast(Tensor, type(self).forward(self, states))
     matrices = self.gate_proj, self.up_proj, self.down_proj
-    if states.device.type == "cpu" and all(_plain(matrix, states) for matrix in matrices):
+    if states.device.type == "cpu" and all(_plain(matrix) for matrix in matrices):
         rows_ND = states.reshape(-1, states.shape[-1])
         out_ND = _TiledMLP.apply(rows_ND, *(matrix.weight for matrix in matrices), self.act_fn)
         return cast(Tensor, out_ND).view_as(states)
     return cast(Tensor, self.down_proj(gated(self.act_fn, self.gate_proj(states), self.up_proj(states))))
 
 
-def _plain(matrix: nn.Module, states: Tensor) -> bool:
-    """Whether a module is a mere matrix product in the states' precision, with nobody attached who wants its calls."""
+def _plain(matrix: nn.Module) -> bool:
+    """Whether a module is a mere matrix product in its own precision, with nobody attached who wants its calls."""
     if type(matrix) is not nn.Linear or matrix.bias is not None or "forward" in vars(matrix):
         return False
     hooks = matrix._forward_hooks or matrix._forward_pre_hooks or matrix._backward_hooks or matrix._backward_pre_hooks
-    return not hooks and matrix.weight.dtype == states.dtype and not torch.is_autocast_enabled("cpu")
+    return not hooks and not torch.is_autocast_enabled("cpu")
 
 
 def rms_norm(states: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
