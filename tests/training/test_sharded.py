@@ -1,7 +1,8 @@
-"""FSDP2 as transformers and accelerate run it, on gloo ranks of a CPU: the mathematics of one process, in parts."""
+"""FSDP2 and DeepSpeed as transformers and accelerate run them, on gloo ranks of a CPU: one process's mathematics."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 
@@ -19,26 +21,28 @@ from training.test_trainer import instances
 # One rank. Adapters without dropout: its masks are drawn per rank, so ranks and one process differ by it.
 RANK = """
 import os, sys
+import torch
 from training import fsdp_on_cpu
 fsdp_on_cpu.allow()
 from torch.distributed.tensor import DTensor
-from training.test_sharded import made
+from training.test_sharded import made, zero
 from training.test_trainer import instances
-folder, kind, resume = sys.argv[1:]
-one = made(folder, kind, ranks=int(os.environ["WORLD_SIZE"]), fsdp=True)
-assert one.is_fsdp_enabled and one._in_parts
+folder, kind, resume, stage = sys.argv[1:]
+parts = {"deepspeed": zero(int(stage)), "dtype": torch.float32} if stage else {"fsdp": True}
+one = made(folder, kind, ranks=int(os.environ["WORLD_SIZE"]), **parts)
+assert (one.is_deepspeed_enabled if stage else one.is_fsdp_enabled) and one._in_parts
 one.train(resume_from_checkpoint=resume or None)
-assert any(isinstance(parameter, DTensor) for parameter in one.model.parameters())
+assert stage or any(isinstance(parameter, DTensor) for parameter in one.model.parameters())
 print("eval", one.evaluate(instances(3))["eval_loss"])
 one.save_model(folder + "/student")
 """
 
 
-def made(folder, kind: str, ranks: int = 1, **settings) -> CompactTrainer:
+def made(folder, kind: str, ranks: int = 1, dtype: torch.dtype = torch.float64, **settings) -> CompactTrainer:
     """A trainer whose optimizer step is the same 8 problems however many ranks share them."""
     adapter = LoraConfig(r=4, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     return CompactTrainer(
-        model=models.tiny_model("qwen2"),
+        model=models.tiny_model("qwen2", dtype=dtype),
         args=CompactConfig(
             output_dir=str(folder),
             use_cpu=True,
@@ -61,7 +65,17 @@ def made(folder, kind: str, ranks: int = 1, **settings) -> CompactTrainer:
     )
 
 
-def run_ranks(folder: Path, kind: str, ranks: int, resume: str = "") -> float:
+def zero(stage: int) -> dict:
+    """A DeepSpeed configuration: ZeRO of a stage, in fp32."""
+    return {
+        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def run_ranks(folder: Path, kind: str, ranks: int, resume: str = "", stage: str = "") -> float:
     """Train on so many ranks; returns the evaluation's loss."""
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "rank.py"
@@ -70,7 +84,7 @@ def run_ranks(folder: Path, kind: str, ranks: int, resume: str = "") -> float:
     tests = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
     done = subprocess.run(
-        [*command, str(script), str(folder), kind, resume], capture_output=True, text=True, env=environment, timeout=300
+        [*command, str(script), str(folder), kind, resume, stage], capture_output=True, text=True, env=environment, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return float(next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("eval")))
@@ -130,3 +144,15 @@ def test_fsdp_that_would_quietly_become_ddp_is_an_error(tmp_path):
     done = subprocess.run([*command, script, tmp_path], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode != 0
     assert "fsdp: True shards on accelerators only" in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_deepspeed_trains_as_one_process_does(tmp_path, stage, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    one = made(tmp_path / "one", "all", dtype=torch.float32)
+    one.train()
+    one.save_model(str(tmp_path / "one" / "student"))
+    run_ranks(tmp_path / "parts", "all", 2, stage=stage)
+    file = Path("student/model.safetensors")
+    assert difference(tmp_path / "one" / file, tmp_path / "parts" / file) < 1e-5
