@@ -83,9 +83,8 @@ def run_ranks(folder: Path, kind: str, ranks: int, resume: str = "", stage: str 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     tests = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
-    done = subprocess.run(
-        [*command, str(script), str(folder), kind, resume, stage], capture_output=True, text=True, env=environment, timeout=300
-    )
+    arguments = [str(script), str(folder), kind, resume, stage]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return float(next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("eval")))
 

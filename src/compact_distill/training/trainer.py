@@ -23,7 +23,7 @@ from transformers import Trainer, TrainerControl, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from compact_distill.config.models import MAX_LENGTH, MAX_TOKENS_PER_PASS, CompatibilityConfig, TextConfig
-from compact_distill.errors import ConfigError
+from compact_distill.errors import ConfigError, RunError
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.forward import attach
 from compact_distill.method.loss import aggregate
@@ -92,6 +92,12 @@ class CompactConfig(TrainingArguments):
         for name in ("compatibility", "text"):
             values[name] = getattr(self, name).model_dump()
         return values
+
+
+def _is_lost_rank(error: RuntimeError) -> bool:
+    """Whether an error is that of a collective whose partner is gone; gloo raises plain RuntimeErrors for it."""
+    signs = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "connection was likely closed")
+    return isinstance(error, torch.distributed.DistError) or any(sign in str(error).lower() for sign in signs)
 
 
 def _collate(problems: list[EncodedProblem]) -> dict[str, list[EncodedProblem]]:
@@ -352,7 +358,7 @@ class CompactTrainer(Trainer):
         """Train; `resume_from_checkpoint=True` goes on from the newest complete checkpoint of `output_dir`.
 
         Raises:
-            RunError: a checkpoint that was named is not complete, or none of those there is.
+            RunError: a checkpoint that was named is not complete, or none of those there is; another rank is gone.
             ConfigError: a problem takes more than one pass under FSDP or DeepSpeed.
         """
         if isinstance(self.train_dataset, ProblemDataset):
@@ -365,7 +371,16 @@ class CompactTrainer(Trainer):
         step = self._load_state(checkpoint) if checkpoint is not None else 0
         if self.is_world_process_zero():
             self.trace.truncate(step)
-        return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
+        except RuntimeError as error:
+            if self.accelerator.num_processes > 1 and _is_lost_rank(error):
+                raise RunError(
+                    f"rank {self.accelerator.process_index} lost another rank at step {self.state.global_step} "
+                    f"({str(error).strip().splitlines()[0][:200]}); see that rank's own output for why it ended, then "
+                    "start all ranks again: training goes on from the newest complete checkpoint"
+                ) from error
+            raise
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
