@@ -100,5 +100,5 @@ class NaiveTrainer(Trainer):
         (problem,) = inputs["problems"]
         outputs = naive_outputs(model, problem)
         scores = self.scorer.scores(outputs)
-        weights_BK = self.scorer.weights(scores, outputs.present_BK)
+        weights_BK = self.scorer.weights(scores, outputs.problems)
         return aggregate(scores["difficulty"], weights_BK, outputs.gold_logprob, outputs.problems, CONSISTENCY).total

@@ -315,6 +315,45 @@ def weights(consensus_K: Tensor, adaptability_K: Tensor, difficulty_K: Tensor, s
     return alpha
 
 
+def rule_weights(
+    rule: Any,
+    scores: dict[str, list[float]],
+    teachers: list[str],
+    present: list[bool],
+    right: list[bool],
+    given: list[float] | None = None,
+    settings: Settings | None = None,
+) -> list[float]:
+    """Return alpha [K] by a weight rule (docs/definitions.md, Weights) for one problem; all 0 where it is skipped."""
+    count = len(teachers)
+    if rule == "verified":
+        return rule_weights({"gate": "equal"}, scores, teachers, present, right, given, settings)
+    if isinstance(rule, dict) and "gate" in rule:
+        both = [p and r for p, r in zip(present, right, strict=True)]
+        return rule_weights(rule["gate"], scores, teachers, both, right, given, settings)
+    if not any(present):
+        return [0.0] * count
+    if rule == "equal":
+        raw = [1.0] * count
+    elif rule == "compact":
+        nan = float("nan")
+        columns = [
+            torch.tensor([x if p else nan for x, p in zip(scores[name], present, strict=True)], dtype=torch.float64)
+            for name in ("consensus", "adaptability", "difficulty")
+        ]
+        return weights(*columns, settings or Settings()).tolist()
+    elif "best" in rule:
+        sign = -1 if rule["best"] in ("difficulty", "rank_surprisal") else 1
+        order = sorted((k for k in range(count) if present[k]), key=lambda k: (-sign * scores[rule["best"]][k], k))
+        raw = [float(k == order[0]) for k in range(count)]
+    elif rule["fixed"] == "data":
+        raw = given or []
+    else:
+        raw = [rule["fixed"].get(name, rule["fixed"].get(name.split("#")[0], 0.0)) for name in teachers]
+    total = sum(raw[k] for k in range(count) if present[k])
+    return [raw[k] / total if present[k] and total else 0.0 for k in range(count)]
+
+
 # --- loss ---------------------------------------------------------------------------------------------------------
 
 

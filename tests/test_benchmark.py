@@ -43,7 +43,7 @@ def test_naive_step_computes_our_loss_and_gradients(wrong: bool) -> None:
             (job,) = plan_jobs([problem], options, 10_000)
             outputs = read_job(model, job, options)
         scores = scorer.scores(outputs)
-        weights = scorer.weights(scores, outputs.present_BK)
+        weights = scorer.weights(scores, outputs.problems)
         loss = aggregate(scores["difficulty"], weights, outputs.gold_logprob, outputs.problems, CONSISTENCY).total
         loss.backward()
         found.append((loss.item(), weights, model.model.layers[0].mlp.up_proj.weight.grad))

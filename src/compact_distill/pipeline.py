@@ -95,6 +95,8 @@ def score_file(config: RunConfig, out: str | Path) -> str:
         config.text,
         max_length=config.max_length,
         max_tokens_per_pass=config.max_tokens_per_pass,
+        weighting=config.weighting,
+        seed=config.seed,
     )
     statuses: Counter[RationaleStatus] = Counter()
     with atomic_write(out) as file, progress("score", len(instances)) as shown:
@@ -205,7 +207,7 @@ def _train(prepared: Prepared, folder: RunFolder) -> None:
     """Train, unless that is done, and write beside it what only the report wants to know."""
     config = prepared.config
     made_of = _ingredients(config, prepared.instances)
-    shared = ("compatibility", "consistency", "lora", "text", "max_length", "max_tokens_per_pass", "seed")
+    shared = ("compatibility", "weighting", "consistency", "lora", "text", "max_length", "max_tokens_per_pass", "seed")
     inputs = fingerprint(
         {
             "student": made_of["student"],
@@ -301,7 +303,9 @@ def _ingredients(config: RunConfig, instances: Sequence[Instance]) -> dict[str, 
 
 def _plain(instance: Instance) -> list[Any]:
     """What training reads of an instance, as JSON."""
-    rationales = [[r.teacher, r.sample, r.text, r.answer] for r in instance.rationales]
+    rationales = [
+        [r.teacher, r.sample, r.text, r.answer, r.verdict, r.extra.get("weight")] for r in instance.rationales
+    ]
     return [instance.id, instance.question, instance.answer, rationales]
 
 

@@ -32,10 +32,14 @@ class RationaleStatus(StrEnum):
     """Whether a rationale takes part in training, and if not, why. Every status but `ok` is counted and printed."""
 
     OK = "ok"
-    MISSING = "missing"  # the teacher failed or wrote nothing
+    MISSING = "missing"  # there is none, and the data does not say why
     UNPARSED = "unparsed"  # no final answer found, so no answer segment can be built
     OVER_LENGTH = "over_length"  # prompt + completion exceed max_length; dropped, never cut
     REJECTED = "rejected"  # the rejection policy removed it (wrong answer)
+    TRUNCATED = "truncated"  # the teacher was cut off at its limit of tokens
+    REFUSED = "refused"  # the teacher's server says so
+    EMPTY = "empty"  # the teacher wrote nothing
+    DUPLICATE = "duplicate"  # letter by letter another sample of the same problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import reference
+from compact_distill.answers import Verifier
 from compact_distill.config.models import TextConfig
 from compact_distill.method.encode import Encoder, _mark_thinking, thinking_spans
-from compact_distill.records import Instance, Rationale
+from compact_distill.records import Instance, Rationale, Verdict
 from models import byte_level_tokenizer, sentencepiece_tokenizer
 
 TOKENIZERS = {
@@ -89,3 +92,27 @@ def test_nothing_is_found_in_nothing():
 def test_tokens_that_overlap_an_expression_are_marked():
     offsets = [(0, 2), (2, 5), (5, 6), (6, 9), (9, 12)]
     assert _mark_thinking([(3, 6), (9, 10)], offsets) == ((False, True, True, False, True), (3, 5))
+
+
+# --- verdicts, agreement, statuses ---
+
+
+def test_answers_are_compared_where_the_data_does_not_say_what_they_are() -> None:
+    texts = ["So 12.\nThe answer is 12.", "So 12.\nThe answer is 12.0.", "So 7.\nThe answer is 7.", "", "Nobody knows."]
+    rationales = [Rationale(f"t{k}", text) for k, text in enumerate(texts)]
+    rationales[2] = replace(rationales[2], verdict=Verdict.CORRECT)  # what the data says stands
+    instance = Instance("p", "Why?", "12", tuple(rationales))
+    encoder = Encoder(byte_level_tokenizer())
+    with Verifier() as verifier:
+        problem = encoder(instance, verifier)
+    assert problem.verdicts == (Verdict.CORRECT, Verdict.CORRECT, Verdict.CORRECT, None, None)
+    assert problem.right == (0, 1, 2)
+    assert problem.agreement == (0.5, 0.5, 0.0, 0.0, 0.0)  # of the two others that take part
+    assert encoder(instance).verdicts == (None, None, Verdict.CORRECT, None, None)
+
+
+def test_a_rationale_that_takes_no_part_keeps_the_reason() -> None:
+    said = ["rejected", "truncated", "refused", "empty", "duplicate", "unparsed", "missing", "ok", "odd", None]
+    rationales = tuple(Rationale(f"t{k}", "", extra={"status": status}) for k, status in enumerate(said))
+    statuses = Encoder(byte_level_tokenizer())(Instance("p", "Why?", "12", rationales)).statuses
+    assert [str(status) for status in statuses] == [*said[:7], "missing", "missing", "missing"]

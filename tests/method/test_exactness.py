@@ -142,7 +142,7 @@ def packages(
         for job in plan_jobs(encoded, options, budget):
             outputs = read_job(model, job, options)
             got = scorer.scores(outputs)
-            alpha_BK = scorer.weights(got, outputs.present_BK)
+            alpha_BK = scorer.weights(got, outputs.problems)
             assert not alpha_BK.requires_grad
             terms = aggregate(got["difficulty"], alpha_BK, outputs.gold_logprob, outputs.problems, settings.consistency)
             total = total + terms.total

@@ -9,8 +9,10 @@ import torch
 
 from compact_distill.config.models import CompatibilityConfig
 from compact_distill.errors import ConfigError
+from compact_distill.method.encode import Branch, EncodedProblem
 from compact_distill.method.outputs import StudentOutputs
 from compact_distill.method.scores import _EXTRA, Scorer, adaptability, consensus, difficulty, register_score
+from compact_distill.records import RationaleStatus
 
 
 def outputs(**changes) -> StudentOutputs:
@@ -88,7 +90,9 @@ def test_a_users_score_takes_part_with_its_coefficient():
     scorer = Scorer(off)
     scores = scorer.scores(outputs())
     assert scores["brevity"].tolist() == [[-3.0, -2.0]]
-    weights = scorer.weights(scores, outputs().present_BK)
+    branches = (Branch((1,), (2,), 0, (False,), ()),) * 2
+    problem = EncodedProblem("p", ("a", "b"), (1,), branches, (RationaleStatus.OK,) * 2, (2,), 0, 1)
+    weights = scorer.weights(scores, [problem])
     assert weights[0].tolist() == pytest.approx([0.195602, 0.804398], abs=1e-4)
 
 

@@ -259,3 +259,47 @@ def test_the_dataset_can_be_made_beforehand(tmp_path):
     made = trainer(tmp_path)
     again = trainer(tmp_path, data=ProblemDataset(made.encoder.encode_all(instances(4)), 100))
     assert len(again.train_dataset) == 4
+
+
+def chosen(folder):
+    """Epoch, problem and the chosen rationale of each line of a trace in which one has all the weight."""
+    return {(int(row["epoch"]), row["id"]): row["weights"].index(1.0) for row in _trace(folder)}
+
+
+def _trace(folder):
+    return [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+
+
+def test_random_weighting_redraws_each_epoch_whatever_the_batches(tmp_path):
+    found = []
+    for name, division in {
+        "four": {"per_device_train_batch_size": 4},
+        "one": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3},
+        "short": {"per_device_train_batch_size": 4, "max_tokens_per_pass": 150},
+    }.items():
+        made = trainer(tmp_path / name, weighting="random", **division)
+        made.train()
+        found.append(chosen(tmp_path / name))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 20
+    first, second = ([found[0][epoch, f"p{i}"] for i in range(10)] for epoch in (0, 1))
+    assert first != second
+
+
+def test_verified_trains_on_right_rationales_alone_and_skips_problems_without_one(tmp_path):
+    data = instances(6)  # t0 is right
+    wrong = Instance("w", "Ann has 9 apples.", "9", data[0].rationales[1:])
+    made = trainer(tmp_path, weighting="verified", data=[*data, wrong])
+    assert "1 problems skipped by the weight rule" in made.train_dataset.summary()
+    made.train()
+    rows = _trace(tmp_path)
+    assert {row["id"] for row in rows} == {f"p{i}" for i in range(6)}
+    assert all(row["weights"] == [1.0, 0.0, 0.0] for row in rows)
+
+
+def test_a_rule_that_leaves_nothing_to_train_on_is_an_error(tmp_path):
+    wrong = [Instance("w", "Ann has 9 apples.", "9", instances(1)[0].rationales[1:])]
+    with pytest.raises(DataError, match="leaves no rationale to train on: none of 1 problems"):
+        trainer(tmp_path, weighting={"gate": "compact"}, data=wrong)
+    with pytest.raises(DataError, match=r"weighting\.fixed names teacher 't9'"):
+        trainer(tmp_path, weighting={"fixed": {"t9": 1.0}})

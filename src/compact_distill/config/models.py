@@ -34,6 +34,10 @@ MAX_LENGTH = 2560
 MAX_TOKENS_PER_PASS = 16384
 
 
+# A weight rule by name, or with an argument: {best: difficulty}. method/weights.py knows the rules.
+Weighting = str | dict[str, Any]
+
+
 class CompatibilityConfig(Strict):
     """How a rationale's weight is computed from its scores (docs/definitions.md, Weights; paper section 3.2)."""
 
@@ -151,6 +155,12 @@ class RunConfig(Strict):
     output: str = Field("runs/compact", min_length=1, description="the run folder")
     compatibility: CompatibilityConfig = Field(
         CompatibilityConfig(), description="how much each rationale counts, for this student, now"
+    )
+    weighting: Weighting = Field(
+        "compact",
+        description="weight rule: compact, equal, random, verified, {fixed: {TEACHER: weight}}, {fixed: data}, "
+        "{best: SCORE}, {gate: RULE}",
+        examples=["equal"],
     )
     consistency: StrictFloat = Field(0.1, ge=0, description="lambda: how much the branches' answers pull together")
     lora: LoraConfig | None = Field(LoraConfig(), description="low-rank adapters; null trains all weights")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
-from compact_distill.answers import split_answer
+from compact_distill.answers import Verifier, split_answer
 from compact_distill.config.models import MAX_LENGTH, TextConfig
 from compact_distill.errors import DataError, StudentError
-from compact_distill.records import Instance, Rationale, RationaleStatus
+from compact_distill.records import Instance, Rationale, RationaleStatus, Verdict
 from compact_distill.students.load import tokenizer_problems
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ class Branch:
 class EncodedProblem:
     """A problem as tokens: K branches that share a prompt; a rationale that does not take part has branch None.
 
-    `gold` is the gold answer's segment; its tokens `gold[gold_start:gold_stop]` are the answer itself.
+    `gold` is the gold answer's segment; its tokens `gold[gold_start:gold_stop]` are the answer itself. What weight
+    rules ask for beyond tokens, one entry a teacher: `verdicts` says whether its answer is right (None: nobody looked),
+    `agreement` is the share of the other present rationales whose answer is equivalent (empty: nobody looked), and
+    `given` is the data's own `weight`.
     """
 
     id: str
@@ -86,11 +90,19 @@ class EncodedProblem:
     gold: tuple[int, ...]
     gold_start: int
     gold_stop: int
+    verdicts: tuple[Verdict | None, ...] = ()
+    agreement: tuple[float, ...] = ()
+    given: tuple[Any, ...] = ()
 
     @property
     def present(self) -> tuple[int, ...]:
         """Indices of the teachers whose rationale takes part."""
         return tuple(k for k, branch in enumerate(self.branches) if branch is not None)
+
+    @property
+    def right(self) -> tuple[int, ...]:
+        """Indices of the present teachers whose answer is known to be right."""
+        return tuple(k for k in self.present if self.verdicts and self.verdicts[k] is Verdict.CORRECT)
 
     @property
     def gold_tokens(self) -> tuple[int, ...]:
@@ -126,8 +138,14 @@ class Encoder:
         self.max_length = max_length
         self.thinking_expressions = tuple(thinking_expressions)
 
-    def __call__(self, instance: Instance) -> EncodedProblem:
-        """Encode one problem. Raises DataError where the gold answer has no tokens of its own."""
+    def __call__(self, instance: Instance, verifier: Verifier | None = None) -> EncodedProblem:
+        """Encode one problem; with a `verifier`, answers are compared with the gold answer and with each other.
+
+        A verdict that the data brings stands.
+
+        Raises:
+            DataError: the gold answer has no tokens of its own.
+        """
         prompt = self.encode_prompt(instance.question)
         gold, gold_start, gold_stop = self._encode_gold(instance)
         branches: list[Branch | None] = []
@@ -136,7 +154,7 @@ class Encoder:
             branch, status = self._encode_rationale(rationale, len(prompt))
             branches.append(branch)
             statuses.append(status)
-        return EncodedProblem(
+        problem = EncodedProblem(
             id=instance.id,
             teachers=instance.teachers,
             prompt=prompt,
@@ -145,11 +163,14 @@ class Encoder:
             gold=gold,
             gold_start=gold_start,
             gold_stop=gold_stop,
+            verdicts=tuple(rationale.verdict for rationale in instance.rationales),
+            given=tuple(rationale.extra.get("weight") for rationale in instance.rationales),
         )
+        return problem if verifier is None else _compared(problem, instance, verifier)
 
-    def encode_all(self, instances: Iterable[Instance]) -> Iterator[EncodedProblem]:
-        """Encode problems one after the other, in order."""
-        return (self(instance) for instance in instances)
+    def encode_all(self, instances: Iterable[Instance], verifier: Verifier | None = None) -> Iterator[EncodedProblem]:
+        """Encode problems one after the other, in order; see `__call__`."""
+        return (self(instance, verifier) for instance in instances)
 
     def encode_prompt(self, question: str) -> tuple[int, ...]:
         """Tokens of the prompt: the chat template with a generation prompt, else the prompt template."""
@@ -178,7 +199,7 @@ class Encoder:
 
     def _encode_rationale(self, rationale: Rationale, prompt_length: int) -> tuple[Branch | None, RationaleStatus]:
         if not rationale.text.strip():
-            return None, RationaleStatus.MISSING
+            return None, _absent(rationale)
         reasoning_text, answer = split_answer(rationale.text)
         answer = rationale.answer or answer
         if answer is None:
@@ -210,6 +231,33 @@ class Encoder:
             return (), []
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return tuple(encoded["input_ids"]), encoded["offset_mapping"]
+
+
+def _compared(problem: EncodedProblem, instance: Instance, verifier: Verifier) -> EncodedProblem:
+    """The problem with verdicts and agreement; a rationale that takes no part has no verdict and agreement 0."""
+    answers = {k: _final_answer(instance.rationales[k]) or "" for k in problem.present}
+    unknown = [k for k in answers if problem.verdicts[k] is None]
+    pairs = [(i, j) for i, j in combinations(answers, 2) if answers[i] != answers[j]]
+    asked = [(answers[k], instance.answer) for k in unknown] + [(answers[i], answers[j]) for i, j in pairs]
+    found = verifier.verify_many(asked)
+    verdicts = dict(enumerate(problem.verdicts)) | dict(zip(unknown, found, strict=False))
+    differ = {pair for pair, verdict in zip(pairs, found[len(unknown) :], strict=True) if verdict != Verdict.CORRECT}
+    same = [sum((min(i, k), max(i, k)) not in differ for i in answers if i != k) for k in range(len(problem.branches))]
+    others = max(len(answers) - 1, 1)
+    agreement = tuple(count / others if k in answers else 0.0 for k, count in enumerate(same))
+    return replace(problem, verdicts=tuple(verdicts.values()), agreement=agreement)
+
+
+def _absent(rationale: Rationale) -> RationaleStatus:
+    """Why a rationale has no text: as the data says (rejected, truncated ...), else it is missing."""
+    said = str(rationale.extra.get("status"))
+    known = said in list(RationaleStatus) and said != RationaleStatus.OK
+    return RationaleStatus(said) if known else RationaleStatus.MISSING
+
+
+def _final_answer(rationale: Rationale) -> str | None:
+    """The teacher's final answer: given apart, or as its text states it."""
+    return rationale.answer or split_answer(rationale.text)[1]
 
 
 def _mark_thinking(

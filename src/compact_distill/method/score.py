@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from compact_distill.config.models import MAX_LENGTH, MAX_TOKENS_PER_PASS, CompatibilityConfig, TextConfig
+from compact_distill.config.models import MAX_LENGTH, MAX_TOKENS_PER_PASS, CompatibilityConfig, TextConfig, Weighting
 from compact_distill.method.encode import Branch, EncodedProblem, Encoder
 from compact_distill.method.forward import PassOptions, attach
 from compact_distill.method.outputs import StudentOutputs
@@ -40,6 +40,8 @@ def score(
     text: TextConfig | None = None,
     max_length: int = MAX_LENGTH,
     max_tokens_per_pass: int = MAX_TOKENS_PER_PASS,
+    weighting: Weighting = "compact",
+    seed: int = 42,
 ) -> Iterator[ScoreRow]:
     """Yield one row of scores and weights a problem, in the order of the input.
 
@@ -54,11 +56,15 @@ def score(
         text: templates.
         max_length: most tokens of prompt + completion; longer rationales count as missing, with their status.
         max_tokens_per_pass: tokens the student reads at once.
+        weighting: the weight rule; a problem that it skips has weights of 0.
+        seed: of what the rule draws.
 
     Raises:
         StudentError: model or tokenizer cannot be used.
+        ConfigError: an unknown score or rule.
+        DataError: the rule reads weights from the data, and one is no number.
     """
-    scorer = Scorer(compatibility)
+    scorer = Scorer(compatibility, weighting, seed)
     encoder = Encoder(tokenizer, text, min(max_length, max_tokens_per_pass), scorer.config.thinking_expressions)
 
     def take(outputs: StudentOutputs) -> list[dict[str, Tensor]]:
@@ -66,15 +72,15 @@ def score(
         counts = [len(problem.branches) for problem in outputs.problems]
         return [{name: value[b, :k].cpu() for name, value in scores.items()} for b, k in enumerate(counts)]
 
-    read = _read(model, encoder, instances, scorer.pass_options(0.0), max_tokens_per_pass, take)
+    read = _read(model, scorer, encoder, instances, scorer.pass_options(0.0), max_tokens_per_pass, take)
     rows = read if scorer.running is None else list(read)
     if scorer.running is not None:
         for _, problem, scores in rows:
             if scores is not None:
                 scorer.observe(_batch_of_one(scores), _present_BK(problem))
     for _, problem, scores in rows:
-        scores = scores or dict.fromkeys(scorer.coefficients, torch.zeros(len(problem.branches)))
-        yield score_row(problem, scores, scorer.weights(_batch_of_one(scores), _present_BK(problem))[0])
+        scores = scores or dict.fromkeys(scorer.names, torch.zeros(len(problem.branches)))
+        yield score_row(problem, scores, scorer.weights(_batch_of_one(scores), [problem])[0])
 
 
 def _batch_of_one(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +121,9 @@ def gains(
     scorer = Scorer(compatibility)
     options = scorer.pass_options(0.0)
     encoder = Encoder(tokenizer, text, min(max_length, max_tokens_per_pass), scorer.config.thinking_expressions)
-    rows = _read(model, encoder, instances, options, max_tokens_per_pass, lambda o: o.belief_BKP.float().tolist())
+    rows = _read(
+        model, scorer, encoder, instances, options, max_tokens_per_pass, lambda o: o.belief_BKP.float().tolist()
+    )
     for instance, problem, belief_KP in rows:
         if belief_KP is None:
             continue
@@ -129,6 +137,7 @@ def gains(
 
 def _read(
     model: nn.Module,
+    scorer: Scorer,
     encoder: Encoder,
     instances: Iterable[Instance],
     options: PassOptions,
@@ -140,7 +149,7 @@ def _read(
     `take` turns a pass's outputs into one entry a problem at once, so that no pass's distributions are kept.
     """
     attach(model)
-    pairs = ((instance, encoder(instance)) for instance in instances)
+    pairs = scorer.encode(encoder, instances)
     device = next(model.parameters()).device
     training = model.training
     model.eval()

@@ -1,40 +1,60 @@
 """Multi-Dimensional Evaluator: what the student's pass yielded, to named scores [B, K] and to weights.
 
-A score is a function from `StudentOutputs` to a [B, K] tensor. Three are built in; `register_score` adds others, whose
-coefficients the config names under `compatibility.extra_scores`.
+A score is a function from `StudentOutputs` to a [B, K] tensor. Three are the paper's; `register_score` adds others,
+whose coefficients the config names under `compatibility.extra_scores`.
+
+Shape letters: B problems, K teachers, T tokens, P points at which the belief is read, H query heads, G key heads,
+D width of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from compact_distill.config.models import CompatibilityConfig
+from compact_distill.answers import Verifier
+from compact_distill.config.models import CompatibilityConfig, Weighting
 from compact_distill.errors import ConfigError, nearest
+from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.forward import PassOptions
 from compact_distill.method.outputs import StudentOutputs
-from compact_distill.method.weights import RunningStatistics, compatibility_weights
+from compact_distill.method.weights import RuleSettings, RunningStatistics, build_rule, weigh
+from compact_distill.records import Instance
 
 Score = Callable[[StudentOutputs], Tensor]
 
-_EXTRA: dict[str, Score] = {}
+
+@dataclass(frozen=True)
+class _Extra:
+    function: Score
+    direction: float  # 1: more is better; -1: less is
+
+
+_EXTRA: dict[str, _Extra] = {}
 BUILT_IN = ("consensus", "adaptability", "difficulty")
 
 
-def register_score(name: str, score: Score) -> None:
-    """Make a score of your own known under `name`; give it a coefficient in `compatibility.extra_scores`.
+def register_score(name: str, score: Score, more_is_better: bool = True) -> None:
+    """Make a score of your own known under `name`: for `compatibility.extra_scores`, `weighting: {best: NAME}`.
 
     Example: `register_score("brevity", lambda outputs: -outputs.length_BK.float())`.
+
+    Args:
+        name: what configurations call it.
+        score: from what the pass yields to a [B, K] tensor.
+        more_is_better: which end `weighting: {best: NAME}` takes; coefficients have signs of their own.
 
     Raises:
         ConfigError: the name is taken by a built-in score.
     """
     if name in BUILT_IN:
         raise ConfigError(f"score name must differ from the built-in {', '.join(BUILT_IN)}, got {name!r}; rename it")
-    _EXTRA[name] = score
+    _EXTRA[name] = _Extra(score, 1.0 if more_is_better else -1.0)
 
 
 def consensus(outputs: StudentOutputs) -> Tensor:
@@ -81,13 +101,20 @@ def difficulty(outputs: StudentOutputs) -> Tensor:
 
 
 class Scorer:
-    """Scores and weights under one configuration.
+    """Scores and weights under one configuration: the paper's evaluator.
+
+    Args:
+        config: which scores, how they are read and weighed.
+        weighting: the weight rule, as the configuration has it (see `build_rule`).
+        seed: of what a rule draws.
 
     Raises:
-        ConfigError: `extra_scores` names a score that nobody registered.
+        ConfigError: `extra_scores` names a score that nobody registered, or `weighting` no rule.
     """
 
-    def __init__(self, config: CompatibilityConfig | None = None) -> None:
+    def __init__(
+        self, config: CompatibilityConfig | None = None, weighting: Weighting = "compact", seed: int = 42
+    ) -> None:
         self.config = config or CompatibilityConfig()
         for name in self.config.extra_scores:
             if name not in _EXTRA:
@@ -97,6 +124,10 @@ class Scorer:
                     f"{nearest(name, _EXTRA)}; call register_score({name!r}, ...) first"
                 )
         self.running = RunningStatistics() if self.config.normalise == "running" else None
+        directions = {"consensus": 1.0, "adaptability": 1.0, "difficulty": -1.0}
+        directions |= {name: extra.direction for name, extra in _EXTRA.items()}
+        temperature = self.config.temperature
+        self.rule = build_rule(weighting, RuleSettings(self.coefficients, temperature, self.running, seed, directions))
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -109,6 +140,22 @@ class Scorer:
             **config.extra_scores,
         }
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All scores that are read: the three of the paper, those with a coefficient, and those the rule asks for."""
+        return tuple(dict.fromkeys((*self.coefficients, *self.rule.scores)))
+
+    @property
+    def needs_verdicts(self) -> bool:
+        """Whether answers must be compared before scores and weights can be told."""
+        return self.rule.needs_verdicts
+
+    def encode(self, encoder: Encoder, instances: Iterable[Instance]) -> Iterator[tuple[Instance, EncodedProblem]]:
+        """Each instance with its tokens, in order, and with what scores and rule ask for beyond tokens."""
+        with Verifier() if self.needs_verdicts else contextlib.nullcontext() as verifier:
+            for instance in instances:
+                yield instance, encoder(instance, verifier)
+
     def pass_options(self, consistency: float) -> PassOptions:
         """What the student's pass must yield for these scores and a consistency term with this coefficient."""
         max_probes = self.config.max_probes if self.config.estimator == "probe" else None
@@ -117,26 +164,26 @@ class Scorer:
     def scores(self, outputs: StudentOutputs) -> dict[str, Tensor]:
         """All scores, [B, K] each, in fp32 at least whatever autocast is on; difficulty is differentiable."""
         with torch.autocast(outputs.present_BK.device.type, enabled=False):
-            return self._scores(outputs)
+            return {name: self._score(name, outputs) for name in self.names}
 
-    def _scores(self, outputs: StudentOutputs) -> dict[str, Tensor]:
-        scores = {
-            "consensus": consensus(outputs),
-            "adaptability": adaptability(outputs, self.config.gain, self.config.off_weight),
-            "difficulty": difficulty(outputs),
-        }
-        for name in self.config.extra_scores:
-            scores[name] = _EXTRA[name](outputs)
-            if scores[name].shape != outputs.present_BK.shape:
-                raise ConfigError(
-                    f"score {name!r} must return a [B, K] tensor of shape {tuple(outputs.present_BK.shape)}, "
-                    f"got {tuple(scores[name].shape)}"
-                )
-        return scores
+    def _score(self, name: str, outputs: StudentOutputs) -> Tensor:
+        if name == "consensus":
+            return consensus(outputs)
+        if name == "adaptability":
+            return adaptability(outputs, self.config.gain, self.config.off_weight)
+        if name == "difficulty":
+            return difficulty(outputs)
+        score_BK = _EXTRA[name].function(outputs)
+        if score_BK.shape != outputs.present_BK.shape:
+            raise ConfigError(
+                f"score {name!r} must return a [B, K] tensor of shape {tuple(outputs.present_BK.shape)}, "
+                f"got {tuple(score_BK.shape)}"
+            )
+        return score_BK
 
-    def weights(self, scores: dict[str, Tensor], present_BK: Tensor) -> Tensor:
-        """alpha, [B, K]: rows sum to 1, missing teachers have 0, no gradient."""
-        return compatibility_weights(scores, self.coefficients, present_BK, self.config.temperature, self.running)
+    def weights(self, scores: Mapping[str, Tensor], problems: Sequence[EncodedProblem], epoch: int = 0) -> Tensor:
+        """alpha, [B, K], by the rule: missing teachers have 0, a row sums to 1 or the rule skips it; no gradient."""
+        return weigh(self.rule, problems, scores, epoch)
 
     @torch.no_grad()
     def observe(self, scores: dict[str, Tensor], present_BK: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Sampler
 from compact_distill.data.preview import nothing_left
 from compact_distill.errors import DataError
 from compact_distill.method.encode import EncodedProblem
+from compact_distill.method.weights import Rule
 from compact_distill.records import RationaleStatus
 
 # Groups (optimizer steps) that are sorted together: enough to find problems of one length, few enough to stay random.
@@ -18,16 +19,33 @@ _GROUPS_SORTED_TOGETHER = 50
 
 
 class ProblemDataset(Dataset[EncodedProblem]):
-    """Encoded problems with at least one present rationale, and the count of every rationale's status."""
+    """Encoded problems of which at least one rationale may get weight, and the count of every rationale's status.
 
-    def __init__(self, encoded: Iterable[EncodedProblem], max_length: int) -> None:
-        """Take problems that were encoded with `max_length`. Raises DataError where no rationale is left."""
+    Args:
+        encoded: the problems.
+        max_length: what they were encoded with.
+        rule: says which rationales may get weight; None: all present ones.
+
+    Raises:
+        DataError: nothing is left to train on, or the rule does not fit the data.
+    """
+
+    def __init__(self, encoded: Iterable[EncodedProblem], max_length: int, rule: Rule | None = None) -> None:
         encoded = list(encoded)
         self.statuses: Counter[RationaleStatus] = Counter(s for problem in encoded for s in problem.statuses)
-        self.problems = [problem for problem in encoded if problem.present]
-        self.without_rationale = len(encoded) - len(self.problems)
-        if not self.problems:
+        present = [problem for problem in encoded if problem.present]
+        self.without_rationale = len(encoded) - len(present)
+        if not present:
             raise DataError(nothing_left(self.statuses, max_length))
+        if rule is not None and (wrong := rule.check({name for problem in encoded for name in problem.teachers})):
+            raise DataError(wrong)
+        self.problems = [problem for problem in present if rule is None or rule.candidates(problem)]
+        self.skipped = len(present) - len(self.problems)
+        if not self.problems:
+            raise DataError(
+                f"the weight rule leaves no rationale to train on: none of {self.skipped} problems has one that may "
+                "get weight (under verified and gate: a right answer); choose another `weighting`"
+            )
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -47,6 +65,8 @@ class ProblemDataset(Dataset[EncodedProblem]):
         parts += [f"{count} {status}" for status, count in left_out.items()]
         if self.without_rationale:
             parts.append(f"{self.without_rationale} problems without any rationale left out")
+        if self.skipped:
+            parts.append(f"{self.skipped} problems skipped by the weight rule: no rationale of theirs may get weight")
         return ", ".join(parts)
 
 

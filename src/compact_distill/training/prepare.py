@@ -52,13 +52,20 @@ class Prepared:
         )
 
     @cached_property
+    def scorer(self) -> Scorer:
+        """Scores and weighs them; its rule says which problems are skipped."""
+        return Scorer(self.config.compatibility, self.config.weighting, self.config.seed)
+
+    @cached_property
     def encoded(self) -> tuple[EncodedProblem, ...]:
         """The instances as tokens, in order; made when they are first asked for, and kept."""
-        return tuple(self.encoder.encode_all(self.instances))
+        return tuple(problem for _, problem in self.scorer.encode(self.encoder, self.instances))
 
     def encode(self) -> Iterator[EncodedProblem]:
         """The same one by one, kept nowhere: for counting."""
-        return iter(self.encoded) if "encoded" in self.__dict__ else self.encoder.encode_all(self.instances)
+        if "encoded" in self.__dict__:
+            return iter(self.encoded)
+        return (problem for _, problem in self.scorer.encode(self.encoder, self.instances))
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -73,7 +80,8 @@ def prepare(config: RunConfig) -> Prepared:
     exam: Exam | None = None
     arguments: CompactConfig | None = None
     try:
-        Scorer(config.compatibility)
+        rule = Scorer(config.compatibility, config.weighting, config.seed).rule
+        wrong += rule.check({name for instance in instances for name in instance.teachers})
     except InputError as error:
         wrong += error.problems
     try:
@@ -126,6 +134,7 @@ def training_arguments(config: RunConfig) -> CompactConfig:
         trace=str(folder.scores_path),
         seed=config.seed,
         compatibility=config.compatibility,
+        weighting=config.weighting,
         consistency=config.consistency,
         text=config.text,
         max_length=config.max_length,

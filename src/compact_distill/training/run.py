@@ -47,7 +47,7 @@ def fit(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
     config, args = prepared.config, prepared.arguments
-    dataset = ProblemDataset(prepared.encoded, prepared.encoder.max_length)
+    dataset = ProblemDataset(prepared.encoded, prepared.encoder.max_length, prepared.scorer.rule)
     transformers.set_seed(config.seed)  # adapters start from random weights
     with args.main_process_first():
         if args.process_index == 0:
@@ -81,6 +81,7 @@ def fit(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
         "seconds": round(result.metrics["train_runtime"], 1),
         "peak_memory_gib": round(peak_memory_mib() / 1024, 2),
         "problems": len(dataset),
+        "problems_skipped": dataset.skipped,
         "statuses": {str(status): count for status, count in sorted(dataset.statuses.items())},
     }
 

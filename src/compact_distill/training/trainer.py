@@ -64,6 +64,9 @@ class CompactConfig(TrainingArguments):
     compatibility: CompatibilityConfig | dict[str, Any] = field(
         default_factory=CompatibilityConfig, metadata={"help": "how rationales are scored and weighed"}
     )
+    weighting: str | dict[str, Any] = field(
+        default="compact", metadata={"help": "weight rule: compact, equal, random, verified, or one with an argument"}
+    )
     consistency: float = field(default=0.1, metadata={"help": "lambda of the consistency term; 0 turns it off"})
     text: TextConfig | dict[str, Any] = field(default_factory=TextConfig, metadata={"help": "templates"})
     max_length: int = field(
@@ -142,7 +145,7 @@ class CompactTrainer(Trainer):
             raise ConfigError("processing_class must be the student's tokenizer, got None; pass the tokenizer")
         if args.n_gpu > 1:
             raise ConfigError(f"{args.n_gpu} GPUs in one process are not supported; start with `accelerate launch`")
-        self.scorer = Scorer(args.compatibility)  # type: ignore[arg-type]
+        self.scorer = Scorer(args.compatibility, args.weighting, args.seed)  # type: ignore[arg-type]
         self.pass_options = self.scorer.pass_options(args.consistency)
         self.encoder = Encoder(
             processing_class,
@@ -181,7 +184,8 @@ class CompactTrainer(Trainer):
     def _encoded(self, data: Sequence[Instance] | ProblemDataset) -> ProblemDataset:
         if isinstance(data, ProblemDataset):
             return data
-        return ProblemDataset(self.encoder.encode_all(data), self.encoder.max_length)
+        encoded = (problem for _, problem in self.scorer.encode(self.encoder, data))
+        return ProblemDataset(encoded, self.encoder.max_length, self.scorer.rule)
 
     # ---- one step
 
@@ -251,7 +255,7 @@ class CompactTrainer(Trainer):
         """Sum over a job's problems of the loss, or zero; keeps what the log and the trace want to know."""
         outputs = read_job(model, job, self.pass_options)
         scores = self.scorer.scores(outputs)
-        weights_BK = self.scorer.weights(scores, outputs.present_BK)
+        weights_BK = self.scorer.weights(scores, outputs.problems, epoch=int(self.state.epoch or 0))
         terms = aggregate(
             scores["difficulty"], weights_BK, outputs.gold_logprob, outputs.problems, self.args.consistency
         )
