@@ -18,11 +18,15 @@ from compact_distill import pipeline
 from compact_distill.config.models import RunConfig, config_from, dump_config
 from compact_distill.data import load_instances
 from compact_distill.errors import InputError, RunError
+from compact_distill.evaluation import examine as examine_module
+from compact_distill.method.encode import Branch, EncodedProblem, Encoder
 from compact_distill.method.score import score
 from compact_distill.records import RationaleStatus
 from compact_distill.report import read_run, write_report
 from compact_distill.runs.folder import RunFolder
 from compact_distill.students.load import load_student, load_tokenizer
+from compact_distill.training import prepare as prepare_module
+from compact_distill.training.run import gain_stride
 from models import byte_level_tokenizer, save_student, tiny_model
 
 
@@ -371,3 +375,74 @@ def test_what_a_dry_run_counts_is_what_the_run_does(configure, tmp_path, student
     folder = pipeline.run(config)
     assert folder.stage_summary("train")["steps"] == shown.steps
     assert folder.stage_summary("train")["statuses"] == {"missing": 1, "ok": 2, "over_length": 1, "unparsed": 2}
+
+
+# ---- once is enough
+
+
+@pytest.fixture
+def count_calls(monkeypatch):
+    """Count calls of a function, by the names of its module and itself."""
+
+    def count(module, name) -> list[tuple]:
+        calls: list[tuple] = []
+        original = getattr(module, name)
+
+        def counted(*args, **named):
+            calls.append(args)
+            return original(*args, **named)
+
+        monkeypatch.setattr(module, name, counted)
+        return calls
+
+    return count
+
+
+def test_a_run_reads_and_tokenises_everything_once(configure, count_calls, data, tmp_path):
+    exam_data = write_data(tmp_path / "exam.jsonl", [{"id": "e", "question": "What is 9 + 9?", "answer": "18"}])
+    config = configure(
+        eval={"learned": [str(exam_data)], "max_new_tokens": 2, "every_epoch": True}, report={"gains": False}
+    )
+    encoded = count_calls(Encoder, "__call__")
+    task_reads = count_calls(examine_module, "read_task")
+    data_reads = count_calls(prepare_module, "load_instances")
+    arguments = count_calls(prepare_module, "CompactConfig")
+    pipeline.run(config)
+    assert sorted(instance.id for _, instance in encoded) == [f"p{n}" for n in range(6)]
+    assert (len(task_reads), len(data_reads), len(arguments)) == (1, 1, 1)
+
+
+def test_gains_are_read_on_a_sample_that_a_twentieth_of_the_training_pays():
+    prompt, branch = (0,) * 10, Branch((0,) * 8, (0,), 0, (False,) * 8, ())
+    problem = EncodedProblem("p", ("t", "u"), prompt, (branch, None), (RationaleStatus.OK,) * 2, (0,), 0, 1)
+    stride = lambda problems, epochs, readings: gain_stride([problem] * problems, epochs, readings)  # noqa: E731
+    assert stride(100, epochs=1, readings=2) == 20  # 5 problems twice cost 10 readings, training 200 at least
+    assert stride(100, epochs=5, readings=2) == 4
+    assert stride(100, epochs=40, readings=2) == 1
+    assert stride(100, epochs=1, readings=1) == 10
+    assert stride(1_000_000, epochs=40, readings=1) == 20  # 20 M tokens, of which a million
+
+
+def test_what_only_the_report_wants_does_not_fail_the_training(configure, capsys, monkeypatch):
+    def fail(*arguments):
+        raise OSError("no space left")
+        yield
+
+    monkeypatch.setattr(pipeline, "read_gains", fail)
+    monkeypatch.setattr(pipeline, "used_rows", fail)
+    folder = pipeline.train(configure(train={"max_steps": 1}))
+    assert folder.stage_summary("train")["steps"] == 1
+    said = capsys.readouterr().err
+    assert "data: data.jsonl could not be written (OSError: no space left)" in said
+    assert "gains: gains.jsonl could not be written" in said
+    assert not folder.gains_path.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(pipeline, "fit", None)  # the student is there; only what is missing is done
+    again = pipeline.train(configure(train={"max_steps": 1}))
+    assert again.gains_path.exists()
+    assert again.data_path.exists()
+
+
+def test_gains_can_be_switched_off(configure):
+    folder = pipeline.train(configure(report={"gains": False}, train={"max_steps": 1}))
+    assert not folder.gains_path.exists()

@@ -192,8 +192,8 @@ def run(config: RunConfig) -> RunFolder:
     """
     prepared = prepare(config)
     with _claim(config) as folder:
-        if config.teachers:
-            prepared = prepared.with_rationales(load_instances(rationales(config, folder)))
+        if prepared.problems is not None:
+            prepared = prepared.with_rationales(load_instances(rationales(config, folder, prepared.problems)))
         _train(prepared, folder)
         _evaluate(config, prepared.exam, folder)
         if not folder.manifest["finished"]:

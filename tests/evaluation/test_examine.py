@@ -19,6 +19,7 @@ from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation.result_files import compare_results, read_result, read_rows
 from compact_distill.runs.folder import RunFolder
 from compact_distill.students.identity import student_hash
+from compact_distill.training import prepare as prepare_module
 from models import byte_level_tokenizer, save_student, tiny_model
 
 
@@ -206,7 +207,7 @@ def test_everything_wrong_with_the_benchmarks_stands_beside_the_rest(configure, 
 
 def test_every_epoch_needs_one_process(configure, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(pipeline, "training_arguments", lambda *args: None)  # would look for the other process
+    monkeypatch.setattr(prepare_module, "training_arguments", lambda *args: None)  # would look for the other process
     assert not pipeline.validate_run(configure())
     found = pipeline.validate_run(configure(eval={"every_epoch": True}))
     assert len(found) == 1

@@ -230,7 +230,10 @@ def test_other_ranks_wait_for_the_first_and_ask_nothing(configure, servers, tmp_
     config = configure()
     found = []
     waiting = threading.Thread(
-        target=lambda: found.append(stages.rationales(config, RunFolder.follow(config.output))), daemon=True
+        target=lambda: found.append(
+            stages.rationales(config, RunFolder.follow(config.output), stages.problem_stream(config))
+        ),
+        daemon=True,
     )
     waiting.start()
     time.sleep(0.2)

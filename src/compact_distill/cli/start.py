@@ -75,6 +75,7 @@ def validate(
     """
     from compact_distill import pipeline
     from compact_distill.config.models import load_sound_part
+    from compact_distill.training.prepare import prepare
 
     run_config, problems = load_sound_part(config, overrides(settings))
     if run_config is None or problems:
@@ -82,7 +83,7 @@ def validate(
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr, flush=True)
         raise InputError(pipeline.validate_run(run_config) if run_config else [])
-    prepared = pipeline.prepare(run_config)
+    prepared = prepare(run_config)
     print(f"{config} is valid")
     if dry_run:
         print(pipeline.dry_run(prepared))

@@ -23,6 +23,7 @@ from compact_distill.errors import DataError
 from compact_distill.records import Instance, Problem, Rationale
 
 Source = str | Path
+_KEPT_PROBLEMS = 20_000  # some 20 MB
 
 
 def load_problems(source: Source, *, limit: int | None = None, split: str = "train") -> list[Problem]:
@@ -214,38 +215,49 @@ def _rows(source: Source, split: str, faults: Faults) -> Iterator[Row]:
 
 
 class ProblemStream:
-    """What `load_problems` would load, read anew each time: a hundred thousand need no more memory than one."""
+    """What `load_problems` would load. Few problems are read once and kept; of more, each time only one at a time."""
 
     def __init__(self, source: str | Path, *, limit: int | None = None, split: str = "train") -> None:
         self._source = source
         self._limit = limit
         self._split = split
+        self._hash: str | None = None
+        self._kept: list[Problem] | None = None
 
     def __iter__(self) -> Iterator[Problem]:
         """Yield the problems in the order of the input.
 
         Raises:
-            DataError: the input has become wrong since it was checked.
+            DataError: the input is wrong, or has become wrong since it was checked.
         """
-        faults = Faults(self._source)
-        return islice(self._read(faults), self._limit)
+        if self._hash is not None and self._kept is not None:
+            return iter(self._kept)
+        return islice(self._read(Faults(self._source)), self._limit)
 
     def check(self) -> str:
-        """Read all rows once; return a hash of the problems that will be yielded.
+        """Read all rows, the first time; return a hash of the problems that will be yielded.
 
         Raises:
             DataError: everything that is wrong with the input, each with its line.
         """
+        if self._hash is not None:
+            return self._hash
         faults = Faults(self._source)
         state = hashlib.sha256()
         seen: set[int] = set()
+        kept: list[Problem] | None = []
         for number, problem in enumerate(self._read(faults)):
             if hash(problem.id) in seen:
                 load_problems(self._source, split=self._split)  # names both rows, if they are really the same
             seen.add(hash(problem.id))
             if self._limit is None or number < self._limit:
                 state.update(json.dumps([problem.id, problem.question, problem.answer]).encode() + b"\n")
-        return state.hexdigest()
+                if kept is not None and len(kept) < _KEPT_PROBLEMS:
+                    kept.append(problem)
+                else:
+                    kept = None
+        self._kept, self._hash = kept, state.hexdigest()
+        return self._hash
 
     def _read(self, faults: Faults) -> Iterator[Problem]:
         for row in read_rows(self._source, self._split, faults):

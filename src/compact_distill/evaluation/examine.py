@@ -54,6 +54,11 @@ class Exam:
         asked = [[role, rows.task.model_dump(mode="json"), rows.hash] for role, rows in self.rows]
         return fingerprint([asked, self.settings.model_dump(mode="json"), self.text.model_dump(mode="json"), self.seed])
 
+    def apart_from(self, trained_on: Collection[Any]) -> Exam:
+        """The same without the rows among these problems or instances. Raises DataError where a task has none left."""
+        training = Training(trained_on)
+        return replace(self, rows=tuple((role, rows.apart_from(training)) for role, rows in self.rows))
+
     def __bool__(self) -> bool:
         return bool(self.rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compact_distill.answers import compare_answers
@@ -36,6 +36,7 @@ class TaskRows:
     rows: tuple[TaskRow, ...]
     seen_in_training: int
     limit: int | None
+    everything: tuple[TaskRow, ...] = field(default=(), repr=False)  # before training's rows and the limit went
 
     @property
     def hash(self) -> str:
@@ -45,6 +46,17 @@ class TaskRows:
     def first(self, count: int) -> TaskRows:
         """The same with its first rows only."""
         return replace(self, rows=self.rows[:count], limit=count)
+
+    def apart_from(self, training: Training) -> TaskRows:
+        """Its first `limit` rows that the student was not trained on. Raises DataError where none is left."""
+        unseen = [row for row in self.everything if not training.holds(row)]
+        if not unseen:
+            raise DataError(
+                f"task {self.task.name}: the student was trained on all {len(self.everything)} rows, so none is left "
+                "to examine it with; give other data"
+            )
+        seen = len(self.everything) - len(unseen)
+        return replace(self, rows=tuple(unseen[: self.limit]), seen_in_training=seen)
 
 
 class Training:
@@ -73,13 +85,7 @@ def read_task(task: Task, limit: int | None = None, training: Training | None = 
     faults = Faults(f"task {task.name}, {task.data.path}" if task.data.path else f"task {task.name}")
     read = _lab_rows(task) if task.data.lab else read_rows(str(task.data.path), task.data.split, faults)
     rows = _rows_of(task, read, faults)
-    unseen = [row for row in rows if training is None or not training.holds(row)]
-    if not unseen:
-        raise DataError(
-            f"task {task.name}: the student was trained on all {len(rows)} rows, so none is left to examine it with; "
-            "give other data"
-        )
-    return TaskRows(task, tuple(unseen[:limit]), len(rows) - len(unseen), limit)
+    return TaskRows(task, (), 0, limit, tuple(rows)).apart_from(training or Training())
 
 
 def _rows_of(task: Task, read: Iterable[Row], faults: Faults) -> list[TaskRow]:

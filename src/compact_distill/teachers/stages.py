@@ -31,7 +31,7 @@ _NO_CONTENT = {
 }  # fmt: skip
 
 
-def check_teachers(config: RunConfig) -> list[str]:
+def check_teachers(config: RunConfig, problems: ProblemStream | None = None) -> list[str]:
     """Everything that would keep the teachers from being asked, as messages; nothing is sent."""
     wrong = []
     if config.rationales:
@@ -41,7 +41,7 @@ def check_teachers(config: RunConfig) -> list[str]:
     except InputError as error:
         wrong += error.problems
     try:
-        _problems(config).check()
+        (problems or problem_stream(config)).check()
     except InputError as error:
         wrong += error.problems
     return wrong
@@ -58,10 +58,10 @@ def ask_teachers(config: RunConfig) -> Path:
         RunError: too many got no answer, a store cannot be written, or no problem has a rationale.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; what was in flight is stored.
     """
-    wrong = check_teachers(config)
+    problems = problem_stream(config)
+    wrong = check_teachers(config, problems)
     if wrong:
         raise InputError(wrong)
-    problems = _problems(config)
     inputs = _inputs(config, problems.check())
     with RunFolder.claim(config.output) as folder:
         _ask(config, folder, problems, inputs)
@@ -69,7 +69,7 @@ def ask_teachers(config: RunConfig) -> Path:
         return folder.training_path
 
 
-def rationales(config: RunConfig, folder: RunFolder) -> Path:
+def rationales(config: RunConfig, folder: RunFolder, problems: ProblemStream) -> Path:
     """Return the file of training data, after asking, verifying and joining whatever of it is not done yet.
 
     With several ranks the first one works, and the others wait for it.
@@ -77,7 +77,6 @@ def rationales(config: RunConfig, folder: RunFolder) -> Path:
     Raises:
         InputError, RunError, KeyboardInterrupt, SystemExit: as `ask_teachers`.
     """
-    problems = _problems(config)
     inputs = _inputs(config, problems.check())
     if folder.is_follower:
         while not _is_joined(config, folder.path, inputs):
@@ -99,7 +98,7 @@ def verify_teachers(config: RunConfig) -> int:
         InputError: wrong problems.
         RunError: the run or a store is in use, or no problem has a rationale.
     """
-    problems = _problems(config)
+    problems = problem_stream(config)
     inputs = _inputs(config, problems.check())
     with RunFolder.claim(config.output) as folder:
         count = _verify(config, folder.rationales_path, problems, everything=True)
@@ -114,7 +113,7 @@ def stores_path(config: RunConfig) -> Path:
 
 def table(config: RunConfig) -> StoreTable:
     """What the run's stores hold. Nothing is locked, sent or changed."""
-    problems = _problems(config)
+    problems = problem_stream(config)
     problems.check()
     return summarise(config.teachers, config.generation, problems, stores_path(config))
 
@@ -122,7 +121,7 @@ def table(config: RunConfig) -> StoreTable:
 def plan(config: RunConfig) -> str:
     """What would be asked: requests, prompt tokens and cost of each teacher, as text. Nothing is sent."""
     folder = stores_path(config)
-    problems = _problems(config)
+    problems = problem_stream(config)
     problems.check()
     rows = [["teacher", "rationales", "stored", "requests", "prompt tokens", "cost"]]
     total: float | None = 0.0
@@ -193,7 +192,8 @@ def _verify(config: RunConfig, folder: Path, problems: ProblemStream, everything
         return sum(verify_store(store, verifier, golds, everything) for store in stores)
 
 
-def _problems(config: RunConfig) -> ProblemStream:
+def problem_stream(config: RunConfig) -> ProblemStream:
+    """The problems that teachers are asked. Raises ConfigError where the configuration names none."""
     if config.problems is None or not config.teachers:
         raise ConfigError("needs `problems:` and `teachers:`; write who is to be asked what")
     return ProblemStream(config.problems.path, limit=config.problems.limit, split=config.problems.split)

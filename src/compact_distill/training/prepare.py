@@ -13,6 +13,7 @@ import torch
 
 from compact_distill.config.models import RunConfig
 from compact_distill.data import load_instances
+from compact_distill.data.load import ProblemStream
 from compact_distill.errors import DataError, InputError
 from compact_distill.evaluation.examine import Exam, prepare_exam
 from compact_distill.method.encode import EncodedProblem, Encoder
@@ -20,7 +21,7 @@ from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance
 from compact_distill.runs.folder import RunFolder, output_problem
 from compact_distill.students.load import check_student, load_tokenizer
-from compact_distill.teachers.stages import check_teachers
+from compact_distill.teachers.stages import check_teachers, problem_stream
 from compact_distill.training.trainer import CompactConfig
 
 
@@ -35,10 +36,11 @@ class Prepared:
     arguments: CompactConfig
     exam: Exam
     instances: tuple[Instance, ...]
+    problems: ProblemStream | None = None  # what teachers are asked, where there are any
 
     def with_rationales(self, instances: Sequence[Instance]) -> Prepared:
         """The same run once its teachers have answered; what they were asked about leaves the benchmarks."""
-        return replace(self, instances=tuple(instances), exam=read_exam(self.config, instances))
+        return replace(self, instances=tuple(instances), exam=self.exam.apart_from(instances))
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -74,9 +76,17 @@ def prepare(config: RunConfig) -> Prepared:
     Raises:
         InputError: with everything that would keep the run from working.
     """
-    wrong, instances = (
-        (check_student(config.student) + check_teachers(config), []) if config.teachers else (read_sources(config))
-    )
+    problems: ProblemStream | None = None
+    instances: list[Instance] = []
+    if config.teachers:
+        wrong = check_student(config.student)
+        try:
+            problems = problem_stream(config)
+            wrong += check_teachers(config, problems)
+        except InputError as error:
+            wrong += error.problems
+    else:
+        wrong, instances = read_sources(config)
     exam: Exam | None = None
     arguments: CompactConfig | None = None
     try:
@@ -100,7 +110,7 @@ def prepare(config: RunConfig) -> Prepared:
         wrong.append(f"train: transformers refuses these settings: {error}")
     if wrong or exam is None or arguments is None:
         raise InputError(wrong)
-    return Prepared(config, arguments, exam, tuple(instances))
+    return Prepared(config, arguments, exam, tuple(instances), problems)
 
 
 def read_sources(config: RunConfig) -> tuple[list[str], list[Instance]]:
