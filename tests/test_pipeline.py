@@ -29,6 +29,8 @@ from compact_distill.training import prepare as prepare_module
 from compact_distill.training.run import gain_stride
 from models import byte_level_tokenizer, save_student, tiny_model
 
+OLD, NEW = "a" * 40, "b" * 40  # commits of the fixture `hub`
+
 
 def problem(number: int, *texts: str | None) -> dict:
     rationales = [{"teacher": f"t{k}", "text": text} for k, text in enumerate(texts)]
@@ -408,7 +410,7 @@ def test_a_run_reads_and_tokenises_everything_once(configure, count_calls, data,
     data_reads = count_calls(prepare_module, "load_instances")
     arguments = count_calls(prepare_module, "CompactConfig")
     pipeline.run(config)
-    assert sorted(instance.id for _, instance in encoded) == [f"p{n}" for n in range(6)]
+    assert sorted(call[1].id for call in encoded) == [f"p{n}" for n in range(6)]
     assert (len(task_reads), len(data_reads), len(arguments)) == (1, 1, 1)
 
 
@@ -446,3 +448,22 @@ def test_what_only_the_report_wants_does_not_fail_the_training(configure, capsys
 def test_gains_can_be_switched_off(configure):
     folder = pipeline.train(configure(report={"gains": False}, train={"max_steps": 1}))
     assert not folder.gains_path.exists()
+
+
+# ---- students on a hub
+
+
+def test_a_run_keeps_the_commit_it_started_with(hub, configure, capsys):
+    config = configure(student="org/tiny", train={"max_steps": 1}, report={"gains": False})
+    folder = pipeline.train(config)
+    assert folder.manifest["student"]["commits"] == {"org/tiny": OLD}
+    adapter = json.loads((folder.student_path / "adapter_config.json").read_text())
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("org/tiny", OLD)
+    hub.move(NEW)
+    capsys.readouterr()
+    pipeline.train(config)
+    said = capsys.readouterr().err
+    assert "train: done already" in said
+    assert f"the hub has org/tiny at {NEW[:12]} now; this run keeps {OLD[:12]}" in said
+    again = pipeline.train(configure(student=f"org/tiny@{NEW}", train={"max_steps": 1}, report={"gains": False}))
+    assert again.manifest["student"]["commits"] == {"org/tiny": NEW}

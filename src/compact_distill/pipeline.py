@@ -50,7 +50,7 @@ from compact_distill.students.identity import student_hash
 from compact_distill.students.load import load_student
 from compact_distill.teachers.stages import plan, rationales, teachers_in_manifest
 from compact_distill.training.checkpoints import require_complete
-from compact_distill.training.prepare import Prepared, prepare, read_exam, read_instances, read_sources
+from compact_distill.training.prepare import Prepared, pin_student, prepare, read_exam, read_instances, read_sources
 from compact_distill.training.run import fit, read_gains
 
 # Settings of `train:` that change what is shown or kept, not what is learned.
@@ -143,6 +143,7 @@ def evaluate(
         RunError: no run, no such checkpoint, or no trained student yet.
     """
     config = load_config(RunFolder.open(run_folder).config_path, {**overrides, "output": str(run_folder)})
+    pin_student(config)
     with _claim(config) as folder:
         trained_on = load_instances(folder.training_path) if config.teachers else read_instances(config)
         exam = read_exam(config, trained_on, only)
@@ -206,11 +207,11 @@ def run(config: RunConfig) -> RunFolder:
 def _train(prepared: Prepared, folder: RunFolder) -> None:
     """Train, unless that is done, and write beside it what only the report wants to know."""
     config = prepared.config
-    made_of = _ingredients(config, prepared.instances)
+    made_of = _ingredients(prepared)
     shared = ("compatibility", "weighting", "consistency", "lora", "text", "max_length", "max_tokens_per_pass", "seed")
     inputs = fingerprint(
         {
-            "student": made_of["student"],
+            "student": made_of["student"]["sha256"],
             "instances": made_of["data"]["instances"],
             "settings": config.model_dump(mode="json", include=set(shared)),
             "train": {key: value for key, value in config.train.items() if not key.startswith(_WITHOUT_EFFECT)},
@@ -280,16 +281,17 @@ def _claim(config: RunConfig) -> RunFolder:
     return RunFolder.claim(config.output) if rank == 0 else RunFolder.follow(config.output)
 
 
-def _ingredients(config: RunConfig, instances: Sequence[Instance]) -> dict[str, Any]:
+def _ingredients(prepared: Prepared) -> dict[str, Any]:
     """What a run is made of, for its manifest."""
+    config, instances = prepared.config, prepared.instances
     sources = [*config.rationales, *([config.problems.path] if config.problems else [])]
-    student = Path(config.student)
+    student = {"name": config.student, "sha256": student_hash(config.student), "commits": dict(prepared.commits)}
     return {
         "config": fingerprint(config.model_dump(mode="json")),
         "versions": versions(),
         "hardware": hardware(),
         "seeds": {"seed": config.seed, "data_seed": config.train.get("data_seed", config.seed)},
-        "student": {"name": config.student, "sha256": content_hash(student) if student.exists() else None},
+        "student": student,
         "data": {
             "files": {name: content_hash(name) if Path(name).exists() else None for name in sources},
             "instances": fingerprint([_plain(instance) for instance in instances]),

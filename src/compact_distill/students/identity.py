@@ -1,14 +1,19 @@
-"""What identifies a student: a hash of its weights, configuration and tokenizer, not of where it lies."""
+"""What identifies a model: its weights, configuration and tokenizer, not where it lies or what it is called.
+
+`student_hash` is the identity of a student, `commit_of` of what the hub has, `weights_hash` of weights in memory and
+`folder_hash` of a folder too large to be read whole.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from compact_distill.runs.files import content_hash, fingerprint
-from compact_distill.students.load import adapter_base
+from compact_distill.students.load import adapter_base, revision_of, split_revision
 
 _FILES = (
     "config.json",
@@ -24,21 +29,71 @@ _FILES = (
     "chat_template*",
 )
 # Where an adapter's base lies, and what peft writes in an order of its own, are no part of the student.
+_ELSEWHERE = ("base_model_name_or_path", "revision")
 _IN_ANY_ORDER = ("target_modules", "modules_to_save", "exclude_modules", "layers_to_transform")
+
+_WHOLE_FILE = 1 << 24  # of larger files, `folder_hash` reads the ends
+_END = 1 << 20
 
 
 def student_hash(student: str | Path) -> str:
     """SHA-256 of what a student computes with: of an adapter folder its base's too; of a hub name its commit.
 
-    Checkpoints below the folder, notes of the training and the like do not count.
+    Checkpoints below the folder, its README, notes of the training and the like do not count.
     """
     folder = Path(student)
     if not folder.is_dir():
-        return fingerprint(["hub", str(student), _commit(str(student))])
+        return fingerprint(["hub", commit_of(student) or str(student)])
     files = sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
     stamps = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     base = adapter_base(folder)
     return fingerprint([_files_hash(stamps), None if base is None else student_hash(base)])
+
+
+def hub_names(student: str | Path) -> list[str]:
+    """The hub models that a student is loaded from: itself, or the base under an adapter; without revisions."""
+    if Path(student).is_dir():
+        base = adapter_base(student)
+        return [] if base is None else hub_names(base)
+    return [split_revision(student)[0]]
+
+
+def commit_of(student: str | Path) -> str | None:
+    """The commit of a hub model at the revision that it is loaded at; None where the hub does not say."""
+    return _commit(split_revision(student)[0], revision_of(student))
+
+
+def newest_commit(name: str) -> str | None:
+    """The commit that the hub has now, whatever is pinned; None where the hub does not say."""
+    return _commit(name, None)
+
+
+def weights_hash(model: Any) -> str:
+    """SHA-256 of the weights in memory that are trained, by name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def folder_hash(folder: Path) -> str:
+    """SHA-256 of a folder's file names and sizes, and of the files' ends: fast, for models of a hundred gigabytes."""
+    state = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+        size = file.stat().st_size
+        state.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= _WHOLE_FILE:
+                state.update(stream.read())
+            else:
+                state.update(stream.read(_END))
+                stream.seek(size - _END)
+                state.update(stream.read())
+    return state.hexdigest()
 
 
 @lru_cache(maxsize=64)
@@ -51,7 +106,8 @@ def _file_hash(path: Path) -> str:
     if path.name != "adapter_config.json":
         return content_hash(path)
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    settings.pop("base_model_name_or_path", None)
+    for name in _ELSEWHERE:
+        settings.pop(name, None)
     for name in _IN_ANY_ORDER:
         if isinstance(settings.get(name), list):
             settings[name] = sorted(settings[name])
@@ -59,7 +115,10 @@ def _file_hash(path: Path) -> str:
 
 
 @lru_cache(maxsize=64)
-def _commit(name: str) -> str | None:
-    from transformers import AutoConfig
+def _commit(name: str, revision: str | None) -> str | None:
+    from transformers.utils import cached_file
 
-    return getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None)
+    # The hub's cache keeps each commit in a folder of that name.
+    path = cached_file(name, "config.json", revision=revision)
+    parts = Path(str(path)).parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None

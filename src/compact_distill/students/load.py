@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# The commit of each hub model in use: what a run has pinned, or a user has written as NAME@COMMIT. A model that changes
+# on the hub changes nothing here then, and whatever loads a student (or the base under an adapter) loads the same.
+_PINNED: dict[str, str] = {}
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _ADAPTER = "adapter_config.json"
 
@@ -39,8 +43,33 @@ def check_student(student: str | Path) -> list[str]:
     return _check_contents(str(student))
 
 
+def split_revision(student: str | Path) -> tuple[str, str | None]:
+    """Name and revision (commit, tag or branch) of a student written `NAME@REVISION`; a folder has none."""
+    name, at, revision = str(student).rpartition("@")
+    return (name, revision) if at and not Path(student).exists() else (str(student), None)
+
+
+def pin(name: str, commit: str | None) -> None:
+    """Load this hub model as it is at `commit` from now on, in this process; None: as the hub has it."""
+    if commit is None:
+        _PINNED.pop(name, None)
+    else:
+        _PINNED[name] = commit
+
+
+def revision_of(student: str | Path) -> str | None:
+    """The revision that a student is loaded at: what its name says, else what was pinned; None: the hub's newest."""
+    name, revision = split_revision(student)
+    return revision or _PINNED.get(name)
+
+
+def _from_hub(student: str | Path) -> tuple[str, dict[str, Any]]:
+    """Name and options for transformers' `from_pretrained`."""
+    return split_revision(student)[0], {"revision": revision_of(student), "trust_remote_code": False}
+
+
 def _looks_like_hub_name(name: str) -> bool:
-    parts = name.split("/")
+    parts = split_revision(name)[0].split("/")
     return len(parts) <= 2 and all(parts) and not name.startswith((".", "~"))
 
 
@@ -64,8 +93,10 @@ def _missing_files(folder: Path) -> list[str]:
 
 def _check_adapter(folder: Path) -> list[str]:
     try:
-        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError) as error:
+        base = _adapter_and_base(folder)[1]
+        if (Path(base) / _ADAPTER).is_file():
+            return [f"base model of adapter {folder}: {base} is an adapter itself; merge it into its own base first"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{folder / _ADAPTER} must name base_model_name_or_path ({error}); save the adapter again with peft"]
     if not any(folder.glob("*.safetensors")):
         return [f"adapter folder {folder} holds no *.safetensors; save the adapter again with peft"]
@@ -75,8 +106,9 @@ def _check_adapter(folder: Path) -> list[str]:
 def _check_contents(student: str) -> list[str]:
     from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
+    name, options = _from_hub(student)
     try:
-        raw, _ = PreTrainedConfig.get_config_dict(student)
+        raw, _ = PreTrainedConfig.get_config_dict(name, revision=options["revision"])
     except (OSError, ValueError) as error:
         return [f"student {student!r}: its config cannot be read ({_first_line(error)}); check name, network or folder"]
     if "auto_map" in raw:
@@ -85,12 +117,12 @@ def _check_contents(student: str) -> list[str]:
             "use a model that transformers implements"
         ]
     try:
-        config = AutoConfig.from_pretrained(student, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
         return [f"student {student!r}: transformers cannot read its config ({_first_line(error)}); check model_type"]
     wrong = architecture_problems(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
         return [*wrong, f"student {student!r}: its tokenizer cannot be loaded ({_first_line(error)}); save it again"]
     wrong += [f"student {student!r}: {message}" for message in tokenizer_problems(tokenizer)]
@@ -113,7 +145,7 @@ def load_student(
     """Load model and tokenizer from a hub name, a model folder or an adapter folder (with its base model).
 
     Args:
-        student: hub name or folder.
+        student: hub name, NAME@REVISION, or folder.
         dtype: of the weights; "auto": as they were saved.
         device: where the model goes; None: stays on the CPU.
 
@@ -127,7 +159,8 @@ def load_student(
         raise StudentError(wrong)
     adapter, base = _adapter_and_base(student)
     tokenizer = load_tokenizer(student)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False, use_safetensors=True)
+    name, options = _from_hub(base)
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **options)
     if adapter is not None:
         from peft import PeftModel
 
@@ -143,7 +176,8 @@ def load_tokenizer(student: str | Path) -> PreTrainedTokenizerBase:
 
     adapter, base = _adapter_and_base(student)
     own = adapter is not None and any((adapter / name).is_file() for name in _TOKENIZER_FILES)
-    return AutoTokenizer.from_pretrained(adapter if own else base, trust_remote_code=False)
+    name, options = _from_hub(adapter if own and adapter is not None else base)
+    return AutoTokenizer.from_pretrained(name, **options)
 
 
 def adapter_base(student: str | Path) -> str | None:
@@ -152,12 +186,13 @@ def adapter_base(student: str | Path) -> str | None:
 
 
 def _adapter_and_base(student: str | Path) -> tuple[Path | None, str]:
-    """The adapter folder, or None where the student is a model of its own; and the (base) model."""
+    """The adapter folder, or None where the student is a model of its own; and the (base) model, with its commit."""
     folder = Path(student)
     if not (folder / _ADAPTER).is_file():
         return None, str(student)
-    base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return folder, base
+    settings = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
+    base, revision = settings["base_model_name_or_path"], settings.get("revision")
+    return folder, f"{base}@{revision}" if revision and not Path(base).exists() else base
 
 
 def tokenizer_problems(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -14,6 +14,7 @@ from compact_distill.config.teachers import TeacherConfig
 from compact_distill.errors import CompactError, ConfigError
 from compact_distill.records import Problem
 from compact_distill.runs.files import content_hash
+from compact_distill.students.identity import folder_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +159,6 @@ class Prompting:
         )
 
 
-_WHOLE_FILE = 1 << 24
-"""Bytes up to which a model's file is hashed whole; of larger ones the size and both ends are."""
-_END = 1 << 20
-
-
 def model_identity(config: TeacherConfig) -> str:
     """Return the model's name at its server, or a hash of the files that hold it.
 
@@ -177,20 +173,5 @@ def model_identity(config: TeacherConfig) -> str:
             message = f"teacher {config.name}: {path} must be readable: {error.strerror}; check `path`"
             raise ConfigError(message) from None
     if config.backend == "transformers" and Path(str(config.model)).is_dir():
-        return f"folder/{_folder_hash(Path(str(config.model)))[:16]}"
+        return f"folder/{folder_hash(Path(str(config.model)))[:16]}"
     return f"{config.backend}/{config.model}"
-
-
-def _folder_hash(folder: Path) -> str:
-    state = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.is_file()):
-        size = file.stat().st_size
-        state.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if size <= _WHOLE_FILE:
-                state.update(stream.read())
-            else:
-                state.update(stream.read(_END))
-                stream.seek(size - _END)
-                state.update(stream.read())
-    return state.hexdigest()

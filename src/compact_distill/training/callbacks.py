@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import signal
 import sys
@@ -23,6 +22,7 @@ from compact_distill.evaluation.writers import StudentWriter
 from compact_distill.runs.environment import peak_memory_mib
 from compact_distill.runs.files import StepLog, read_jsonl
 from compact_distill.runs.progress import Progress, progress, say
+from compact_distill.students.identity import weights_hash
 
 
 class ShowProgress(TrainerCallback):
@@ -128,7 +128,7 @@ class ExamineEveryEpoch(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model = self.trainer.model
         label = checkpoint_label(state.global_step)
-        subject = Subject(label, f"{STUDENT}/{label}", _weights_hash(model), state.global_step, float(state.epoch))
+        subject = Subject(label, f"{STUDENT}/{label}", weights_hash(model), state.global_step, float(state.epoch))
         writer = StudentWriter(model, self.trainer.processing_class, self.exam.text, self.exam.settings.batch_tokens)
         documents = examine(writer, subject, self.exam, self.folder / label)
         was_training = model.training
@@ -137,17 +137,6 @@ class ExamineEveryEpoch(TrainerCallback):
             self.trainer.log({f"eval_{d['task']['name']}_accuracy": d["result"]["accuracy"] for d in documents})
         finally:
             model.train(was_training)
-
-
-@torch.no_grad()
-def _weights_hash(model: Any) -> str:
-    """SHA-256 of the weights that are trained, by name."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class StopInOrder(TrainerCallback):

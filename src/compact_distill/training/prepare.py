@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import torch
 from compact_distill.config.models import RunConfig
 from compact_distill.data import load_instances
 from compact_distill.data.load import ProblemStream
-from compact_distill.errors import DataError, InputError
+from compact_distill.errors import DataError, InputError, RunError
 from compact_distill.evaluation.examine import Exam, prepare_exam
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance
 from compact_distill.runs.folder import RunFolder, output_problem
-from compact_distill.students.load import check_student, load_tokenizer
+from compact_distill.runs.progress import say
+from compact_distill.students.identity import commit_of, hub_names, newest_commit
+from compact_distill.students.load import check_student, load_tokenizer, pin, split_revision
 from compact_distill.teachers.stages import check_teachers, problem_stream
 from compact_distill.training.trainer import CompactConfig
 
@@ -37,6 +40,7 @@ class Prepared:
     exam: Exam
     instances: tuple[Instance, ...]
     problems: ProblemStream | None = None  # what teachers are asked, where there are any
+    commits: Mapping[str, str] = field(default_factory=dict)  # of the hub models that the student is loaded from
 
     def with_rationales(self, instances: Sequence[Instance]) -> Prepared:
         """The same run once its teachers have answered; what they were asked about leaves the benchmarks."""
@@ -76,6 +80,7 @@ def prepare(config: RunConfig) -> Prepared:
     Raises:
         InputError: with everything that would keep the run from working.
     """
+    commits = pin_student(config)
     problems: ProblemStream | None = None
     instances: list[Instance] = []
     if config.teachers:
@@ -110,7 +115,37 @@ def prepare(config: RunConfig) -> Prepared:
         wrong.append(f"train: transformers refuses these settings: {error}")
     if wrong or exam is None or arguments is None:
         raise InputError(wrong)
-    return Prepared(config, arguments, exam, tuple(instances), problems)
+    return Prepared(config, arguments, exam, tuple(instances), problems, commits)
+
+
+def pin_student(config: RunConfig) -> dict[str, str]:
+    """Load the student's hub models at the commits that the run started with, or that the hub has now.
+
+    Returns:
+        The commit of each hub model (the student, or the base under an adapter), for the manifest.
+    """
+    known: dict[str, str] = {}
+    with contextlib.suppress(RunError):
+        known = RunFolder.open(config.output).manifest.get("student", {}).get("commits", {})
+    commits: dict[str, str] = {}
+    # What keeps a student or the hub from being read is told by check_student, in its own words.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        for name in hub_names(config.student):
+            pin(name, known.get(name))
+            commit = commit_of(config.student) if split_revision(config.student)[1] else known.get(name)
+            newest = None
+            with contextlib.suppress(OSError, ValueError) if commit else contextlib.nullcontext():
+                newest = newest_commit(name)
+            commit = commit or newest
+            if commit is not None:
+                pin(name, commit)
+                commits[name] = commit
+            if commit and newest and newest != commit:
+                say(
+                    f"student: the hub has {name} at {newest[:12]} now; this run keeps {commit[:12]}; "
+                    f"write `{name}@{newest}` to use the new one"
+                )
+    return commits
 
 
 def read_sources(config: RunConfig) -> tuple[list[str], list[Instance]]:

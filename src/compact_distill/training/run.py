@@ -18,6 +18,7 @@ from compact_distill.method.score import gains
 from compact_distill.runs.environment import accelerator, peak_memory_mib
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import progress, say
+from compact_distill.students.identity import commit_of
 from compact_distill.students.load import adapter_base, load_student
 from compact_distill.training.callbacks import ExamineEveryEpoch, ShowProgress, StopInOrder, TrainingHistory
 from compact_distill.training.checkpoints import SEAL
@@ -54,7 +55,7 @@ def fit(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
             _drop_interrupted_checkpoints(run.student_path)
     # All weights need fp32 to take small steps; a frozen base keeps the precision it was saved in.
     model, tokenizer = load_student(config.student, dtype="auto" if config.lora else torch.float32)
-    adapter = _adapter(config.lora)
+    adapter = _adapter(config.lora, commit_of(config.student) if not Path(config.student).exists() else None)
     if hasattr(model, "peft_config"):
         say("train: the student is an adapter folder; this adapter is trained further, `lora:` is not used")
         adapter = None
@@ -123,7 +124,8 @@ def gain_stride(encoded: Sequence[EncodedProblem], epochs: float, readings: int)
     return max(1, math.ceil(tokens / max(affordable, 1)))
 
 
-def _adapter(lora: LoraConfig | None) -> Any:
+def _adapter(lora: LoraConfig | None, commit: str | None) -> Any:
+    """peft's settings; `commit` is that of a base on the hub, so that the adapter is always loaded onto the same."""
     if lora is None:
         return None
     import peft
@@ -134,6 +136,7 @@ def _adapter(lora: LoraConfig | None) -> Any:
         lora_dropout=lora.dropout,
         target_modules=list(_LORA_TARGETS),
         task_type="CAUSAL_LM",
+        revision=commit,
     )
 
 
