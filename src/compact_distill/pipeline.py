@@ -97,6 +97,7 @@ def score_file(config: RunConfig, out: str | Path) -> str:
         max_tokens_per_pass=config.max_tokens_per_pass,
         weighting=config.weighting,
         seed=config.seed,
+        infer_answers=config.answers.infer,
     )
     statuses: Counter[RationaleStatus] = Counter()
     with atomic_write(out) as file, progress("score", len(instances)) as shown:
@@ -208,12 +209,13 @@ def _train(prepared: Prepared, folder: RunFolder) -> None:
     """Train, unless that is done, and write beside it what only the report wants to know."""
     config = prepared.config
     made_of = _ingredients(prepared)
-    shared = ("compatibility", "weighting", "consistency", "lora", "text", "max_length", "max_tokens_per_pass", "seed")
+    shared = ("compatibility", "weighting", "consistency", "lora", "text", "answers", "seed")
+    limits = ("max_length", "max_tokens_per_pass")
     inputs = fingerprint(
         {
             "student": made_of["student"]["sha256"],
             "instances": made_of["data"]["instances"],
-            "settings": config.model_dump(mode="json", include=set(shared)),
+            "settings": config.model_dump(mode="json", include={*shared, *limits}),
             "train": {key: value for key, value in config.train.items() if not key.startswith(_WITHOUT_EFFECT)},
         }
     )
@@ -306,7 +308,8 @@ def _ingredients(prepared: Prepared) -> dict[str, Any]:
 def _plain(instance: Instance) -> list[Any]:
     """What training reads of an instance, as JSON."""
     rationales = [
-        [r.teacher, r.sample, r.text, r.answer, r.verdict, r.extra.get("weight")] for r in instance.rationales
+        [r.teacher, r.sample, r.text, r.answer, r.answer_from, r.verdict, r.extra.get("weight")]
+        for r in instance.rationales
     ]
     return [instance.id, instance.question, instance.answer, rationales]
 

@@ -28,6 +28,13 @@ class Verdict(StrEnum):
     TIMED_OUT = "timed_out"
 
 
+class AnswerFrom(StrEnum):
+    """Where a rationale's final answer was found."""
+
+    STATED = "stated"  # the writer says that it is the answer, or the row gives it
+    INFERRED = "inferred"  # from the closing sentence or the first word (compact_distill.answers.find)
+
+
 class RationaleStatus(StrEnum):
     """Whether a rationale takes part in training, and if not, why. Every status but `ok` is counted and printed."""
 
@@ -46,7 +53,8 @@ class RationaleStatus(StrEnum):
 class Rationale:
     """One teacher's chain of thought for one problem.
 
-    `answer` is the teacher's final answer as it wrote it; None means: extract it from `text`.
+    `answer` is the teacher's final answer as it wrote it, `answer_from` where it was found (None: the row just gives
+    it); without an answer it is looked for in `text`.
     `extra` keeps the row's other fields (`is_correct`, token counts, cost) untouched.
     """
 
@@ -55,6 +63,7 @@ class Rationale:
     answer: str | None = None
     sample: int = 0
     verdict: Verdict | None = None
+    answer_from: AnswerFrom | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compact_distill.answers import compare_answers
-from compact_distill.answers.extract import tidy
 from compact_distill.answers.number import Number, parse_number
+from compact_distill.answers.stated import tidy
 from compact_distill.records import Verdict
 
 CORRECT, WRONG, UNPARSED = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED

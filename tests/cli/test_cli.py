@@ -121,9 +121,9 @@ def test_validate_counts_with_dry_run(compact, config):
     assert compact("validate", config).stdout == f"{config} is valid\n"
     lines = compact("validate", config, "--dry-run").stdout.splitlines()
     assert lines[1] == "problems: 3"
-    assert lines[2].split()[:4] == ["teacher", "rationales", "used", "missing"]
-    assert lines[3].split()[:4] == ["a", "3", "3", "0"]
-    assert lines[4].split() == ["b", "3", "0", "3", "-", "-", "0"]
+    assert lines[2].split()[:5] == ["teacher", "rationales", "used", "inferred", "missing"]
+    assert lines[3].split()[:5] == ["a", "3", "3", "0", "0"]
+    assert lines[4].split() == ["b", "3", "0", "0", "3", "-", "-", "0"]
     assert lines[-1] == "optimizer steps: 2 in 5 epochs"
 
 

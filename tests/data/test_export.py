@@ -47,7 +47,7 @@ def test_prompt_and_completion_hold_what_the_student_is_trained_on(tmp_path: Pat
         },
         {
             "prompt": prompt,
-            "completion": " Well. So the answer is 17.\nThe answer is 17.",
+            "completion": " Well.\nThe answer is 17.",
             "id": "a",
             "teacher": "wordy",
             "sample": 0,

@@ -8,7 +8,7 @@ import pytest
 
 import models
 from compact_distill.answers import Verifier
-from compact_distill.data.preview import optimizer_steps, used_rows
+from compact_distill.data.preview import optimizer_steps, preview, used_rows
 from compact_distill.method.encode import Encoder
 from compact_distill.records import Instance, Rationale, Verdict
 
@@ -34,6 +34,22 @@ def test_a_line_tells_verdict_status_and_length_of_every_rationale():
     assert [r["verdict"] for r in row["rationales"]] == ["correct", "unparsed", "wrong", None]
     assert [r["sample"] for r in row["rationales"]] == [0, 1, 2, 3]
     assert [r["text"] for r in row["rationales"]] == TEXTS
+
+
+def test_answers_that_were_inferred_are_counted_and_shown_apart():
+    row, problem = used(Rationale("t", TEXTS[0]), Rationale("u", "So Ann has 7 coins."), Rationale("v", "Ann."))
+    assert [r["answer_from"] for r in row["rationales"]] == ["stated", "inferred", None]
+    assert [r["status"] for r in row["rationales"]] == ["ok", "ok", "unparsed"]
+    train = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
+    shown = preview([problem], train, 100)
+    assert [teacher.inferred for teacher in shown.teachers] == [0, 1, 0]
+    table = [line.split() for line in str(shown).splitlines()]
+    assert table[1][:5] == ["teacher", "rationales", "used", "inferred", "unparsed"]
+    assert [line[:5] for line in table[2:5]] == [
+        ["t", "1", "1", "0", "0"],
+        ["u", "1", "1", "1", "0"],
+        ["v", "1", "0", "0", "1"],
+    ]
 
 
 def test_a_verdict_that_was_given_stays():

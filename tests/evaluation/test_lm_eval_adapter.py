@@ -180,8 +180,8 @@ def test_both_give_the_same_score_on_each_row(tmp_path, data, chat):
 
 
 def test_the_one_difference_is_a_cut_text_whose_last_number_lm_eval_takes_for_an_answer():
+    from compact_distill.answers import find_answer
     from compact_distill.evaluation.lm_eval_adapter import score
-    from compact_distill.evaluation.parse import find_answer
 
     cut = "First 7 + 5 = 12, then"
     assert score({"task": "gsm8k", "gold": "12", "choices": "{}"}, [cut])["accuracy"] == 1

@@ -1,7 +1,20 @@
 """Final answers: find them in a text, and compare them with the gold answer."""
 
-from compact_distill.answers.compare import compare_answers
-from compact_distill.answers.extract import extract_answer, split_answer
+from compact_distill.answers.compare import AnswerKind, answer_kind, compare_answers
+from compact_distill.answers.find import FoundAnswer, answers_of, choices_of, find_answer, read_rationale
+from compact_distill.answers.stated import extract_answer, split_answer
 from compact_distill.answers.verifier import Verifier
 
-__all__ = ["Verifier", "compare_answers", "extract_answer", "split_answer"]
+__all__ = [
+    "AnswerKind",
+    "FoundAnswer",
+    "Verifier",
+    "answer_kind",
+    "answers_of",
+    "choices_of",
+    "compare_answers",
+    "extract_answer",
+    "find_answer",
+    "read_rationale",
+    "split_answer",
+]

@@ -6,13 +6,13 @@ The gold answer decides what kind of comparison it is. What needs algebra is lef
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 
-from compact_distill.answers.extract import MAX_CHARACTERS, tidy
 from compact_distill.answers.number import parse_number
+from compact_distill.answers.stated import MAX_CHARACTERS, tidy
 from compact_distill.records import Verdict
 
 _TRUTH = re.compile(r"(yes|no|true|false)(?:\s*[.,;:!(].*)?", re.IGNORECASE | re.DOTALL)
-_TRUTH_GOLDS = frozenset(("yes", "no", "true", "false"))
 _GOLD_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\].]?")
 _LETTER = re.compile(
     r"(?:(?:option|choice|answer)\s+)?"
@@ -30,6 +30,36 @@ _FUNCTION = re.compile(
 )
 
 
+class AnswerKind(StrEnum):
+    """What a gold answer is: it decides how an answer compares with it, and what may be inferred from a text."""
+
+    NUMBER = "number"
+    YES_NO = "yes_no"
+    TRUTH = "truth"  # true or false
+    LETTER = "letter"
+    WORDS = "words"
+    MATHEMATICS = "mathematics"
+
+
+def answer_kind(gold: str) -> AnswerKind:
+    """The kind of a gold answer. Raises ValueError where it is empty."""
+    gold = tidy(gold)
+    if not gold:
+        raise ValueError("gold answer must not be empty; mend the problem's `answer`")
+    plain = _TEXT_COMMAND.sub(r"\1", gold).strip()
+    if plain.lower() in ("yes", "no"):
+        return AnswerKind.YES_NO
+    if plain.lower() in ("true", "false"):
+        return AnswerKind.TRUTH
+    if _GOLD_LETTER.fullmatch(plain):
+        return AnswerKind.LETTER
+    if parse_number(gold):
+        return AnswerKind.NUMBER
+    if _LONG_WORD.search(plain) and _has_words(plain) and not _OPERATOR.search(plain):
+        return AnswerKind.WORDS
+    return AnswerKind.MATHEMATICS
+
+
 def compare_answers(answer: str | None, gold: str) -> Verdict | None:
     """Compare an extracted answer with the gold answer; None means that only `Verifier` can tell.
 
@@ -44,15 +74,14 @@ def compare_answers(answer: str | None, gold: str) -> Verdict | None:
     Raises:
         ValueError: the gold answer is empty.
     """
+    kind = answer_kind(gold)
     gold = tidy(gold)
-    if not gold:
-        raise ValueError("gold answer must not be empty; mend the problem's `answer`")
     answer = tidy(answer) if answer and len(answer) <= MAX_CHARACTERS else ""
     if not answer:
         return Verdict.UNPARSED
     plain_gold = _TEXT_COMMAND.sub(r"\1", gold).strip()
     plain = _TEXT_COMMAND.sub(r"\1", answer).strip()
-    if plain_gold.lower() in _TRUTH_GOLDS:
+    if kind in (AnswerKind.YES_NO, AnswerKind.TRUTH):
         return _labels(_TRUTH.fullmatch(plain), plain_gold)
     letter = _GOLD_LETTER.fullmatch(plain_gold)
     if letter:
@@ -65,7 +94,7 @@ def compare_answers(answer: str | None, gold: str) -> Verdict | None:
         if stated:
             return Verdict.CORRECT if number.equals(stated) else Verdict.WRONG
         return Verdict.UNPARSED if _has_words(plain) else None
-    if _LONG_WORD.search(plain_gold) and _has_words(plain_gold) and not _OPERATOR.search(plain_gold):
+    if kind is AnswerKind.WORDS:
         return Verdict.CORRECT if _words(plain) == _words(plain_gold) else Verdict.WRONG
     return None
 

@@ -99,6 +99,14 @@ def _holds_once(template: str, placeholder: str) -> str:
     return template
 
 
+class AnswersConfig(Strict):
+    """How the final answer of a rationale is found (docs/definitions.md, Final answers)."""
+
+    infer: bool = Field(
+        True, description="also take it from the closing sentence (numbers), the first word (yes/no), a choice's letter"
+    )
+
+
 class LoraConfig(Strict):
     """Low-rank adapters on all attention and MLP projections; `lora: null` trains all weights."""
 
@@ -165,6 +173,7 @@ class RunConfig(Strict):
     consistency: StrictFloat = Field(0.1, ge=0, description="lambda: how much the branches' answers pull together")
     lora: LoraConfig | None = Field(LoraConfig(), description="low-rank adapters; null trains all weights")
     text: TextConfig = Field(TextConfig(), description="how problems and answers become text")
+    answers: AnswersConfig = Field(AnswersConfig(), description="how a rationale's final answer is found")
     max_length: StrictInt = Field(
         MAX_LENGTH, ge=2, description="tokens of prompt + completion; longer ones are dropped"
     )

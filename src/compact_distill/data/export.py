@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from compact_distill.answers import split_answer
+from compact_distill.answers import FoundAnswer, answers_of
 from compact_distill.config.models import TextConfig
 from compact_distill.errors import DataError
-from compact_distill.records import Instance, Rationale
+from compact_distill.records import Instance
 from compact_distill.runs.files import atomic_write, json_line
 
 Format = Literal["prompt_completion", "messages"]
@@ -30,6 +30,7 @@ def export_instances(
     path: str | Path,
     format: Format = "prompt_completion",
     text: TextConfig | None = None,
+    infer_answers: bool = True,
 ) -> ExportCounts:
     r"""Write one row of JSONL for each rationale that is there and states an answer; the file appears whole.
 
@@ -54,11 +55,11 @@ def export_instances(
     written = missing = unparsed = 0
     with atomic_write(path) as file:
         for instance in instances:
-            for rationale in instance.rationales:
+            for rationale, found in zip(instance.rationales, answers_of(instance, infer_answers), strict=True):
                 if not rationale.text.strip():
                     missing += 1
                     continue
-                completion = _completion(rationale, text)
+                completion = _completion(found, text)
                 if completion is None:
                     unparsed += 1
                     continue
@@ -68,10 +69,10 @@ def export_instances(
     return ExportCounts(written, missing, unparsed)
 
 
-def _completion(rationale: Rationale, text: TextConfig) -> str | None:
-    reasoning, stated = split_answer(rationale.text)
-    answer = rationale.answer or stated
-    return None if answer is None else f"{reasoning}\n{text.answer_template.replace('{answer}', answer)}"
+def _completion(found: FoundAnswer, text: TextConfig) -> str | None:
+    if found.answer is None:
+        return None
+    return f"{found.reasoning}\n{text.answer_template.replace('{answer}', found.answer)}"
 
 
 def _prompt_completion(question: str, completion: str, text: TextConfig) -> dict[str, Any]:

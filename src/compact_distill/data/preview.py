@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compact_distill.answers import Verifier, split_answer
+from compact_distill.answers import Verifier
 from compact_distill.errors import DataError
-from compact_distill.records import Instance, RationaleStatus
+from compact_distill.records import AnswerFrom, Instance, RationaleStatus
 from compact_distill.runs.progress import text_table
 
 if TYPE_CHECKING:  # what is read of it stands in the fields alone
@@ -20,11 +20,13 @@ if TYPE_CHECKING:  # what is read of it stands in the fields alone
 
 @dataclass(frozen=True)
 class TeacherPreview:
-    """One teacher's rationales: how many have which status, and the lengths of those that take part (tokens)."""
+    """One teacher's rationales: how many have which status, and of those that take part the lengths (tokens) and the
+    number of answers that were inferred, not stated."""
 
     name: str
     statuses: Counter[RationaleStatus]
     lengths: tuple[int, ...]
+    inferred: int
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,12 @@ class Preview:
     def __str__(self) -> str:
         left_out = [status for status in RationaleStatus if status != RationaleStatus.OK]
         shown = [status for status in left_out if any(teacher.statuses[status] for teacher in self.teachers)]
-        rows = [["teacher", "rationales", "used", *shown, "tokens: median", "longest", "all"]]
+        rows = [["teacher", "rationales", "used", "inferred", *shown, "tokens: median", "longest", "all"]]
         for teacher in self.teachers:
             used = teacher.lengths
             lengths = [f"{statistics.median(used):.0f}", str(max(used)), str(sum(used))] if used else ["-", "-", "0"]
-            counts = [str(teacher.statuses[status]) for status in (RationaleStatus.OK, *shown)]
+            counts = [str(teacher.statuses[RationaleStatus.OK]), str(teacher.inferred)]
+            counts += [str(teacher.statuses[status]) for status in shown]
             rows.append([teacher.name, str(teacher.statuses.total()), *counts, *lengths])
         left = f", {self.without_rationale} left out: no usable rationale" if self.without_rationale else ""
         lines = [
@@ -75,11 +78,14 @@ def preview(encoded: Iterable[EncodedProblem], train: Mapping[str, Any], max_len
     """
     statuses: dict[str, Counter[RationaleStatus]] = {}
     lengths: dict[str, list[int]] = {}
+    inferred: Counter[str] = Counter()
     usable = unusable = prompt_tokens = 0
     for problem in encoded:
-        for name, branch, status in zip(problem.teachers, problem.branches, problem.statuses, strict=True):
+        rows = zip(problem.teachers, problem.branches, problem.statuses, problem.answers_from, strict=True)
+        for name, branch, status, source in rows:
             statuses.setdefault(name, Counter())[status] += 1
             lengths.setdefault(name, []).extend([len(branch)] if branch is not None else [])
+            inferred[name] += branch is not None and source is AnswerFrom.INFERRED
         usable += bool(problem.present)
         unusable += not problem.present
         prompt_tokens += len(problem.prompt) if problem.present else 0
@@ -89,7 +95,7 @@ def preview(encoded: Iterable[EncodedProblem], train: Mapping[str, Any], max_len
         problems=usable,
         without_rationale=unusable,
         prompt_tokens=prompt_tokens,
-        teachers=tuple(TeacherPreview(name, statuses[name], tuple(lengths[name])) for name in statuses),
+        teachers=tuple(TeacherPreview(name, statuses[name], tuple(lengths[name]), inferred[name]) for name in statuses),
         steps=optimizer_steps(usable, train),
         epochs=train["num_train_epochs"],
     )
@@ -122,9 +128,16 @@ def used_rows(
     A rationale that comes without a verdict gets the verifier's; one without any text has none.
     """
     for instance, problem in zip(instances, encoded, strict=True):
-        answers = [r.answer or split_answer(r.text)[1] for r in instance.rationales]
-        verdicts = verifier.verify_many((answer, instance.answer) for answer in answers)
-        rows = zip(instance.rationales, answers, verdicts, problem.branches, problem.statuses, strict=True)
+        verdicts = verifier.verify_many((answer, instance.answer) for answer in problem.answers)
+        rows = zip(
+            instance.rationales,
+            problem.answers,
+            problem.answers_from,
+            verdicts,
+            problem.branches,
+            problem.statuses,
+            strict=True,
+        )
         yield {
             "id": instance.id,
             "question": instance.question,
@@ -136,10 +149,11 @@ def used_rows(
                     "sample": rationale.sample,
                     "text": rationale.text,
                     "answer": answer,
+                    "answer_from": source,
                     "verdict": rationale.verdict or (verdict if rationale.text.strip() else None),
                     "status": status,
                     "tokens": None if branch is None else len(branch),
                 }
-                for rationale, answer, verdict, branch, status in rows
+                for rationale, answer, source, verdict, branch, status in rows
             ],
         }

@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from compact_distill.data.read import Faults, Row, short
-from compact_distill.records import Instance, Problem, Rationale, Verdict
+from compact_distill.records import AnswerFrom, Instance, Problem, Rationale, Verdict
 
 _PROBLEM_KEYS = ("id", "question", "answer")
-_RATIONALE_KEYS = ("teacher", "text", "answer", "sample", "verdict")
+_RATIONALE_KEYS = ("teacher", "text", "answer", "answer_from", "sample", "verdict")
 
 
 def read_id(row: Row) -> str | None:
@@ -113,6 +113,10 @@ def to_rationale(fields: dict[str, Any], where: str, faults: Faults) -> Rational
     if verdict is not None and verdict not in list(Verdict):
         names = ", ".join(Verdict)
         faults.add(where, f"verdict must be one of {names}, {_got(fields, 'verdict')}; write one of them or null")
+    origin = fields.get("answer_from")
+    if origin is not None and origin not in list(AnswerFrom):
+        names = ", ".join(AnswerFrom)
+        faults.add(where, f"answer_from must be one of {names}, {_got(fields, 'answer_from')}; write one or null")
     if faults.count > before:
         return None
     present = isinstance(text, str) and bool(text.strip()) and not failed
@@ -122,6 +126,7 @@ def to_rationale(fields: dict[str, Any], where: str, faults: Faults) -> Rational
         answer=answer,
         sample=sample,
         verdict=None if verdict is None else Verdict(verdict),
+        answer_from=None if origin is None else AnswerFrom(origin),
         extra={key: value for key, value in fields.items() if key not in _RATIONALE_KEYS},
     )
 

@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compact_distill.answers import Verifier
+from compact_distill.answers import Verifier, find_answer
 from compact_distill.errors import RunError
-from compact_distill.evaluation.parse import find_answer
 from compact_distill.evaluation.result_files import (
     FORMAT,
     partial_path,

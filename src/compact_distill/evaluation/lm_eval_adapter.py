@@ -14,8 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact_distill.answers import Verifier
-from compact_distill.evaluation.parse import find_answer
+from compact_distill.answers import Verifier, find_answer
 from compact_distill.evaluation.task import load_task
 from compact_distill.evaluation.task_rows import read_task
 from compact_distill.records import Verdict

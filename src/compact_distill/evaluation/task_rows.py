@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from compact_distill.answers import compare_answers
+from compact_distill.answers import choices_of, compare_answers
 from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
 from compact_distill.data.rows import to_problem
 from compact_distill.errors import DataError
@@ -153,10 +153,9 @@ def _choices(value: Any, where: str, faults: Faults) -> dict[str, str]:
     """Choices as {label: text}, from such an object or from the hub's {"label": [...], "text": [...]}."""
     if value is None:
         return {}
-    if isinstance(value, dict) and set(value) == {"label", "text"} and isinstance(value["label"], list):
-        value = dict(zip(value["label"], value["text"], strict=False))
-    if isinstance(value, dict) and value and all(isinstance(x, str) and x for pair in value.items() for x in pair):
-        return dict(value)
+    choices = choices_of(value)
+    if choices:
+        return choices
     faults.add(
         where, f'choices must be an object like {{"A": "bank", "B": "library"}}, got {value!r:.60}; mend the row'
     )

@@ -13,10 +13,10 @@ from functools import lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from compact_distill.answers import Verifier, split_answer
+from compact_distill.answers import FoundAnswer, Verifier, answers_of, split_answer
 from compact_distill.config.models import MAX_LENGTH, TextConfig
 from compact_distill.errors import DataError, StudentError
-from compact_distill.records import Instance, Rationale, RationaleStatus, Verdict
+from compact_distill.records import AnswerFrom, Instance, Rationale, RationaleStatus, Verdict
 from compact_distill.students.load import tokenizer_problems
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class EncodedProblem:
     gold: tuple[int, ...]
     gold_start: int
     gold_stop: int
+    answers: tuple[str | None, ...] = ()  # the rationales' final answers, and where they were found
+    answers_from: tuple[AnswerFrom | None, ...] = ()
     verdicts: tuple[Verdict | None, ...] = ()
     agreement: tuple[float, ...] = ()
     given: tuple[Any, ...] = ()
@@ -118,6 +120,7 @@ class Encoder:
         text: templates of prompt and answer segment.
         max_length: most tokens of prompt + completion; a longer rationale is dropped and counted, never cut.
         thinking_expressions: regular expressions besides the default lexicon.
+        infer: whether an answer that is not stated may be inferred (`answers_of`).
 
     Raises:
         StudentError: the tokenizer has no eos token or gives no offsets.
@@ -129,6 +132,7 @@ class Encoder:
         text: TextConfig | None = None,
         max_length: int = MAX_LENGTH,
         thinking_expressions: Iterable[str] = (),
+        infer: bool = True,
     ) -> None:
         wrong = tokenizer_problems(tokenizer)
         if wrong:
@@ -137,6 +141,7 @@ class Encoder:
         self.text = text or TextConfig()
         self.max_length = max_length
         self.thinking_expressions = tuple(thinking_expressions)
+        self.infer = infer
 
     def __call__(self, instance: Instance, verifier: Verifier | None = None) -> EncodedProblem:
         """Encode one problem; with a `verifier`, answers are compared with the gold answer and with each other.
@@ -150,8 +155,9 @@ class Encoder:
         gold, gold_start, gold_stop = self._encode_gold(instance)
         branches: list[Branch | None] = []
         statuses: list[RationaleStatus] = []
-        for rationale in instance.rationales:
-            branch, status = self._encode_rationale(rationale, len(prompt))
+        found = answers_of(instance, self.infer)
+        for rationale, split in zip(instance.rationales, found, strict=True):
+            branch, status = self._encode_rationale(rationale, split, len(prompt))
             branches.append(branch)
             statuses.append(status)
         problem = EncodedProblem(
@@ -163,6 +169,8 @@ class Encoder:
             gold=gold,
             gold_start=gold_start,
             gold_stop=gold_stop,
+            answers=tuple(split.answer for split in found),
+            answers_from=tuple(split.source for split in found),
             verdicts=tuple(rationale.verdict for rationale in instance.rationales),
             given=tuple(rationale.extra.get("weight") for rationale in instance.rationales),
         )
@@ -197,16 +205,16 @@ class Encoder:
             raise DataError(f"problem {instance.id!r}: gold answer {instance.answer!r} has no tokens; mend the answer")
         return ids, inside[0], inside[-1] + 1
 
-    def _encode_rationale(self, rationale: Rationale, prompt_length: int) -> tuple[Branch | None, RationaleStatus]:
+    def _encode_rationale(
+        self, rationale: Rationale, found: FoundAnswer, prompt_length: int
+    ) -> tuple[Branch | None, RationaleStatus]:
         if not rationale.text.strip():
             return None, _absent(rationale)
-        reasoning_text, answer = split_answer(rationale.text)
-        answer = rationale.answer or answer
-        if answer is None:
+        if found.answer is None:
             return None, RationaleStatus.UNPARSED
         before, after = self.text.answer_template.split("{answer}")
-        answer_ids, _ = self._encode_piece(f"\n{before}{answer}{after}")
-        reasoning_text = self._lead(reasoning_text) + reasoning_text
+        answer_ids, _ = self._encode_piece(f"\n{before}{found.answer}{after}")
+        reasoning_text = self._lead(found.reasoning) + found.reasoning
         reasoning_ids, offsets = self._encode_piece(reasoning_text)
         thinking, stops = _mark_thinking(thinking_spans(reasoning_text, self.thinking_expressions), offsets)
         branch = Branch(reasoning_ids, answer_ids, self.tokenizer.eos_token_id, thinking, stops)
@@ -235,7 +243,7 @@ class Encoder:
 
 def _compared(problem: EncodedProblem, instance: Instance, verifier: Verifier) -> EncodedProblem:
     """The problem with verdicts and agreement; a rationale that takes no part has no verdict and agreement 0."""
-    answers = {k: _final_answer(instance.rationales[k]) or "" for k in problem.present}
+    answers = {k: problem.answers[k] or "" for k in problem.present}
     unknown = [k for k in answers if problem.verdicts[k] is None]
     pairs = [(i, j) for i, j in combinations(answers, 2) if answers[i] != answers[j]]
     asked = [(answers[k], instance.answer) for k in unknown] + [(answers[i], answers[j]) for i, j in pairs]
@@ -253,11 +261,6 @@ def _absent(rationale: Rationale) -> RationaleStatus:
     said = str(rationale.extra.get("status"))
     known = said in list(RationaleStatus) and said != RationaleStatus.OK
     return RationaleStatus(said) if known else RationaleStatus.MISSING
-
-
-def _final_answer(rationale: Rationale) -> str | None:
-    """The teacher's final answer: given apart, or as its text states it."""
-    return rationale.answer or split_answer(rationale.text)[1]
 
 
 def _mark_thinking(

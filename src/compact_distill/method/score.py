@@ -42,6 +42,7 @@ def score(
     max_tokens_per_pass: int = MAX_TOKENS_PER_PASS,
     weighting: Weighting = "compact",
     seed: int = 42,
+    infer_answers: bool = True,
 ) -> Iterator[ScoreRow]:
     """Yield one row of scores and weights a problem, in the order of the input.
 
@@ -58,6 +59,7 @@ def score(
         max_tokens_per_pass: tokens the student reads at once.
         weighting: the weight rule; a problem that it skips has weights of 0.
         seed: of what the rule draws.
+        infer_answers: whether final answers that are not stated may be inferred.
 
     Raises:
         StudentError: model or tokenizer cannot be used.
@@ -65,7 +67,8 @@ def score(
         DataError: the rule reads weights from the data, and one is no number.
     """
     scorer = Scorer(compatibility, weighting, seed)
-    encoder = Encoder(tokenizer, text, min(max_length, max_tokens_per_pass), scorer.config.thinking_expressions)
+    expressions = scorer.config.thinking_expressions
+    encoder = Encoder(tokenizer, text, min(max_length, max_tokens_per_pass), expressions, infer_answers)
 
     def take(outputs: StudentOutputs) -> list[dict[str, Tensor]]:
         scores = scorer.scores(outputs)
@@ -100,6 +103,7 @@ def gains(
     text: TextConfig | None = None,
     max_length: int = MAX_LENGTH,
     max_tokens_per_pass: int = MAX_TOKENS_PER_PASS,
+    infer_answers: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Yield a problem's line of `gains.jsonl` (docs/report.md): the belief's change, in nats, at each step of reading.
 
@@ -114,13 +118,15 @@ def gains(
         text: templates.
         max_length: most tokens of prompt + completion; longer rationales take no part.
         max_tokens_per_pass: tokens the student reads at once.
+        infer_answers: whether final answers that are not stated may be inferred.
 
     Raises:
         StudentError: model or tokenizer cannot be used.
     """
     scorer = Scorer(compatibility)
     options = scorer.pass_options(0.0)
-    encoder = Encoder(tokenizer, text, min(max_length, max_tokens_per_pass), scorer.config.thinking_expressions)
+    expressions = scorer.config.thinking_expressions
+    encoder = Encoder(tokenizer, text, min(max_length, max_tokens_per_pass), expressions, infer_answers)
     rows = _read(
         model, scorer, encoder, instances, options, max_tokens_per_pass, lambda o: o.belief_BKP.float().tolist()
     )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 
-from compact_distill.answers import Verifier, compare_answers, extract_answer
+from compact_distill.answers import Verifier, choices_of, compare_answers, read_rationale
 from compact_distill.config.teachers import PricesConfig
 from compact_distill.records import Verdict
 from compact_distill.teachers.protocol import TeacherAnswer, TeacherRequest
@@ -56,9 +56,15 @@ def to_row(
     `others` holds the digests of the problem's other samples by this teacher; the answer's own is added.
     """
     thought, said = split_reasoning(_clean(answer.text, redact), _clean(answer.reasoning, redact))
-    found = extract_answer(said or thought)
+    problem = request.problem
+    found = read_rationale(
+        said or thought,
+        problem.answer,
+        finished=_ended(answer.finish_reason),
+        choices=choices_of(problem.extra.get("choices")),
+    )
     same = text_digest(thought, said)
-    status = _status(answer, thought, said, found, same in others)
+    status = _status(answer, thought, said, found.answer, same in others)
     if status is not RowStatus.EMPTY:
         others.add(same)
     return StoredRow(
@@ -71,7 +77,7 @@ def to_row(
         digest=same,
         text=said,
         reasoning=thought,
-        answer=found,
+        answer=found.answer,
         gold=request.problem.answer,
         finish_reason=_optional(answer.finish_reason, redact),
         prompt_tokens=answer.prompt_tokens,
@@ -80,6 +86,7 @@ def to_row(
         cost=cost(prices, answer.prompt_tokens, answer.completion_tokens),
         model=_optional(answer.model, redact),
         time=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
+        answer_from=found.source,
     )
 
 
@@ -109,6 +116,11 @@ class Verification:
 
     def close(self) -> None:
         self._threads.shutdown(wait=True)
+
+
+def _ended(finish_reason: str | None) -> bool | None:
+    """Whether the text ended by itself; None where the server does not say so."""
+    return True if finish_reason in ("stop", "eos") else None
 
 
 def _status(answer: TeacherAnswer, thought: str, said: str, found: str | None, repeated: bool) -> RowStatus:
@@ -173,11 +185,11 @@ def _verified(
 
 def _extracted(row: StoredRow, gold: str) -> StoredRow:
     """The row with the answer that today's rules find in it."""
-    answer = extract_answer(row.text or row.reasoning)
+    found = read_rationale(row.text or row.reasoning, gold, finished=_ended(row.finish_reason))
     status = row.status
     if status in (RowStatus.OK, RowStatus.UNPARSED):
-        status = RowStatus.UNPARSED if answer is None else RowStatus.OK
-    return replace(row, answer=answer, status=status, gold=gold)
+        status = RowStatus.UNPARSED if found.answer is None else RowStatus.OK
+    return replace(row, answer=found.answer, answer_from=found.source, status=status, gold=gold)
 
 
 def _chunks(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compact_distill.errors import DataError, RunError
-from compact_distill.records import Verdict
+from compact_distill.records import AnswerFrom, Verdict
 from compact_distill.runs.files import Lock, cut_torn_line, json_line
 
 
@@ -56,6 +56,7 @@ class StoredRow:
     cost: float | None
     model: str | None  # as the server names it
     time: str  # UTC, ISO 8601
+    answer_from: AnswerFrom | None = None  # None also in rows older than this field
 
 
 _FIELDS = tuple(field.name for field in fields(StoredRow))
@@ -85,6 +86,7 @@ def parse_row(line: bytes) -> StoredRow | None:
     try:
         values: dict[str, Any] = json.loads(line)
         values["status"] = RowStatus(values["status"])
+        values["answer_from"] = AnswerFrom(values["answer_from"]) if values.get("answer_from") else None
         values["verdict"] = None if values["verdict"] is None else Verdict(values["verdict"])
         return StoredRow(**values)
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -116,7 +116,7 @@ def _rationale(source: TeacherRows, sample: int, row: StoredRow | None, status: 
     if row is None:
         return fields
     if status == RationaleStatus.OK:
-        fields.update(text=source.text(row), answer=row.answer)
+        fields.update(text=source.text(row), answer=row.answer, answer_from=row.answer_from)
     verdict: Verdict | None = row.verdict
     return {**fields, "verdict": verdict, "tokens": row.completion_tokens, "model": row.model}
 

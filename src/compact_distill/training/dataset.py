@@ -12,7 +12,7 @@ from compact_distill.data.preview import nothing_left
 from compact_distill.errors import DataError
 from compact_distill.method.encode import EncodedProblem
 from compact_distill.method.weights import Rule
-from compact_distill.records import RationaleStatus
+from compact_distill.records import AnswerFrom, RationaleStatus
 
 # Groups (optimizer steps) that are sorted together: enough to find problems of one length, few enough to stay random.
 _GROUPS_SORTED_TOGETHER = 50
@@ -33,6 +33,7 @@ class ProblemDataset(Dataset[EncodedProblem]):
     def __init__(self, encoded: Iterable[EncodedProblem], max_length: int, rule: Rule | None = None) -> None:
         encoded = list(encoded)
         self.statuses: Counter[RationaleStatus] = Counter(s for problem in encoded for s in problem.statuses)
+        self.inferred = sum(p.answers_from[k] is AnswerFrom.INFERRED for p in encoded for k in p.present)
         present = [problem for problem in encoded if problem.present]
         self.without_rationale = len(encoded) - len(present)
         if not present:
@@ -62,6 +63,7 @@ class ProblemDataset(Dataset[EncodedProblem]):
         """One line of counts: problems, rationales, and every rationale that does not take part, by status."""
         left_out = {status: n for status, n in sorted(self.statuses.items()) if status != RationaleStatus.OK}
         parts = [f"{len(self)} problems, {self.statuses[RationaleStatus.OK]} rationales"]
+        parts += [f"{self.inferred} of them with an inferred answer"] if self.inferred else []
         parts += [f"{count} {status}" for status, count in left_out.items()]
         if self.without_rationale:
             parts.append(f"{self.without_rationale} problems without any rationale left out")

@@ -55,6 +55,7 @@ class Prepared:
             config.text,
             min(config.max_length, config.max_tokens_per_pass),
             config.compatibility.thinking_expressions,
+            config.answers.infer,
         )
 
     @cached_property
@@ -182,6 +183,7 @@ def training_arguments(config: RunConfig) -> CompactConfig:
         weighting=config.weighting,
         consistency=config.consistency,
         text=config.text,
+        infer_answers=config.answers.infer,
         max_length=config.max_length,
         max_tokens_per_pass=config.max_tokens_per_pass,
         **{"disable_tqdm": True, "dataloader_pin_memory": torch.cuda.is_available(), **config.train},

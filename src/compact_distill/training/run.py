@@ -82,6 +82,7 @@ def fit(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
         "seconds": round(result.metrics["train_runtime"], 1),
         "peak_memory_gib": round(peak_memory_mib() / 1024, 2),
         "problems": len(dataset),
+        "inferred_answers": dataset.inferred,
         "problems_skipped": dataset.skipped,
         "statuses": {str(status): count for status, count in sorted(dataset.statuses.items())},
     }

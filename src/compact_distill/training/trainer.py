@@ -69,6 +69,7 @@ class CompactConfig(TrainingArguments):
     )
     consistency: float = field(default=0.1, metadata={"help": "lambda of the consistency term; 0 turns it off"})
     text: TextConfig | dict[str, Any] = field(default_factory=TextConfig, metadata={"help": "templates"})
+    infer_answers: bool = field(default=True, metadata={"help": "infer final answers that are not stated"})
     max_length: int = field(
         default=MAX_LENGTH, metadata={"help": "tokens of prompt + completion; longer ones are dropped"}
     )
@@ -152,6 +153,7 @@ class CompactTrainer(Trainer):
             args.text,  # type: ignore[arg-type]
             min(args.max_length, args.max_tokens_per_pass),
             self.scorer.config.thinking_expressions,
+            args.infer_answers,
         )
         datasets = [None if data is None else self._encoded(data) for data in (train_dataset, eval_dataset)]
         attach(model)

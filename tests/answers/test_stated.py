@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compact_distill.answers import extract_answer, split_answer
-from compact_distill.answers.extract import MAX_CHARACTERS, tidy
+from compact_distill.answers.stated import MAX_CHARACTERS, tidy
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,28 @@ def test_a_statement_alone_on_the_last_line_is_removed(ending: str, after: str) 
 
 
 @pytest.mark.parametrize(
+    ("text", "reasoning"),
+    [
+        ("6 * 3 = 18 eggs. The answer is 18.", "6 * 3 = 18 eggs."),
+        ("6 * 3 = 18. So the answer is 18.", "6 * 3 = 18."),
+        ("6 * 3 = 18. Therefore, the final answer is **18**.", "6 * 3 = 18."),
+        ("First.\nIs it 6 * 3? It is! Thus the answer is 18.", "First.\nIs it 6 * 3? It is!"),
+        ('She said "it is 18." The answer is 18.', 'She said "it is 18."'),
+        ("6 * 3 = 18. $\\boxed{18}$", "6 * 3 = 18."),
+        ("\\[ 6 * 3 = 18 \\] The answer is 18.", "\\[ 6 * 3 = 18 \\]"),
+        ("She sells 9 of them, so the answer is 18.", "She sells 9 of them"),
+        ("She sells 9 of them; therefore, the answer is 18", "She sells 9 of them"),
+    ],
+)
+def test_a_statement_that_ends_the_last_line_is_removed_too(text: str, reasoning: str) -> None:
+    assert split_answer(f"  {text}\n") == (reasoning, "18")
+
+
+@pytest.mark.parametrize(
     "text",
     [
-        "6 * 3 = 18. So the answer is 18.",
-        "6 * 3 = 18.\nShe sells 9 of them, so the answer is 18.",
+        "6 * 3 = 18.\nBecause 6 * 3 = 18, the answer is 18.",
+        "6 * 3 = 18.\nWe are told that the answer is 18.",
         "6 * 3 = 18.\nThe answer is 18 because 6 * 3 = 18.",
         "6 * 3 = 18.\nShe makes $\\boxed{18}$ dollars.",
         "6 * 3 = 18.\nThe answer is $x = \\boxed{18}$.",

@@ -52,6 +52,9 @@ _LEAD = re.compile(
     r"(?:(?:the|our|my)\s+)?(?:(?:final|correct|numerical)\s+)*[*_]*",
     re.IGNORECASE,
 )
+_LEAD_CHARACTERS = 80  # of "Therefore, the final", at most
+_BREAK = re.compile(r"(?:(?<!\.\.)[.!?][\"')\]*_$]*|\\\)|\\\])(?=\s)")
+_SO_CLAUSE = re.compile(r"[,;:]\s+(?=(?:and\s+)?(?:so|therefore|thus|hence)\b)", re.IGNORECASE)
 _OPENING = re.compile(r"(?:\$|\\\()[ \t]*\Z|(?:\\\[|\$\$)\s*\Z")
 _TRAIL = re.compile(r"(?:[\s.*_$`]|\\[\])])*(?:I hope it is correct\.?\s*)?", re.IGNORECASE)
 _HEADING = re.compile(r"[\s>#*_]*(?:the\s+)?(?:final\s+)?answer[\s:*_]*", re.IGNORECASE)
@@ -80,10 +83,12 @@ def extract_answer(text: str) -> str | None:
 def split_answer(text: str) -> tuple[str, str | None]:
     r"""Split a rationale into its reasoning and its final answer (None: no answer is stated).
 
-    The statement of the answer is removed from the reasoning where it stands alone on the last line that is not
-    blank: nothing else is there but a leading "So" or "Therefore", "the final", Markdown or LaTeX marks and a period.
-    Display mathematics (`\[`, `\boxed{18}`, `\]` on three lines) counts as one line, and a heading "Final answer" right
-    above goes too. Otherwise the text stays. The reasoning is stripped of surrounding white space.
+    The statement of the answer is removed from the end of the reasoning, so that a target which states the answer anew
+    says it once. It must be a sentence of its own ("... = 18 eggs. The answer is 18.") or a clause that a comma and
+    "so" or its like start ("..., so the answer is 18."): nothing else is there but "So" or "Therefore", "the final",
+    Markdown or LaTeX marks and a period. Display mathematics (`\[`, `\boxed{18}`, `\]` on three lines) counts as one
+    line, and a heading "Final answer" right above goes too. Otherwise the text stays. The reasoning is stripped of
+    surrounding white space.
     """
     statement = _last_statement(text)
     if statement is None:
@@ -95,13 +100,28 @@ def split_answer(text: str) -> tuple[str, str | None]:
         opening = _OPENING.search(text, max(0, start - 200), start)
         start = opening.start() if opening else start
     line = text.rfind("\n", 0, start) + 1
-    if not _LEAD.fullmatch(text, line, start):
+    sentence = _own_sentence(text, line, start)
+    if sentence is None:
         return text.strip(), statement.answer
-    reasoning = text[:line].rstrip()
+    reasoning = text[:sentence].rstrip()
     above = reasoning.rfind("\n") + 1
-    if _HEADING.fullmatch(reasoning, above):
+    if sentence == line and _HEADING.fullmatch(reasoning, above):
         reasoning = reasoning[:above]
     return reasoning.strip(), statement.answer
+
+
+def _own_sentence(text: str, line: int, start: int) -> int | None:
+    """Where the sentence or clause begins that consists of the statement at `start`; None where more is in it."""
+    if _LEAD.fullmatch(text, line, start):
+        return line
+    nearest = max(line, start - _LEAD_CHARACTERS)
+    for match in _BREAK.finditer(text, nearest, start):
+        if _LEAD.fullmatch(text, match.end(), start):
+            return match.end()
+    for match in _SO_CLAUSE.finditer(text, nearest, start):
+        if _LEAD.fullmatch(text, match.end(), start):
+            return match.start()
+    return None
 
 
 def tidy(answer: str) -> str:

@@ -1,0 +1,242 @@
+r"""Find the final answer of a text, for training and evaluation alike: one finder after the other.
+
+    statement    the writer states it: "The answer is 18.", "#### 18", \boxed{18} ...  (compact_distill.answers.stated)
+    last_number  the number of the closing sentence: "So Ann has 40 coins.", "... = 18 eggs."
+    choice       the letter of a choice on the last line ("B", "(B) library") or in the closing sentence ("so (B) is
+                 right"), or the text of a choice alone on the last line
+    yes_no       yes or no at the start ("Yes, it is common"), or at the start or end of the closing sentence
+
+A benchmark's parser is a list of them. In a rationale the gold answer's kind says which one may follow `statement`;
+what it found is said to be inferred. Only a text that ended by itself has a closing sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compact_distill.answers.compare import AnswerKind, answer_kind
+from compact_distill.answers.number import parse_number
+from compact_distill.answers.stated import extract_answer, split_answer
+from compact_distill.records import AnswerFrom, Instance
+
+_CLOSING_CHARACTERS = 600  # of a closing sentence; a longer one is none that states a result
+# A sentence ends at its sign before white space; a decimal point has a digit after it, an abbreviation is none.
+_SENTENCE = re.compile(
+    r"(?<=[.!?])(?<!\bSt\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMt\.)(?<!\bvs\.)[\"')\]*_]*\s+|\n+"
+)
+_ENDED = re.compile(r"[.!?。！？][\"'”’)\]}*_$\\\s]*\Z")
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+_REASON = re.compile(r",?\s(?:because|since|whereas)\b.*", re.IGNORECASE | re.DOTALL)
+_NUMBER = re.compile(
+    r"(?<![\w^\\{.,:])(?:(?<![\d)])-\s?)?[$€£¥]?-?"
+    r"(?:(?:\d+\s*)?\\[dt]?frac\{\d+\}\{\d+\}|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+(?:\.\d+)?)?|\.\d+)"
+    r"(?:\\?%|[A-Za-z]+)?"
+)
+_PART_OF_MORE = re.compile(r"\s*(?:[\^_{\\]|:\d|\*\*\w)")
+_SIGNS = re.compile(r"[$€£¥]")
+_POLITE = re.compile(
+    r"\s(?:I hope|hope (?:this|that|it)|let me know|please let me know|feel free|thank you|thanks|is there anything)"
+    r"\b[^.!?\n]{0,120}[.!?\s]*\Z",
+    re.IGNORECASE,
+)
+_LABELLED = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+\s*(.*)|\s*)", re.DOTALL)
+_NAMED = re.compile(r"(?<!\w)(?:(?:option|choice)\s+[(\[]?([A-Z])[)\]]?(?!\w)|[(\[]([A-Z])[)\]])", re.IGNORECASE)
+_SO = r"\W*(?:(?:so|thus|therefore|hence|in short|in summary|in conclusion|overall|ultimately)\b\W*)?"
+_AT_START = re.compile(_SO + r"(yes|no)\b(?=\W*\Z|\s*[,.:;!—–]|\s+-|\s*\n|[*_\"'”]+)", re.IGNORECASE)
+_YES_IT_IS = re.compile(_SO + r"(yes)\b(?!\W*(?:or|and|/)\b)", re.IGNORECASE)
+_AT_END = re.compile(r"(?<!\bor )(?<!/)\b(yes|no)[\s.!*_\"'”)]*\Z", re.IGNORECASE)
+_TRUTH_AT_START = re.compile(_SO + r"(true|false)\b(?=\W*\Z|\s*[,.:;!]|[*_\"'”]+)", re.IGNORECASE)
+_TRUTH_AT_END = re.compile(r"(?<!\bor )(?<!\bnot )(?<!/)\b(true|false)[\s.!*_\"'”)]*\Z", re.IGNORECASE)
+_EDGES = " \t*_`\"'.,;:!"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundAnswer:
+    """A rationale's reasoning without the statement of its answer, the answer, and where that was found."""
+
+    reasoning: str
+    answer: str | None
+    source: AnswerFrom | None
+
+
+def answers_of(instance: Instance, infer: bool = True) -> list[FoundAnswer]:
+    """What `read_rationale` finds in each rationale; an answer that the row gives goes before one in the text."""
+    choices = choices_of(instance.extra.get("choices"))
+    found = []
+    for rationale in instance.rationales:
+        split = read_rationale(rationale.text, instance.answer, infer=infer, choices=choices)
+        if rationale.answer:
+            source = rationale.answer_from or AnswerFrom.STATED
+            used = infer or source is AnswerFrom.STATED
+            split = FoundAnswer(split.reasoning, *((rationale.answer, source) if used else (None, None)))
+        found.append(split)
+    return found
+
+
+def choices_of(value: Any) -> dict[str, str]:
+    """Choices as {label: text}, from such an object or the hub's {"label": [...], "text": [...]}; else empty."""
+    if isinstance(value, Mapping) and set(value) == {"label", "text"} and isinstance(value["label"], list):
+        value = dict(zip(value["label"], value["text"], strict=False))
+    if isinstance(value, Mapping) and all(isinstance(x, str) and x for pair in value.items() for x in pair):
+        return dict(value)
+    return {}
+
+
+def read_rationale(
+    text: str,
+    gold: str,
+    *,
+    infer: bool = True,
+    finished: bool | None = None,
+    choices: Mapping[str, str] | None = None,
+) -> FoundAnswer:
+    """Split a rationale into its reasoning and its final answer: the stated one, else an inferred one.
+
+    An inferred answer stays in the reasoning, of which it is a part.
+
+    Args:
+        text: what a teacher wrote.
+        gold: the gold answer; its kind decides what may be inferred.
+        infer: look beyond statements.
+        finished: whether the text ended by itself; nothing is inferred from one that was cut. None: its last sign
+            tells, for what ends without a full stop or its like may have been cut.
+        choices: label and text of each choice, where the problem has any. An answer that is the text of one of them
+            becomes its label.
+    """
+    reasoning, answer = split_answer(text)
+    choices = choices or {}
+    if answer is not None:
+        return FoundAnswer(reasoning, _label_of(answer, choices) or answer, AnswerFrom.STATED)
+    finder = _INFER[answer_kind(gold)] if infer and finished is not False else None
+    if finder is None or not (finished or _looks_finished(text) or finder is _choice):
+        return FoundAnswer(reasoning, None, None)
+    answer = finder(text, choices)
+    return FoundAnswer(reasoning, answer, None if answer is None else AnswerFrom.INFERRED)
+
+
+def find_answer(
+    text: str, finished: bool, parser: Sequence[str], choices: Mapping[str, str]
+) -> tuple[str, str] | tuple[None, None]:
+    """Look for the final answer with the finders of a benchmark.
+
+    Args:
+        text: what the student wrote.
+        finished: whether it ended by itself; in a text that was cut only `statement` looks.
+        parser: names of the finders, in order.
+        choices: label and text of each choice; empty where the row has none.
+
+    Returns:
+        (answer, name of the finder), or (None, None). Where the answer is the text of one of the choices, the
+        answer is its label.
+    """
+    for name in parser:
+        if name != "statement" and not finished:
+            continue
+        answer = _FINDERS[name](text, choices)
+        if answer is not None:
+            return _label_of(answer, choices) or answer, name
+    return None, None
+
+
+def _statement(text: str, choices: Mapping[str, str]) -> str | None:
+    return extract_answer(text)
+
+
+def _looks_finished(text: str) -> bool:
+    return bool(_ENDED.search(text[-20:])) and text.rfind("<<") <= text.rfind(">>")
+
+
+def _closing(text: str) -> str:
+    """The last sentence, which is also never more than a line; "I hope this helps!" and its like is none."""
+    end = text.rstrip()
+    polite = _POLITE.search(end, max(0, len(end) - 200))
+    end = end[: polite.start()].rstrip() if polite else end
+    start = 0
+    for match in _SENTENCE.finditer(end, max(0, len(end) - _CLOSING_CHARACTERS - 1)):
+        if end[match.end() :].strip(" \t*_`$\\]"):
+            start = match.end()
+    return end[start:] if len(end) - start <= _CLOSING_CHARACTERS else ""
+
+
+def _last_number(text: str, choices: Mapping[str, str]) -> str | None:
+    """The number after the closing sentence's last equals sign, else its last number; None where it is part of more."""
+    closing = _REASON.sub("", _CALCULATOR.sub("", _closing(text)))
+    found = list(_NUMBER.finditer(closing))
+    if not found:
+        return None
+    results = [match for match in found if match.start() > closing.rfind("=") >= 0]
+    match = results[0] if results else found[-1]
+    if _PART_OF_MORE.match(closing, match.end()) or parse_number(match[0]) is None:
+        return None
+    return _SIGNS.sub("", match[0])
+
+
+def _choice(text: str, choices: Mapping[str, str]) -> str | None:
+    lines = text.strip().splitlines()
+    line = lines[-1].strip(_EDGES) if lines else ""
+    labelled = _LABELLED.fullmatch(line)
+    if labelled:
+        label = _known(labelled[1], choices)
+        if label and (not labelled[2] or not choices or _words(labelled[2]) == _words(choices[label])):
+            return label
+    if not _looks_finished(text):
+        return _label_of(line, choices)
+    named = {label for pair in _NAMED.findall(_closing(text)) if (label := _known(pair[0] or pair[1], choices))}
+    return named.pop() if len(named) == 1 else _label_of(line, choices)
+
+
+def _known(letter: str, choices: Mapping[str, str]) -> str | None:
+    """The label that a letter names; without choices every capital letter is one."""
+    if not choices:
+        return letter if letter.isupper() else None
+    return next((label for label in choices if label.lower() == letter.lower()), None)
+
+
+def _yes_no(text: str, choices: Mapping[str, str]) -> str | None:
+    return _label_at(text, (_AT_START, _YES_IT_IS), _AT_END)
+
+
+def _truth(text: str, choices: Mapping[str, str]) -> str | None:
+    return _label_at(text, (_TRUTH_AT_START,), _TRUTH_AT_END)
+
+
+def _label_at(text: str, at_start: Sequence[re.Pattern[str]], at_end: re.Pattern[str]) -> str | None:
+    """A label at the start of the text; else at the end or the start of its closing sentence."""
+    closing = _closing(text)
+    for found in (*(p.match(text) for p in at_start), at_end.search(closing), *(p.match(closing) for p in at_start)):
+        if found:
+            return found[1].lower()
+    return None
+
+
+def _label_of(answer: str, choices: Mapping[str, str]) -> str | None:
+    """The label of the one choice whose text the answer is; None where the answer is a label already."""
+    words = _words(answer)
+    if not words or any(label.casefold() == " ".join(words) for label in choices):
+        return None
+    labels = [label for label, text in choices.items() if _words(text) == words]
+    return labels[0] if len(labels) == 1 else None
+
+
+def _words(text: str) -> list[str]:
+    return re.sub(r"[^\w\s]+", " ", text).casefold().split()
+
+
+_Finder = Callable[[str, Mapping[str, str]], str | None]
+_FINDERS: dict[str, _Finder] = {
+    "statement": _statement,
+    "last_number": _last_number,
+    "choice": _choice,
+    "yes_no": _yes_no,
+}
+_INFER: dict[AnswerKind, _Finder | None] = {
+    AnswerKind.NUMBER: _last_number,
+    AnswerKind.YES_NO: _yes_no,
+    AnswerKind.TRUTH: _truth,
+    AnswerKind.LETTER: _choice,
+    AnswerKind.WORDS: None,
+    AnswerKind.MATHEMATICS: None,
+}
