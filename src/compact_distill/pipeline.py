@@ -41,7 +41,7 @@ from compact_distill.evaluation.result_files import STUDENT, checkpoint_label
 from compact_distill.evaluation.writers import ServedWriter
 from compact_distill.method.score import score
 from compact_distill.records import Instance, RationaleStatus
-from compact_distill.report import write_report
+from compact_distill.report import is_current, write_report
 from compact_distill.runs.environment import accelerator, hardware, versions
 from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line
 from compact_distill.runs.folder import RunFolder, score_fields
@@ -200,7 +200,7 @@ def run(config: RunConfig) -> RunFolder:
         _evaluate(config, prepared.exam, folder)
         if not folder.manifest["finished"]:
             folder.finish()
-        if not folder.is_follower and _is_older(folder.report_path, folder.manifest_path):
+        if not folder.is_follower and not is_current(folder.path):
             write_report([folder.path])
     return folder
 
@@ -272,10 +272,6 @@ def _evaluate(config: RunConfig, exam: Exam, folder: RunFolder) -> None:
         return
     with folder.stage("eval", inputs) as summary:
         summary.update(examine_run(config.student, folder.student_path, exam, folder.eval_path))
-
-
-def _is_older(path: Path, source: Path) -> bool:
-    return not path.exists() or path.stat().st_mtime_ns < source.stat().st_mtime_ns
 
 
 def _claim(config: RunConfig) -> RunFolder:

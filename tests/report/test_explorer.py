@@ -9,10 +9,14 @@ import zlib
 import pytest
 
 from compact_distill.report import read_run
-from compact_distill.report.explorer import pack_explorer
+from compact_distill.report.explorer import pack_explorer, read_gains
 from report.synthetic import make_run
 
 ROOM = 10_000_000
+
+
+def pack(run, room=ROOM):
+    return pack_explorer(run, read_gains(run), room)
 
 
 def unpack(text):
@@ -30,16 +34,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def packed(folder):
-    return pack_explorer(read_run(folder), ROOM)
+    return pack(read_run(folder))
 
 
 def test_every_problem_is_there_in_the_datas_order(folder, packed):
     data = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
     index = unpack(packed.index)
-    assert [p[0] for p in index["problems"]] == [row["id"] for row in data]
+    assert [p["id"] for p in index["problems"]] == [row["id"] for row in data]
     for row, problem in zip(data, problems_of(packed), strict=True):
-        assert (problem["q"], problem["a"]) == (row["question"], row["answer"])
-        texts = {index["teachers"][r["k"]]: r["x"] for r in problem["r"]}
+        assert (problem["question"], problem["answer"]) == (row["question"], row["answer"])
+        texts = {index["teachers"][r["teacher"]]: r["text"] for r in problem["rationales"]}
         assert texts == {r["teacher"]: r["text"] for r in row["rationales"]}
     assert (packed.shown, packed.total, packed.has_gains) == (12, 12, True)
 
@@ -47,14 +51,16 @@ def test_every_problem_is_there_in_the_datas_order(folder, packed):
 def test_weights_and_scores_follow_the_epochs(folder, packed):
     rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     index = unpack(packed.index)
-    name, problem = index["problems"][3][0], problems_of(packed)[3]
+    name, problem = index["problems"][3]["id"], problems_of(packed)[3]
     own = [row for row in rows if row["id"] == name]
-    assert problem["e"] == pytest.approx([row["epoch"] for row in own], abs=1e-4)
-    for rationale in problem["r"]:
-        k = rationale["k"]
+    assert problem["epochs"] == pytest.approx([row["epoch"] for row in own], abs=1e-4)
+    for rationale in problem["rationales"]:
+        k = rationale["teacher"]
         absent = own[0]["statuses"][k] != "ok"
-        assert rationale["w"] == ([None] * 5 if absent else pytest.approx([row["weights"][k] for row in own], abs=1e-4))
-        for name, values in zip(index["scores"], rationale["c"], strict=True):
+        assert rationale["weights"] == (
+            [None] * 5 if absent else pytest.approx([row["weights"][k] for row in own], abs=1e-4)
+        )
+        for name, values in zip(index["scores"], rationale["scores"], strict=True):
             expected = [row[name][k] for row in own]
             assert values == (expected if absent else pytest.approx(expected, abs=1e-4))
 
@@ -62,15 +68,16 @@ def test_weights_and_scores_follow_the_epochs(folder, packed):
 def test_gains_are_those_of_the_file_but_for_what_no_eye_can_see(folder, packed):
     lines = [json.loads(line) for line in (folder / "gains.jsonl").read_text().splitlines()]
     index, problems = unpack(packed.index), problems_of(packed)
-    place = {p[0]: i for i, p in enumerate(index["problems"])}
+    place = {p["id"]: i for i, p in enumerate(index["problems"])}
     for line in lines:
-        by_teacher = {index["teachers"][r["k"]]: r["g"] for r in problems[place[line["id"]]]["r"]}
+        by_teacher = {index["teachers"][r["teacher"]]: r["gains"] for r in problems[place[line["id"]]]["rationales"]}
         for rationale in line["rationales"]:
             if rationale is None:
                 continue
-            start, _, lengths, gains, thinking = by_teacher[rationale["teacher"]][line["student"]]
-            ends, at = {}, start
-            for length, gain in zip(lengths, gains, strict=True):
+            steps = by_teacher[rationale["teacher"]][line["student"]]
+            at, gains = steps["start"], steps["gains"]
+            ends = {}
+            for length, gain in zip(steps["lengths"], gains, strict=True):
                 at += length
                 ends[at] = gain
             assert at == rationale["ends"][-1]
@@ -78,21 +85,20 @@ def test_gains_are_those_of_the_file_but_for_what_no_eye_can_see(folder, packed)
             for end, gain in visible.items():
                 assert ends[end] == pytest.approx(100 * gain, abs=0.51)
             hidden = [abs(g) for e, g in zip(rationale["ends"], rationale["gains"], strict=True) if not ends.get(e)]
-            assert max(hidden, default=0) < 0.15 * index["scale"] + 0.006
-            pairs = [[a, a + n] for a, n in zip(thinking[::2], thinking[1::2], strict=True)]
-            assert pairs == rationale["thinking"]
+            assert max(hidden, default=0) < 0.15 * index["full_colour"] + 0.006
+            assert [[a, a + n] for a, n in steps["thinking"]] == rationale["thinking"]
 
 
 def test_a_small_budget_keeps_evenly_spaced_problems_and_says_how_many(folder, packed):
     run = read_run(folder)
-    half = pack_explorer(run, packed.size - 1)  # one byte too few for all
-    assert [p[0] for p in unpack(half.index)["problems"]] == [f"made/{i}" for i in range(0, 12, 2)]
+    half = pack(run, packed.size - 1)  # one byte too few for all
+    assert [p["id"] for p in unpack(half.index)["problems"]] == [f"made/{i}" for i in range(0, 12, 2)]
     assert (half.shown, half.total) == (6, 12)
-    third = pack_explorer(run, half.size - 1)
+    third = pack(run, half.size - 1)
     assert third.size < half.size
-    assert [p[0] for p in unpack(third.index)["problems"]] == [f"made/{i}" for i in range(0, 12, 3)]
+    assert [p["id"] for p in unpack(third.index)["problems"]] == [f"made/{i}" for i in range(0, 12, 3)]
     assert len(problems_of(third)) == 4
-    assert pack_explorer(run, 10).shown == 1  # never none
+    assert pack(run, 10).shown == 1  # never none
 
 
 def test_gains_that_do_not_fit_their_text_are_left_out(folder, tmp_path):
@@ -102,18 +108,18 @@ def test_gains_that_do_not_fit_their_text_are_left_out(folder, tmp_path):
     rationale["ends"][-1] = 10**6
     (tmp_path / "gains.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "data.jsonl").write_text((folder / "data.jsonl").read_text())
-    found = problems_of(pack_explorer(read_run(tmp_path), ROOM))[0]
-    with_gains = {r["k"] for r in found["r"] if r["g"]}
+    found = problems_of(pack(read_run(tmp_path)))[0]
+    with_gains = {r["teacher"] for r in found["rationales"] if r["gains"]}
     assert with_gains == {k for k, r in enumerate(row["rationales"]) if r and r is not rationale}
 
 
 def test_a_run_without_problems_has_no_explorer(tmp_path):
     (tmp_path / "config.yaml").write_text("student: x\n")
-    assert pack_explorer(read_run(tmp_path), ROOM) is None
+    assert pack(read_run(tmp_path)) is None
 
 
 def test_the_trace_alone_gives_an_explorer_without_texts(folder, tmp_path):
     (tmp_path / "scores.jsonl").write_text((folder / "scores.jsonl").read_text())
-    found = problems_of(pack_explorer(read_run(tmp_path), ROOM))
+    found = problems_of(pack(read_run(tmp_path)))
     assert len(found) == 12
-    assert all("x" not in r and r["w"] for problem in found for r in problem["r"])
+    assert all("text" not in r and r["weights"] for problem in found for r in problem["rationales"])

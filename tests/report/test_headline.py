@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from compact_distill.report import summary
 from compact_distill.report.headline import headline, weight_shares
-from compact_distill.report.read import RunData, UsedProblem, UsedRationale
-from compact_distill.report.read_eval import Change, Result
-from compact_distill.report.terminal import summary
+from compact_distill.report.read import PairedChange, RunData, TaskResult, UsedProblem, UsedRationale
 from compact_distill.report.trace import arrange_trace
 
 
 def change(task, difference, margin, role="learned"):
-    return Change(
+    return PairedChange(
         task, role, 200, 0.5, 0.5 + difference, difference, difference - margin, difference + margin, 3, 1, 0.5
     )
 
@@ -46,7 +45,7 @@ def weights(*rows, teachers=("a", "b")):
 )
 def test_better_needs_an_interval_above_zero(changes, value, words):
     head = headline(run(*changes))
-    assert head.answers[0].value == value
+    assert head.cards[0].value == value
     assert head.verdict == words
 
 
@@ -60,19 +59,19 @@ def test_better_needs_an_interval_above_zero(changes, value, words):
 )
 def test_loss_needs_an_interval_below_zero(changes, value, words):
     head = headline(run(*changes))
-    assert head.answers[1].value == value
+    assert head.cards[1].value == value
     assert words in head.verdict
 
 
 def test_a_loss_that_cannot_be_excluded_is_told():
     head = headline(run(change("x", -0.01, 0.05, "retained")))
-    assert "A loss of up to 6.0 points cannot be excluded." in head.answers[1].details
+    assert "A loss of up to 6.0 points cannot be excluded." in head.cards[1].details
 
 
 def test_the_heaviest_teacher_is_named_unless_all_are_equal():
-    assert headline(run(trace=weights((0.7, 0.3), (0.5, 0.5)))).answers[2].value == "Most from a"
+    assert headline(run(trace=weights((0.7, 0.3), (0.5, 0.5)))).cards[2].value == "Most from a"
     equal = headline(run(trace=weights((0.7, 0.3), (0.3, 0.7))))
-    assert equal.answers[2].value == "All about equally"
+    assert equal.cards[2].value == "All about equally"
     assert equal.verdict.endswith("it learned from all its teachers about equally.")
     alone = headline(run(trace=weights((1.0,), teachers=("only",))))
     assert "its only teacher was only" in alone.verdict
@@ -92,15 +91,15 @@ def test_shares_count_absent_rationales_as_nothing_and_sum_to_one():
 
 def test_nothing_known_is_said_as_such():
     head = headline(run())
-    assert [answer.value for answer in head.answers] == ["Not known"] * 3
+    assert [card.value for card in head.cards] == ["Not known"] * 3
     assert head.verdict.startswith("Whether the student got better is not known")
 
 
 def test_results_without_a_comparison_make_no_claim():
-    result = Result("student", "x", "learned", 10, 1, 0.6, 0.3, 0.8, 0, 0, 10, 1.0)
+    result = TaskResult("student", "x", "learned", 10, 0.6, 0.3, 0.8, 0, 0, 1.0)
     head = headline(run(results=[result]))
-    assert head.answers[0].value == "Not known"
-    assert "x: 60.0 %" in head.answers[0].details
+    assert head.cards[0].value == "Not known"
+    assert "x: 60.0 %" in head.cards[0].details
     assert "not compared on the same rows" in head.verdict
 
 
@@ -139,8 +138,8 @@ def test_right_and_wrong_are_compared_within_the_teachers_that_wrote_both():
 
     trace = weights([0.7, 0.3], [0.9, 0.1])
     mixed = {"p0": problem("p0", a="correct", b="correct"), "p1": problem("p1", a="correct", b="wrong")}
-    (_, _, trust) = headline(run(trace=trace, problems=mixed)).answers
+    (_, _, trust) = headline(run(trace=trace, problems=mixed)).cards
     assert trust.details[-1].endswith("a right solution weighs 0.30 on average, a wrong one 0.10.")
     apart = {"p0": problem("p0", a="correct", b="wrong"), "p1": problem("p1", a="correct", b="wrong")}
-    (_, _, trust) = headline(run(trace=trace, problems=apart)).answers
+    (_, _, trust) = headline(run(trace=trace, problems=apart)).cards
     assert not any("weighs" in line for line in trust.details)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import base64
+import builtins
+import csv
 import hashlib
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
 
+from compact_distill.errors import InputError
 from compact_distill.report import read_run, write_report
-from compact_distill.report.figure import Figure, Table
+from compact_distill.report.drawing import NARROW, WIDE, Chart, Figure, Sheet, Table
 from compact_distill.report.page import rows
-from compact_distill.report.run_page import run_page
-from compact_distill.report.svg import Sheet
+from compact_distill.report.pages import run_page, run_sections
 from report.hostile import poison
 from report.synthetic import make_run
 
@@ -125,15 +129,17 @@ def test_two_thousand_problems_stay_below_15_mb_and_20_s(tmp_path):
 
 def test_what_does_not_fit_is_left_out_of_the_explorer_aloud(tmp_path):
     run = read_run(make_run(tmp_path / "run", problems=100, tokens=200))
-    page = run_page(run, max_bytes=500_000)
+    page = run_page(run, run_sections(run), max_bytes=500_000)
     assert len(page.encode()) <= 500_000
     assert re.search(r"\d+ of the run's 100 problems, evenly spaced", page)
 
 
 def test_rows_of_figures_are_full():
     def of(*counts):
-        made = [Figure(str(i), "", "", [Sheet("")] * n, Table((), ())) for i, n in enumerate(counts)]
-        return [width for _, width in rows(made)]
+        made = [
+            Figure(str(i), "", "", [Chart(lambda width: Sheet(""))] * n, Table((), ())) for i, n in enumerate(counts)
+        ]
+        return [width for _, width, _ in rows(made)]
 
     assert of(1, 1, 1) == [2, 2, 2]
     assert of(1, 1) == [3, 3]
@@ -143,6 +149,23 @@ def test_rows_of_figures_are_full():
     assert of() == []
 
 
+def test_charts_are_drawn_as_wide_as_their_place():
+    chart = Chart(lambda width: Sheet("", width=width))
+    places = {
+        counts: [width for *_, width in rows([Figure("", "", "", [chart] * n, Table((), ())) for n in counts])]
+        for counts in ((1, 1, 1), (1, 1), (2, 1), (2,), (1,), (3,), (4,))
+    }
+    assert places == {
+        (1, 1, 1): [NARROW] * 3,
+        (1, 1): [WIDE] * 2,
+        (2, 1): [NARROW] * 2,
+        (2,): [WIDE],
+        (1,): [WIDE],
+        (3,): [NARROW],
+        (4,): [WIDE],
+    }
+
+
 def test_reports_need_no_torch(plain, tmp_path):
     code = (
         "import sys; from compact_distill.report import write_report; "
@@ -150,3 +173,57 @@ def test_reports_need_no_torch(plain, tmp_path):
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'pandas')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- the figures as files
+
+
+def figures_of(folder):
+    return [figure for section in run_sections(read_run(folder)) for figure in section.figures]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "run", problems=10, teachers=["plain", "<b>&\x1b[31m"])
+
+
+def test_export_writes_every_figure_as_csv_svg_and_png(folder, tmp_path):
+    pytest.importorskip("resvg_py", reason="PNG needs the extra `png`")
+    write_report([folder], tmp_path / "r.html", tmp_path / "out")
+    for figure in figures_of(folder):
+        with (tmp_path / "out" / f"{figure.key}.csv").open() as file:
+            rows = list(csv.reader(file))
+        assert rows[0] == list(figure.table.columns)
+        assert len(rows) == 1 + len(figure.table.rows)
+        many = len(figure.charts) > 1
+        for number, chart in enumerate(figure.charts, start=1):
+            stem = tmp_path / "out" / (f"{figure.key}-{number}" if many else figure.key)
+            drawing = stem.with_name(stem.name + ".svg").read_text()
+            ET.fromstring(drawing)
+            assert "var(" not in drawing  # colours do not depend on a page around it
+            picture = stem.with_name(stem.name + ".png").read_bytes()
+            assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+            width, height = struct.unpack(">II", picture[16:24])
+            assert (width, height) == (3 * 360, 3 * chart.sheet(360).height)
+
+
+def test_without_the_renderer_the_error_names_the_extra_and_nothing_is_written(folder, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name == "resvg_py":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError, match=r"compact-distill\[png\].*--no-png"):
+        write_report([folder], tmp_path / "r.html", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    write_report([folder], tmp_path / "r.html", tmp_path / "out", png=False)
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".csv", ".svg"}
+
+
+def test_a_file_is_no_folder_to_export_to(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="must be a folder"):
+        write_report([folder], tmp_path / "r.html", tmp_path / "file", png=False)

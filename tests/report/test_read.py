@@ -153,4 +153,4 @@ def test_a_second_sample_joins_its_scores_under_its_own_name(tmp_path):
     run = read_run(tmp_path)
     assert run.teachers == ("t", "t#1")
     assert run.trace.weights_NK.tolist() == [[0.7, 0.3]]
-    assert [run.verdict("p", name) for name in run.teachers] == ["correct", "wrong"]
+    assert [run.rationale("p", name).verdict for name in run.teachers] == ["correct", "wrong"]

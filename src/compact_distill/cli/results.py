@@ -150,8 +150,8 @@ def report(
     from compact_distill.report import comparison, read_run, summary, write_report
 
     paired = _paired(runs)
-    path = write_report(runs, out, export, png=png, paired=paired)
     read = [read_run(run) for run in runs]
+    path = write_report(read, out, export, png=png, paired=paired)
     print(summary(read[0]) if len(read) == 1 else comparison(read, paired))
     print(f"report: {path}")
 

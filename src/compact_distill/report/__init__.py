@@ -1,10 +1,27 @@
-"""Run folders to one HTML file that needs no network; no torch here.
+"""Pages that need no network, from run folders and from anything else that has figures; no torch here.
 
-read        a run folder as plain values; what is missing is listed, never fatal
-figures/    its figures: drawings, numbers, what to look for, how to compute them again
-headline    the three answers on top
-explorer    the problems, packed
-page/       templates, style, script
+    read           a run folder as plain values; what is missing is listed, never fatal
+    trace          its scores and weights as arrays
+    headline       the three answers on top, and the signs of trouble
+    figures_...    its figures: what was drawn, its numbers, what to look for
+    explorer       its problems, packed
+    pages          the page of a run, and of several compared
+
+What other pages are built with stands on its own, in three modules:
+
+    drawing        `Figure`, `Table`, `Key`: what stands in a page; `Sheet`: SVG by hand
+    charts         bars with intervals (`interval_chart` of `Mark`), `line_chart` of `Line`, `scatter_chart` of `Point`,
+                   `heat_chart`, `stack_chart`, `column_chart`, `ridge_chart`
+    page           `page`: headline, `Card`, `Check`, `Section` -> one HTML file; `export_figures`: CSV, SVG, PNG
+
+A page of your own, as the study's:
+
+    figure = Figure(
+        "by_arm", "Accuracy by arm", "Look for intervals that do not overlap.",
+        [interval_chart("Accuracy", [("equal", [Mark("equal", 0.61, 0.55, 0.67)])], x_label="share of right answers")],
+        Table(("arm", "accuracy", "low", "high"), [("equal", 0.61, 0.55, 0.67)]),
+    )
+    html = page("Study", [Section("arms", "Arms", "Which arm is best?", figures=[figure])], headline="No arm is best.")
 """
 
 from __future__ import annotations
@@ -14,18 +31,33 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.errors import InputError
-from compact_distill.report.compare import compare_figures, compare_page, verdict
-from compact_distill.report.export import export_figures
-from compact_distill.report.read import RunData, read_run
-from compact_distill.report.run_page import figures, run_page
-from compact_distill.report.terminal import comparison, summary
+from compact_distill.report.drawing import Table
+from compact_distill.report.headline import headline, weight_shares
+from compact_distill.report.page import export_figures
+from compact_distill.report.pages import (
+    compare_page,
+    compare_sections,
+    compared,
+    differing_settings,
+    overview,
+    run_names,
+    run_page,
+    run_sections,
+    verdict,
+)
+from compact_distill.report.read import RunData, content_stamp, read_run
+from compact_distill.report.text import DASH, number, percent, points, short
 from compact_distill.runs.files import atomic_write
+from compact_distill.runs.progress import text_table
 
-__all__ = ["RunData", "comparison", "read_run", "summary", "verdict", "write_report"]
+__all__ = ["RunData", "comparison", "is_current", "read_run", "summary", "verdict", "write_report"]
+
+_BAR = 24  # characters of a full bar
+_NAME = 28
 
 
 def write_report(
-    runs: Sequence[str | Path],
+    runs: Sequence[str | Path | RunData],
     out: str | Path | None = None,
     export: str | Path | None = None,
     *,
@@ -35,7 +67,7 @@ def write_report(
     """Write the report of a run, or one page that compares several.
 
     Args:
-        runs: run folders.
+        runs: run folders, or what `read_run` made of them.
         out: the file to write; default: `report.html` in the run folder, or `compare.html` in the current folder.
         export: also write every figure's files into this folder.
         png: whether `export` writes PNG besides CSV and SVG.
@@ -50,13 +82,90 @@ def write_report(
     """
     if not runs:
         raise InputError("report needs at least one run folder, got none; as in `compact report runs/first`")
-    data = [read_run(path) for path in runs]
+    data = [run if isinstance(run, RunData) else read_run(run) for run in runs]
     path = Path(out) if out is not None else data[0].path / "report.html" if len(data) == 1 else Path("compare.html")
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise InputError(f"{path} must be a file in an existing folder; choose another --out")
+    sections = run_sections(data[0]) if len(data) == 1 else compare_sections(data, paired)
     if export is not None:
-        export_figures(figures(data[0]) if len(data) == 1 else compare_figures(data, paired), Path(export), png=png)
-    page = run_page(data[0]) if len(data) == 1 else compare_page(data, paired)
+        export_figures([figure for part in sections for figure in part.figures], Path(export), png=png)
+    html = run_page(data[0], sections) if len(data) == 1 else compare_page(data, sections, paired)
     with atomic_write(path) as file:
-        file.write(page)
+        file.write(html)
+        if len(data) == 1:
+            file.write(_stamped(data[0].stamp))
     return path
+
+
+def is_current(run: str | Path) -> bool:
+    """Whether the run's own `report.html` is whole and made of exactly what the run folder holds now."""
+    path, stamp = Path(run) / "report.html", _stamped(content_stamp(Path(run))).encode()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - len(stamp), 0))
+        return file.read() == stamp
+
+
+def _stamped(stamp: str) -> str:
+    return f"<!-- made of {stamp} -->\n"
+
+
+def summary(run: RunData) -> str:
+    """Verdict, accuracy before and after, weights of the teachers, and what is missing, as plain text."""
+    head = headline(run)
+    lines = [head.verdict, ""]
+    if run.changes:
+        width = max(len(short(c.task, _NAME)) for c in run.changes)
+        for c in sorted(run.changes, key=lambda c: (c.role != "learned", c.task)):
+            lines.append(
+                f"  {short(c.task, _NAME):<{width}}  {percent(c.before):>7} → {percent(c.after):>7}   "
+                f"{points(c.difference):>6} points (95 %: {points(c.low)} to {points(c.high)})"
+            )
+        lines.append("")
+    weights = weight_shares(run)
+    if weights:
+        width = max(len(short(name, _NAME)) for name, *_ in weights)
+        lines.append("  teachers: share of the weight, and of the problems where theirs is the largest")
+        for name, weight, wins in weights:
+            bar = "█" * round(weight * _BAR)
+            label = f"  {short(name, _NAME):<{width}}  {bar:<{_BAR}}"
+            lines.append(f"{label} {percent(weight, 0):>5}  {percent(wins, 0):>5}")
+        lines.append("")
+    facts = [f"{name} {value}" for name, value, _ in head.facts if value != DASH]
+    lines.append(f"  {' · '.join(facts)}")
+    if run.missing:
+        lines.append(f"  not shown: {'; '.join(run.missing)}")
+    return "\n".join(lines)
+
+
+def comparison(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Which run did best, a row for each, paired changes, and the settings that differ, as plain text."""
+    parts = [verdict(runs, paired), _aligned(overview(runs))]
+    changes = compared(run_names(runs), paired)
+    if changes:
+        rows = [
+            (name, c.task, points(c.difference), points(c.low), points(c.high), c.rows, c.mcnemar_p)
+            for name, c in changes
+        ]
+        columns = (f"against {run_names(runs)[0]}", "task", "points", "low", "high", "rows", "McNemar p")
+        parts.append(_aligned(Table(columns, rows)))
+    settings = differing_settings(runs)
+    if settings.rows:
+        parts.append(_aligned(settings))
+    return "\n\n".join(parts)
+
+
+def _aligned(table: Table) -> str:
+    """A table as columns of text, numbers to the right."""
+    rows = [[short(str(column), _NAME) for column in table.columns]]
+    rows += [[_cell(value) for value in row] for row in table.rows]
+    columns = range(len(table.columns))
+    left = [c for c in columns if not any(isinstance(row[c], int | float) for row in table.rows)]
+    return "\n".join(text_table(rows, left))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return DASH
+    return number(float(value), 4) if isinstance(value, int | float) else short(str(value), _NAME)

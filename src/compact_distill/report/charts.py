@@ -1,17 +1,31 @@
-"""The report's kinds of chart. Each takes plain values and returns one finished sheet."""
+"""The kinds of chart: plain values in, a `Chart` out, which is drawn when the page knows how wide it is to be."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Concatenate, ParamSpec
 
-from compact_distill.report.svg import CHARACTER, WIDTH, Sheet, padded, series, spread, ticks
+from compact_distill.report.drawing import CHARACTER, Chart, Sheet, padded, series, spread, ticks
 from compact_distill.report.text import number, short
 
 _MARKERS_UP_TO = 14  # points of a line; more of them would hide it
 _LABEL = 15  # most characters of a label at a line's end
 Show = Callable[[float], str]
+Given = ParamSpec("Given")
+
+
+def _chart(draw: Callable[Concatenate[int, Given], Sheet]) -> Callable[Given, Chart]:
+    """Turn a function of (width, values) to a sheet into one of the values to a `Chart`."""
+
+    @functools.wraps(draw)
+    def make(*args: Given.args, **kwargs: Given.kwargs) -> Chart:
+        return Chart(lambda width: draw(width, *args, **kwargs))
+
+    return make
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,9 @@ class Mark:
     shape: int = 0
 
 
+@_chart
 def line_chart(
+    width: int,
     title: str,
     xs: Sequence[float],
     lines: Sequence[Line],
@@ -56,10 +72,8 @@ def line_chart(
     longest = max((min(len(name), _LABEL) for name in names), default=0)
     heights = [v for line in drawn for v in (*line.y, *line.low, *line.high)] + ([reference[0]] if reference else [])
     y_range = padded(heights, zero=zero)
-    widest = max(len(show(tick)) for tick in ticks(*y_range, 5))
-    sheet = Sheet(
-        title, left=round(widest * CHARACTER) + 12, right=14 + (round(longest * CHARACTER) + 8 if labels else 0)
-    )
+    left = round(max(len(show(tick)) for tick in ticks(*y_range, 5)) * CHARACTER) + 12
+    sheet = Sheet(title, width=width, left=left, right=14 + (round(longest * CHARACTER) + 8 if labels else 0))
     sheet.y_range = y_range
     sheet.x_range = (min(xs), max(xs)) if len(xs) > 1 else (xs[0] - 0.5, xs[0] + 0.5) if xs else (0.0, 1.0)
     sheet.y_axis(show=show)
@@ -67,39 +81,34 @@ def line_chart(
     if reference:
         sheet.line([(x, reference[0]) for x in sheet.x_range], "reference")
     for line in drawn:
-        css = line.css or series(line.index)
         if line.low:
-            sheet.band(xs, line.low, line.high, css)
+            sheet.band(xs, line.low, line.high, line.css or series(line.index))
     for line in drawn:
         css = line.css or series(line.index)
         sheet.line(list(zip(xs, line.y, strict=True)), css)
         if len(xs) <= _MARKERS_UP_TO:
             for i, (x, y) in enumerate(zip(xs, line.y, strict=True)):
                 if math.isfinite(y):
-                    tip = f"{line.name}: {show(y)}{_interval(line, i, show)} · {x_label} {number(x)}"
+                    span = f" ({show(line.low[i])} to {show(line.high[i])})" if _known(line.low, i) else ""
+                    tip = f"{line.name}: {show(y)}{span} · {x_label} {number(x)}"
                     sheet.marker(sheet.x(x), sheet.y(y), line.index, css, tip)
     if labels:
         _name_ends(sheet, drawn, reference)
     elif reference:
-        sheet.text(sheet.x0 + 4, sheet.y(reference[0]) - 5, reference[1], "tick")
+        above = sheet.y(reference[0]) - 5
+        sheet.text(sheet.x0 + 4, above if above > sheet.y1 + 4 else above + 16, reference[1], "tick halo")
     return sheet
 
 
-def _interval(line: Line, i: int, show: Show) -> str:
-    if not line.low or not math.isfinite(line.low[i]):
-        return ""
-    return f" ({show(line.low[i])} to {show(line.high[i])})"
+def _known(values: Sequence[float], i: int) -> bool:
+    return len(values) > i and math.isfinite(values[i])
 
 
 def _name_ends(sheet: Sheet, lines: Sequence[Line], reference: tuple[float, str] | None) -> None:
-    named = [
-        (
-            sheet.y(next(v for v in reversed(line.y) if math.isfinite(v))),
-            line.name,
-            f"end {line.css or series(line.index)}",
-        )
-        for line in lines
-    ]
+    named = []
+    for line in lines:
+        end = next(v for v in reversed(line.y) if math.isfinite(v))
+        named.append((sheet.y(end), line.name, f"end {line.css or series(line.index)}"))
     if reference:
         named.append((sheet.y(reference[0]), reference[1], "tick"))
     places = spread([y for y, *_ in named], 13, sheet.y1 + 2, sheet.y0)
@@ -107,7 +116,9 @@ def _name_ends(sheet: Sheet, lines: Sequence[Line], reference: tuple[float, str]
         sheet.text(sheet.x1 + 8, place + 4, short(name, _LABEL), css)
 
 
+@_chart
 def interval_chart(
+    width: int,
     title: str,
     rows: Sequence[tuple[str, Sequence[Mark]]],
     *,
@@ -117,19 +128,21 @@ def interval_chart(
     x_range: tuple[float, float] | None = None,
     joined: bool = False,
 ) -> Sheet:
-    """Rows of points with intervals; `joined` draws an arrow from a row's first point to its last."""
+    """Rows of points with intervals; `joined` joins a row's first point to its last."""
     tops = [34]
     for _, marks in rows:
         tops.append(tops[-1] + 28 + 11 * max(len(marks), 1))
-    sheet = Sheet(title, height=tops[-1] + 44, left=8, right=12)
+    sheet = Sheet(title, width=width, height=tops[-1] + 44, left=8, right=12)
     values = [v for _, marks in rows for mark in marks for v in (mark.value, mark.low, mark.high)]
     sheet.x_range = x_range or padded([*values, *([] if reference is None else [reference])])
-    sheet.x_grid()
+    # Lines stop at the rows' labels, so that none crosses a word.
+    spans = [(top + 19, bottom) for top, bottom in itertools.pairwise(tops)]
+    sheet.x_grid(spans=spans)
     sheet.x_axis(x_label, show=show)
     if reference is not None:
-        sheet.mark("line", "zero", x1=sheet.x(reference), x2=sheet.x(reference), y1=sheet.y0, y2=sheet.y1)
+        sheet.upright(reference, "zero", spans)
     for top, (label, marks) in zip(tops, rows, strict=False):
-        sheet.text(sheet.x0, top + 14, short(label, 50), "row")
+        sheet.text(sheet.x0, top + 14, short(label, width // 7), "row")
         places = [top + 26 + 11 * m for m in range(len(marks))]
         if joined and len(marks) > 1 and all(math.isfinite(m.value) for m in (marks[0], marks[-1])):
             start, end = (sheet.x(m.value) for m in (marks[0], marks[-1]))
@@ -150,6 +163,61 @@ def _draw_mark(sheet: Sheet, mark: Mark, y: float, label: str, show: Show) -> No
 
 
 @dataclass(frozen=True)
+class Point:
+    """A point of a scatter plot, with the ends of its intervals."""
+
+    name: str
+    x: float
+    y: float
+    css: str = "s0"
+    shape: int = 0
+    x_span: tuple[float, float] | None = None
+    y_span: tuple[float, float] | None = None
+
+
+@_chart
+def scatter_chart(
+    width: int,
+    title: str,
+    points: Sequence[Point],
+    *,
+    x_label: str,
+    y_label: str = "",
+    show: Show = number,
+    x_reference: float | None = None,
+    y_reference: float | None = None,
+    labels: bool = False,
+) -> Sheet:
+    """Points in a plane with their intervals; `labels` names each beside it. The y axis is named in the title."""
+    across = [v for p in points for v in (p.x, *(p.x_span or ()))] + ([] if x_reference is None else [x_reference])
+    up = [v for p in points for v in (p.y, *(p.y_span or ()))] + ([] if y_reference is None else [y_reference])
+    y_range = padded(up)
+    left = round(max(len(show(tick)) for tick in ticks(*y_range)) * CHARACTER) + 12
+    sheet = Sheet(f"{title} (up: {y_label})" if y_label else title, width=width, height=300, left=left)
+    sheet.x_range, sheet.y_range = padded(across, margin=0.14 if labels else 0.06), y_range
+    sheet.x_grid()
+    sheet.y_axis(show=show)
+    sheet.x_axis(x_label, show=show)
+    if x_reference is not None:
+        sheet.upright(x_reference, "zero")
+    if y_reference is not None:
+        level = sheet.y(y_reference)
+        sheet.mark("line", "zero", x1=sheet.x0, x2=sheet.x1, y1=level, y2=level)
+    for p in points:
+        x, y, tip = sheet.x(p.x), sheet.y(p.y), f"{p.name}: {show(p.x)}, {show(p.y)}"
+        for span, is_x in ((p.x_span, True), (p.y_span, False)):
+            if span is not None:
+                (a, b) = (sheet.x(v) if is_x else sheet.y(v) for v in span)
+                ends = {"x1": a, "x2": b, "y1": y, "y2": y} if is_x else {"x1": x, "x2": x, "y1": a, "y2": b}
+                sheet.mark("line", f"whisker {p.css}", tip, **ends)
+        sheet.marker(x, y, p.shape, p.css, tip)
+        if labels:
+            late = x > (sheet.x0 + sheet.x1) / 2
+            sheet.text(x - 8 if late else x + 8, y - 6, short(p.name, 22), "tick halo", "end" if late else "start")
+    return sheet
+
+
+@dataclass(frozen=True)
 class Ridge:
     """A row of two histograms, one above and one below its line, with their medians."""
 
@@ -161,7 +229,9 @@ class Ridge:
     tip: str = ""
 
 
+@_chart
 def ridge_chart(
+    width: int,
     title: str,
     edges: Sequence[float],
     ridges: Sequence[Ridge],
@@ -172,9 +242,9 @@ def ridge_chart(
 ) -> Sheet:
     """Histograms of two groups, back to back, a row each; `above` and `below` are classes that colour them."""
     step = 58 if any(sum(r.below) for r in ridges) else 44
-    sheet = Sheet(title, height=40 + step * max(len(ridges), 1) + 44, left=8, right=8)
+    sheet = Sheet(title, width=width, height=40 + step * max(len(ridges), 1) + 44, left=8, right=8)
     sheet.x_range = (edges[0], edges[-1])
-    sheet.x_grid()
+    sheet.x_grid(spans=[(40 + step * i + 13, 40 + step * (i + 1)) for i in range(len(ridges))])
     sheet.x_axis(x_label)
     most = max((v for r in ridges for v in (*r.above, *r.below)), default=0) or 1
     for i, ridge in enumerate(ridges):
@@ -200,29 +270,35 @@ def _draw_hill(sheet: Sheet, edges: Sequence[float], tops: Sequence[float], base
     sheet.mark("path", f"hill {css}", tip, d="".join([*path, f"V{base:g}Z"]))
 
 
+@_chart
 def heat_chart(
-    title: str, names: Sequence[str], cells: Sequence[Sequence[float]], *, show: Show, level: Callable[[float], int]
+    width: int,
+    title: str,
+    names: Sequence[str],
+    cells: Sequence[Sequence[float]],
+    *,
+    show: Show,
+    level: Callable[[float], int],
+    columns: Sequence[str] = (),
 ) -> Sheet:
-    """A square table of coloured cells with their values; `level` (-4..4) chooses a cell's colour."""
-    size = len(names)
-    label = min(max((len(n) for n in names), default=1), 16)
-    left = round(label * CHARACTER) + 10
-    cell = min((WIDTH - left - 8) / max(size, 1), 54)
-    sheet = Sheet(title, height=round(34 + min(cell, 40) * size + 62), left=left)
-    tall = min(cell, 40)
+    """Coloured cells with their values; `columns` are the rows again by default; `level` (-4..4) gives a colour."""
+    columns = columns or names
+    left = round(min(max((len(n) for n in names), default=1), 16) * CHARACTER) + 10
+    wide = min((width - left - 8) / max(len(columns), 1), 80)
+    tall = min(wide, 40)
+    sheet = Sheet(title, width=width, height=round(34 + tall * len(names) + 62), left=left)
     for i, name in enumerate(names):
         y = 36 + tall * i
         sheet.text(left - 8, y + tall / 2 + 4, short(name, 16), "tick", "end")
-        x = left + cell * i + cell / 2
+        for j, other in enumerate(columns):
+            if math.isfinite(value := cells[i][j]):
+                where = {"x": left + wide * j + 1, "y": y + 1, "width": wide - 2, "height": tall - 2, "rx": 3}
+                sheet.mark("rect", f"cell {level_class(level(value))}", f"{name} and {other}: {show(value)}", **where)
+                sheet.text(left + wide * j + wide / 2, y + tall / 2 + 4, show(value), "value", "middle")
+    for j, name in enumerate(columns):
         turned = sheet.text(0, 0, short(name, 12), "tick", "end")
-        turned.set("transform", f"translate({x + 4:.1f} {36 + tall * size + 12:.1f}) rotate(-35)")
-        for j, other in enumerate(names):
-            value = cells[i][j]
-            if not math.isfinite(value):
-                continue
-            where = {"x": left + cell * j + 1, "y": y + 1, "width": cell - 2, "height": tall - 2, "rx": 3}
-            sheet.mark("rect", f"cell {level_class(level(value))}", f"{name} and {other}: {show(value)}", **where)
-            sheet.text(left + cell * j + cell / 2, y + tall / 2 + 4, show(value), "value", "middle")
+        place = f"{left + wide * (j + 0.5) + 4:.1f} {36 + tall * len(names) + 12:.1f}"
+        turned.set("transform", f"translate({place}) rotate(-35)")
     return sheet
 
 
@@ -231,11 +307,16 @@ def level_class(level: int) -> str:
     return f"u{min(level, 4)}" if level >= 0 else f"d{min(-level, 4)}"
 
 
+@_chart
 def plane_chart(
-    title: str, base: Sequence[tuple[float, float]], student: Sequence[tuple[float, float]], ids: Sequence[str]
+    width: int,
+    title: str,
+    base: Sequence[tuple[float, float]],
+    student: Sequence[tuple[float, float]],
+    ids: Sequence[str],
 ) -> Sheet:
     """Two clouds in one plane, equal units on both axes, with an arrow between their centroids."""
-    sheet = Sheet(title, height=330, left=12, right=12)
+    sheet = Sheet(title, width=width, height=330, left=12, right=12)
     xs, ys = zip(*base, *student, strict=True)
     (x_low, x_high), (y_low, y_high) = padded(xs), padded(ys)
     # A unit of x must look like a unit of y.
@@ -258,18 +339,24 @@ def plane_chart(
     return sheet
 
 
+@_chart
 def stack_chart(
-    title: str, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], classes: dict[str, str], *, x_label: str
+    width: int,
+    title: str,
+    rows: Sequence[tuple[str, Sequence[tuple[str, float]]]],
+    classes: dict[str, str],
+    *,
+    x_label: str,
 ) -> Sheet:
     """Rows of bars that are made of parts; `classes` maps a part's name to its colour."""
     step = 38
-    sheet = Sheet(title, height=34 + step * max(len(rows), 1) + 44, left=8, right=14)
+    sheet = Sheet(title, width=width, height=34 + step * max(len(rows), 1) + 44, left=8, right=14)
     sheet.x_range = (0.0, max((sum(v for _, v in parts) for _, parts in rows), default=0) or 1.0)
-    sheet.x_grid()
+    sheet.x_grid(spans=[(34 + step * r + 17, 34 + step * (r + 1)) for r in range(len(rows))])
     sheet.x_axis(x_label)
     for r, (label, parts) in enumerate(rows):
         y, total = 34 + step * r, 0.0
-        sheet.text(sheet.x0, y + 13, short(label, 50), "row")
+        sheet.text(sheet.x0, y + 13, short(label, width // 7), "row")
         for name, value in parts:
             if value:
                 start, end = sheet.x(total), sheet.x(total + value)
@@ -280,9 +367,12 @@ def stack_chart(
     return sheet
 
 
-def column_chart(title: str, columns: Sequence[tuple[str, float]], *, x_label: str, css: str = "s0") -> Sheet:
+@_chart
+def column_chart(
+    width: int, title: str, columns: Sequence[tuple[str, float]], *, x_label: str, css: str = "s0"
+) -> Sheet:
     """Counts as columns with their values on top."""
-    sheet = Sheet(title, left=12)
+    sheet = Sheet(title, width=width, left=12)
     sheet.y_range = (0.0, max((v for _, v in columns), default=0) * 1.1 or 1.0)
     wide = (sheet.x1 - sheet.x0) / max(len(columns), 1)
     sheet.mark("line", "axis", x1=sheet.x0, x2=sheet.x1, y1=sheet.y0, y2=sheet.y0)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compact_distill.report.figures.results import final_results
-from compact_distill.report.figures.scores import RIGHT, WRONG, verdicts_PK
-from compact_distill.report.read import RunData
-from compact_distill.report.read_eval import Change
+from compact_distill.report.figures_results import final_results
+from compact_distill.report.figures_weights import RIGHT, WRONG, verdicts_PK
+from compact_distill.report.page import Card
+from compact_distill.report.read import PairedChange, RunData
 from compact_distill.report.text import DASH, duration, listed, number, percent, plural, points, share_text, short
 from compact_distill.report.trace import mean_sem
 
@@ -19,21 +19,11 @@ _ALL = "all equally"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A question with a short answer and lines of detail; `tone` (good, bad or nothing) colours the answer."""
-
-    question: str
-    value: str
-    details: list[str]
-    tone: str = ""
-
-
-@dataclass(frozen=True)
 class Headline:
-    """What stands on top of the page: one sentence, three answers, facts as (name, value, note)."""
+    """What stands on top of the page: one sentence, three cards, facts as (name, value, note)."""
 
     verdict: str
-    answers: list[Answer]
+    cards: list[Card]
     facts: list[tuple[str, str, str]]
 
 
@@ -48,11 +38,11 @@ def headline(run: RunData) -> Headline:
 # ---- did it get better?
 
 
-def _of_role(changes: Sequence[Change], role: str) -> list[Change]:
+def _of_role(changes: Sequence[PairedChange], role: str) -> list[PairedChange]:
     return [c for c in changes if c.role == role or (role == "learned" and c.role is None)]
 
 
-def _named(changes: Sequence[Change], unit: bool = False) -> str:
+def _named(changes: Sequence[PairedChange], unit: bool = False) -> str:
     return listed(
         [
             f"{short(c.task, 40)} ({points(c.difference)}{' points' if unit and i == 0 else ''})"
@@ -61,7 +51,7 @@ def _named(changes: Sequence[Change], unit: bool = False) -> str:
     )
 
 
-def _spans(changes: Sequence[Change]) -> list[str]:
+def _spans(changes: Sequence[PairedChange]) -> list[str]:
     """A line for each task: accuracy before and after, and the interval of the difference."""
     return [
         f"{short(c.task, 40)}: {percent(c.before)} → {percent(c.after)} ({points(c.low)} to {points(c.high)})"
@@ -88,21 +78,21 @@ def _learned_clause(run: RunData) -> str:
     return ", ".join(parts)
 
 
-def _better(run: RunData) -> Answer:
+def _better(run: RunData) -> Card:
     question = "Did it get better?"
     changes = _of_role(run.changes, "learned")
     if not changes:
         last = [(task, after or before) for task, before, after in final_results(run)]
-        known = [f"{short(task, 40)}: {percent(r.accuracy)}" for task, r in last if r and r.role != "retained"]
-        return Answer(question, "Not known", ["Before and after were not compared on the same rows.", *known])
+        known = [f"{short(task, 40)}: {percent(r.value)}" for task, r in last if r and r.role != "retained"]
+        return Card(question, "Not known", ["Before and after were not compared on the same rows.", *known])
     mean = sum(c.difference for c in changes) / len(changes)
     up, down = any(c.low > 0 for c in changes), any(c.high < 0 for c in changes)
     size = f"{points(mean)} points"
     if up and down:
-        return Answer(question, f"Mixed: {size}", _spans(changes))
+        return Card(question, f"Mixed: {size}", _spans(changes))
     if up or down:
-        return Answer(question, f"{'Yes' if up else 'Worse'}: {size}", _spans(changes), "good" if up else "bad")
-    return Answer(question, "No clear change", _spans(changes))
+        return Card(question, f"{'Yes' if up else 'Worse'}: {size}", _spans(changes), "good" if up else "bad")
+    return Card(question, "No clear change", _spans(changes))
 
 
 # ---- what did it lose?
@@ -121,18 +111,18 @@ def _kept_clause(run: RunData) -> str:
     return f"it shows no clear loss on {_named([c for c in changes if c not in gained])}"
 
 
-def _kept(run: RunData) -> Answer:
+def _kept(run: RunData) -> Card:
     question = "What did it lose?"
     changes = _of_role(run.changes, "retained")
     if not changes:
-        return Answer(question, "Not known", ["No retained benchmark was compared before and after training."])
+        return Card(question, "Not known", ["No retained benchmark was compared before and after training."])
     lost = sorted((c for c in changes if c.high < 0), key=lambda c: c.difference)
     if lost:
         worst = f"{points(lost[0].difference)} points on {short(lost[0].task, 40)}"
-        return Answer(question, worst, _spans(changes), "bad")
+        return Card(question, worst, _spans(changes), "bad")
     least = min(c.low for c in changes)
     caution = [f"A loss of up to {points(-least).lstrip('+')} points cannot be excluded."] if least < 0 else []
-    return Answer(question, "Nothing clear" if caution else "Nothing", _spans(changes) + caution, "good")
+    return Card(question, "Nothing clear" if caution else "Nothing", _spans(changes) + caution, "good")
 
 
 # ---- whom did it learn from?
@@ -176,11 +166,11 @@ def _trust_clause(run: RunData) -> str:
     )
 
 
-def _trust(run: RunData) -> Answer:
+def _trust(run: RunData) -> Card:
     question = "Whom did it learn from?"
     weights, trusted = weight_shares(run), most_trusted(run)
     if trusted is None:
-        return Answer(question, "Not known", ["No weights were recorded."])
+        return Card(question, "Not known", ["No weights were recorded."])
     details = ["How much each teacher's solutions counted in the end:"] if len(weights) > 1 else []
     details += [f"{short(name, 40)}: {percent(share, 0)}" for name, share, _ in weights[:4]]
     if len(weights) > 4:
@@ -190,7 +180,7 @@ def _trust(run: RunData) -> Answer:
         details.append(
             f"Of teachers that were right and wrong, a right solution weighs {right} on average, a wrong one {wrong}."
         )
-    return Answer(question, "All about equally" if trusted == _ALL else f"Most from {short(trusted, 60)}", details)
+    return Card(question, "All about equally" if trusted == _ALL else f"Most from {short(trusted, 60)}", details)
 
 
 def _right_and_wrong(run: RunData) -> tuple[float, float] | None:

@@ -1,22 +1,28 @@
-"""A run folder as the report needs it. Nothing here is fatal: what is missing or damaged is listed in `missing`."""
+"""A run folder as the report needs it. Nothing here is fatal: what is missing or damaged is listed in `missing`.
+
+The formats are those of docs/report.md and, for `eval/`, docs/evaluation.md.
+"""
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 from compact_distill.errors import InputError, RunError
-from compact_distill.report.read_eval import Change, DriftSet, Result, read_drift, read_results
 from compact_distill.report.text import clean, plural
 from compact_distill.report.trace import Trace, arrange_trace
 from compact_distill.runs.folder import RunFolder
 
 _Made = TypeVar("_Made")
 _KNOWN = ("manifest.json", "config.yaml", "data.jsonl", "scores.jsonl", "training_log.jsonl", "gains.jsonl", "eval")
+LOWER_IS_BETTER = ("nats_per_token", "bits_per_byte")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +48,80 @@ class UsedProblem:
     rationales: dict[str, UsedRationale]
 
 
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """One student on one task: `eval/STUDENT/TASK.json`. `value` is the share of right answers, or the `metric`'s."""
+
+    student: str
+    task: str
+    role: str | None
+    rows: int
+    value: float
+    low: float
+    high: float
+    unparsed: int
+    truncated: int
+    epoch: float | None
+    metric: str = "accuracy"
+
+
+@dataclass(frozen=True, slots=True)
+class PairedChange:
+    """Base against student on the same rows: one of `eval/changes.json`; `difference` is after minus before."""
+
+    task: str
+    role: str | None
+    rows: int
+    before: float
+    after: float
+    difference: float
+    low: float
+    high: float
+    gained: int | None
+    lost: int | None
+    mcnemar_p: float | None
+    metric: str = "accuracy"
+
+    @property
+    def better(self) -> bool:
+        """Whether the interval shows that the student became better."""
+        return self.high < 0 if self.metric in LOWER_IS_BETTER else self.low > 0
+
+    @property
+    def worse(self) -> bool:
+        """Whether the interval shows that the student became worse."""
+        return self.low > 0 if self.metric in LOWER_IS_BETTER else self.high < 0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDrift:
+    """How far one layer's states moved; shifts are over the base's own spread, None where it is 0."""
+
+    layer: int
+    centroid_shift: float | None
+    row_shift: float | None
+    centroid_distance: float
+    row_distance: float
+    cka: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DriftSet:
+    """Drift on the prompts of one role. `base` and `student`: [layer][row] = (x, y); KL as mean, low, high."""
+
+    role: str
+    rows: int
+    kl_last: tuple[float, float, float]
+    kl_prompt: tuple[float, float, float]
+    layers: list[LayerDrift]
+    ids: list[str]
+    base: list[list[tuple[float, float]]]
+    student: list[list[tuple[float, float]]]
+
+
 @dataclass(frozen=True)
 class RunData:
-    """Everything that the report shows of one run, and what it could not find."""
+    """Everything that the report shows of one run, what it could not find, and the `content_stamp` of it all."""
 
     path: Path
     name: str
@@ -53,24 +130,24 @@ class RunData:
     problems: dict[str, UsedProblem] = field(default_factory=dict)
     trace: Trace | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
-    results: list[Result] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
+    results: list[TaskResult] = field(default_factory=list)
+    changes: list[PairedChange] = field(default_factory=list)
     drift: list[DriftSet] = field(default_factory=list)
     teacher_costs: dict[str, dict[str, float]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    stamp: str = ""
 
-    @property
+    @cached_property
     def teachers(self) -> tuple[str, ...]:
         """Names of the teachers in the order in which they first appear; their colours follow it."""
         if self.trace is not None:
             return self.trace.teachers
         return tuple(dict.fromkeys(name for problem in self.problems.values() for name in problem.rationales))
 
-    def verdict(self, problem: str, teacher: str) -> str | None:
-        """Verdict of a rationale, or None where nobody knows it."""
+    def rationale(self, problem: str, teacher: str) -> UsedRationale | None:
+        """What a teacher wrote for a problem, or None where data.jsonl does not have it."""
         found = self.problems.get(problem)
-        rationale = found.rationales.get(teacher) if found else None
-        return rationale.verdict if rationale else None
+        return found.rationales.get(teacher) if found else None
 
     def seconds(self) -> dict[str, float]:
         """Duration of each finished stage."""
@@ -97,31 +174,48 @@ def read_run(path: str | Path) -> RunData:
     if not any((path / name).exists() for name in _KNOWN):
         raise InputError(f"{path} must be a run folder, but holds none of {', '.join(_KNOWN)}; `compact run` makes one")
     missing: list[str] = []
+    stamp = content_stamp(path)  # first, so that a page never claims to be newer than it is
     run = _open(path, missing)
-    problems = {p.id: p for p in _rows(run.data_path, "texts, verdicts, lengths", _problem, missing)}
+    problems = {p.id: p for p in _made(run.data_path, "texts, verdicts, lengths", _problem, missing)}
     named = dict.fromkeys(name for problem in problems.values() for name in problem.rationales)
-    trace = arrange_trace(_rows(run.scores_path, "weights and scores", _as_it_is, missing), named)
-    log = list(_rows(run.training_log_path, "losses, throughput, memory", _as_it_is, missing))
+    trace = arrange_trace(_made(run.scores_path, "weights and scores", dict, missing), named)
+    log = list(_made(run.training_log_path, "losses, throughput, memory", dict, missing))
     if not run.gains_path.exists():
         missing.append("gains.jsonl is missing: the explorer shows no gains in the texts")
-    results, changes = read_results(run.eval_path, missing)
-    name = clean(path.resolve().name)
+    results = _results(run.eval_path, missing)
+    changes = read_changes(_json(run.eval_path / "changes.json", "comparison of before and after", missing), missing)
+    drift = _json(run.eval_path / "drift.json", "drift", missing).get("sets", ())
     data = RunData(
         path=path,
-        name=name,
+        name=clean(path.resolve().name),
         manifest=run.manifest,
         config=_config(run.config_path, missing),
         problems=problems,
         trace=trace,
         log=log,
         results=results,
-        changes=changes,
-        drift=read_drift(run.eval_path / "drift.json", missing),
+        changes=changes if results else [],
+        drift=_readable(drift, _drift_set, "eval/drift.json holds a set", missing),
         teacher_costs=_costs(run.rationales_path),
         missing=missing,
+        stamp=stamp,
     )
-    _note_unfinished(data)
+    if data.manifest and not data.manifest.get("finished"):
+        missing.insert(0, "the run has not finished; this is what there is so far")
+    if data.problems and not any(r.verdict for p in data.problems.values() for r in p.rationales.values()):
+        missing.append("data.jsonl holds no verdicts, so right and wrong rationales cannot be told apart")
     return data
+
+
+def content_stamp(path: Path) -> str:
+    """A hash of all that a run's page is made of: the contents of the files it reads, and this package's version."""
+    stamp = hashlib.sha256(metadata.version("compact-distill").encode())
+    patterns = (*_KNOWN[:-1], "rationales/*.jsonl", "eval/*.json", "eval/*/*.json")
+    for file in sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()}):
+        stamp.update(f"\n{file.relative_to(path).as_posix()}\n".encode())
+        with file.open("rb") as content:
+            stamp.update(hashlib.file_digest(content, "sha256").digest())
+    return stamp.hexdigest()
 
 
 def _open(path: Path, missing: list[str]) -> RunFolder:
@@ -130,13 +224,6 @@ def _open(path: Path, missing: list[str]) -> RunFolder:
     except RunError as error:
         missing.append(f"manifest.json cannot be used, so times and versions are unknown: {clean(error)}")
         return RunFolder(path, None, {})
-
-
-def _note_unfinished(data: RunData) -> None:
-    if data.manifest and not data.manifest.get("finished"):
-        data.missing.insert(0, "the run has not finished; this is what there is so far")
-    if data.problems and not any(r.verdict for p in data.problems.values() for r in p.rationales.values()):
-        data.missing.append("data.jsonl holds no verdicts, so right and wrong rationales cannot be told apart")
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any] | None]:
@@ -152,7 +239,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any] | None]:
             yield row if isinstance(row, dict) else None
 
 
-def _rows(path: Path, holds: str, make: Callable[[dict[str, Any]], _Made], missing: list[str]) -> Iterator[_Made]:
+def _made(path: Path, holds: str, make: Callable[[dict[str, Any]], _Made], missing: list[str]) -> Iterator[_Made]:
     if not path.exists():
         missing.append(f"{path.name} is missing: no {holds}")
         return
@@ -173,31 +260,30 @@ def _rows(path: Path, holds: str, make: Callable[[dict[str, Any]], _Made], missi
         missing.append(f"{path.name} is empty: no {holds}")
 
 
-def _as_it_is(row: dict[str, Any]) -> dict[str, Any]:
-    return row
+def _maybe(kind: Callable[[Any], _Made], value: Any) -> _Made | None:
+    return None if value is None else kind(value)
 
 
 def _problem(row: dict[str, Any]) -> UsedProblem:
     rationales = {}
     for entry in row.get("rationales", ()):
-        sample = int(entry.get("sample") or 0)
-        teacher = clean(entry["teacher"]) + (f"#{sample}" if sample else "")
+        teacher = sample_name(entry)
         rationales[teacher] = UsedRationale(
             teacher=teacher,
             text=clean(entry.get("text") or ""),
-            answer=None if entry.get("answer") is None else clean(entry["answer"]),
-            verdict=None if entry.get("verdict") is None else clean(entry["verdict"]),
+            answer=_maybe(clean, entry.get("answer")),
+            verdict=_maybe(clean, entry.get("verdict")),
             status=clean(entry.get("status") or "ok"),
-            tokens=None if entry.get("tokens") is None else int(entry["tokens"]),
+            tokens=_maybe(int, entry.get("tokens")),
         )
-    tokens = row.get("prompt_tokens")
-    return UsedProblem(
-        clean(row["id"]),
-        clean(row.get("question", "")),
-        clean(row.get("answer", "")),
-        None if tokens is None else int(tokens),
-        rationales,
-    )
+    question, answer = clean(row.get("question", "")), clean(row.get("answer", ""))
+    return UsedProblem(clean(row["id"]), question, answer, _maybe(int, row.get("prompt_tokens")), rationales)
+
+
+def sample_name(entry: Mapping[str, Any]) -> str:
+    """The name of a rationale's column: its teacher, with `#1` behind it for a second sample."""
+    sample = int(entry.get("sample") or 0)
+    return clean(entry["teacher"]) + (f"#{sample}" if sample else "")
 
 
 def _config(path: Path, missing: list[str]) -> str:
@@ -225,3 +311,102 @@ def _costs(folder: Path) -> dict[str, dict[str, float]]:
                 if isinstance(value, int | float):
                     total[key] = total.get(key, 0.0) + value
     return totals
+
+
+# ---- eval/
+
+
+def _json(path: Path, holds: str, missing: list[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        missing.append(f"eval/{path.name} is missing: no {holds}")
+        return {}
+    except (ValueError, OSError) as error:
+        missing.append(f"eval/{path.name} cannot be read ({clean(error)}): no {holds}")
+        return {}
+    if not isinstance(value, dict):
+        missing.append(f"eval/{path.name} holds no object: no {holds}")
+        return {}
+    return value
+
+
+def _results(folder: Path, missing: list[str]) -> list[TaskResult]:
+    results = []
+    for path in sorted(folder.glob("*/*.json")) if folder.is_dir() else ():
+        try:
+            results.append(_result(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+            missing.append(f"eval/{clean(path.parent.name)}/{clean(path.name)} cannot be read, left out")
+    if not results:
+        missing.append("eval/ holds no results: whether the student got better is unknown; run `compact eval`")
+    return results
+
+
+def _readable(rows: Any, make: Callable[[Any], _Made], what: str, missing: list[str]) -> list[_Made]:
+    made = []
+    for row in rows:
+        try:
+            made.append(make(row))
+        except (KeyError, TypeError, ValueError):
+            missing.append(f"{what} that cannot be read, left out")
+    return made
+
+
+def read_changes(document: Mapping[str, Any], missing: list[str]) -> list[PairedChange]:
+    """The comparisons of a changes.json; what is wrong goes to `missing`."""
+    return _readable(document.get("changes", ()), _change, "eval/changes.json holds an entry", missing)
+
+
+def _result(student: str, row: dict[str, Any]) -> TaskResult:
+    result = row["result"]
+    if result["accuracy"] is None:
+        raise ValueError("no attempts")
+    return TaskResult(
+        student=clean(student),
+        task=clean(row["task"]["name"]),
+        role=_maybe(clean, row.get("role")),
+        rows=int(result["rows"]),
+        value=float(result["accuracy"]),
+        low=float(result["low"]),
+        high=float(result["high"]),
+        unparsed=int(result["verdicts"].get("unparsed", 0)) + int(result["verdicts"].get("timed_out", 0)),
+        truncated=int(result["truncated"]),
+        epoch=_maybe(float, row["student"].get("epoch")),
+    )
+
+
+def _change(row: dict[str, Any]) -> PairedChange:
+    return PairedChange(
+        task=clean(row["task"]),
+        role=_maybe(clean, row.get("role")),
+        rows=int(row["rows"]),
+        before=float(row["before"]["accuracy"]),
+        after=float(row["after"]["accuracy"]),
+        difference=float(row["difference"]),
+        low=float(row["low"]),
+        high=float(row["high"]),
+        gained=_maybe(int, row.get("gained")),
+        lost=_maybe(int, row.get("lost")),
+        mcnemar_p=_maybe(float, row.get("mcnemar_p")),
+    )
+
+
+def _drift_set(row: dict[str, Any]) -> DriftSet:
+    def interval(key: str) -> tuple[float, float, float]:
+        return (float(row[key]["mean"]), float(row[key]["low"]), float(row[key]["high"]))
+
+    def clouds(key: str) -> list[list[tuple[float, float]]]:
+        return [[(float(x), float(y)) for x, y in layer] for layer in row["plane"][key]]
+
+    shifts = ("centroid_shift", "row_shift", "centroid_distance", "row_distance", "cka")
+    return DriftSet(
+        role=clean(row["role"]),
+        rows=int(row["rows"]),
+        kl_last=interval("kl_last"),
+        kl_prompt=interval("kl_prompt"),
+        layers=[LayerDrift(int(n["layer"]), *(_maybe(float, n[key]) for key in shifts)) for n in row["layers"]],  # type: ignore[arg-type]
+        ids=[clean(name) for name in row["plane"]["ids"]],
+        base=clouds("base"),
+        student=clouds("student"),
+    )

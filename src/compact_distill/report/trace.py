@@ -139,7 +139,8 @@ def _values(row: dict[str, Any]) -> dict[str, list[float]] | None:
     read: list[Any] = difficulty if _is_column(difficulty, teachers) else weights  # type: ignore[assignment]
     present = [value is not None for value in read]
     found = {}
-    for name, column in row.items():
+    extra = row.get("extra_scores")
+    for name, column in {**row, **(extra if isinstance(extra, dict) else {})}.items():
         if name == "weights" or (name not in _NOT_SCORES and _is_column(column, teachers)):
             pairs = zip(column, present, strict=False)
             found[name] = [float(v) if here and v is not None else math.nan for v, here in pairs]

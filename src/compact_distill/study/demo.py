@@ -104,9 +104,9 @@ def run_demo(output: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> D
     }
     weights = _weights_by_epoch(compact, load_instances(compact.training_path))
     paired = [compare_students(averaging.eval_path / STUDENT, compact.eval_path / STUDENT)]
-    sides = [averaging.path, compact.path]
+    sides = [read_run(averaging.path), read_run(compact.path)]
     comparison = write_report(sides, output / "compare.html", paired=paired)
-    sentence = verdict([read_run(path) for path in sides], paired)
+    sentence = verdict(sides, paired)
     seconds = time.monotonic() - started
     result = DemoResult(accuracy, weights, output, compact.report_path, comparison, sentence, seconds)
     _write_result(result, seed, recipe)

@@ -1,74 +1,21 @@
-"""Figures as files, and the comparison of runs."""
+"""Which figures a run's page has, and the comparison of runs."""
 
 from __future__ import annotations
 
-import builtins
-import csv
 import json
-import struct
-import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
-from compact_distill.errors import InputError
-from compact_distill.report import read_run, write_report
-from compact_distill.report.compare import compare_figures, differing_settings, overview, run_names, verdict
-from compact_distill.report.read import RunData
-from compact_distill.report.read_eval import Result
-from compact_distill.report.run_page import figures
+from compact_distill.report import RunData, read_run, verdict, write_report
+from compact_distill.report.pages import compare_sections, differing_settings, overview, run_names
+from compact_distill.report.read import TaskResult
 from compact_distill.report.trace import arrange_trace
 from report.synthetic import make_run
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "run", problems=10, teachers=["plain", "<b>&\x1b[31m"])
-
-
-def test_export_writes_every_figure_as_csv_svg_and_png(folder, tmp_path):
-    pytest.importorskip("resvg_py", reason="PNG needs the extra `png`")
-    write_report([folder], tmp_path / "r.html", tmp_path / "out")
-    for figure in figures(read_run(folder)):
-        with (tmp_path / "out" / f"{figure.key}.csv").open() as file:
-            rows = list(csv.reader(file))
-        assert rows[0] == list(figure.table.columns)
-        assert len(rows) == 1 + len(figure.table.rows)
-        many = len(figure.sheets) > 1
-        for number, sheet in enumerate(figure.sheets, start=1):
-            stem = tmp_path / "out" / (f"{figure.key}-{number}" if many else figure.key)
-            drawing = stem.with_name(stem.name + ".svg").read_text()
-            ET.fromstring(drawing)
-            assert "var(" not in drawing  # colours do not depend on a page around it
-            picture = stem.with_name(stem.name + ".png").read_bytes()
-            assert picture[:8] == b"\x89PNG\r\n\x1a\n"
-            width, height = struct.unpack(">II", picture[16:24])
-            assert (width, height) == (3 * 360, 3 * sheet.height)
-
-
-def test_without_the_renderer_the_error_names_the_extra_and_nothing_is_written(folder, tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name == "resvg_py":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"compact-distill\[png\].*--no-png"):
-        write_report([folder], tmp_path / "r.html", tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-    write_report([folder], tmp_path / "r.html", tmp_path / "out", png=False)
-    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".csv", ".svg"}
-
-
-def test_a_file_is_no_folder_to_export_to(folder, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="must be a folder"):
-        write_report([folder], tmp_path / "r.html", tmp_path / "file", png=False)
-
-
-# ---- comparison
+def compare_figures(runs, paired=()):
+    return [figure for section in compare_sections(runs, paired) for figure in section.figures]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +58,7 @@ def test_the_comparison_shows_results_weights_losses_and_paired_changes(three, t
 
 def result(accuracy, margin):
     low, high = accuracy - margin, accuracy + margin
-    return Result("student", "x", "learned", 200, 1, accuracy, low, high, 0, 0, 200, 5.0)
+    return TaskResult("student", "x", "learned", 200, accuracy, low, high, 0, 0, 5.0)
 
 
 def against_first(difference, margin):
@@ -149,7 +96,7 @@ def test_the_best_run_is_named_and_chance_is_not_hidden(accuracies, margin, pair
 @pytest.mark.parametrize(("kept", "words"), [(0.2, "; it retained less than another run on y."), (0.5, ".")])
 def test_what_the_best_run_lost_against_another_is_said(kept, words):
     def retained(accuracy):
-        return Result("student", "y", "retained", 200, 1, accuracy, accuracy - 0.05, accuracy + 0.05, 0, 0, 200, 5.0)
+        return TaskResult("student", "y", "retained", 200, accuracy, accuracy - 0.05, accuracy + 0.05, 0, 0, 5.0)
 
     runs = [
         RunData(path=Path("a"), name="a", results=[result(0.5, 0.02), retained(0.5)]),

@@ -38,7 +38,7 @@
     space.style.height = `${found.length * ROW}px`;
     const rows = [];
     for (let i = first; i < last; i++) {
-      const [id, question, answer, verdicts] = index.problems[found[i]];
+      const { id, question, answer, verdicts } = index.problems[found[i]];
       const row = el("div", "ex-item");
       row.id = `ex-row-${i}`;
       row.style.top = `${i * ROW}px`;
@@ -68,14 +68,14 @@
   const heaviest = (weights) => weights.reduce((best, w, k) => (w !== null && (best < 0 || w > weights[best]) ? k : best), -1);
   const ORDER = {
     data: null,
-    uneven: (p) => -Math.max(0, ...p[4].filter((w) => w !== null)),
-    moved: (p) => -p[5],
-    fooled: (p) => (p[3][heaviest(p[4])] === "w" ? -Math.max(...p[4]) : 0),
+    uneven: (p) => -Math.max(0, ...p.weights.filter((w) => w !== null)),
+    moved: (p) => -p.moved,
+    fooled: (p) => (p.verdicts[heaviest(p.weights)] === "w" ? -Math.max(...p.weights) : 0),
   };
   const filter = (keep) => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     found = index.problems.map((_, i) => i).filter((i) => {
-      const [id, question, answer, verdicts] = index.problems[i];
+      const { id, question, answer, verdicts } = index.problems[i];
       const text = `${id} ${question} ${answer}`.toLowerCase();
       return KEEP[showing.value](verdicts) && words.every((word) => text.includes(word));
     });
@@ -109,19 +109,19 @@
     const number = found[place];
     const problem = await unpack(lines[number]);
     if (ticket !== wanted) return; // another one was chosen meanwhile
-    const [id] = index.problems[number];
-    const students = new Set(problem.r.flatMap((r) => Object.keys(r.g)));
+    const { id } = index.problems[number];
+    const students = new Set(problem.rationales.flatMap((r) => Object.keys(r.gains)));
     const now = students.has(student) ? student : [...students][0];
     const nodes = [head(id, students, now)];
-    nodes.push(el("div", "ex-question", problem.q || "The run folder does not hold the question."));
+    nodes.push(el("div", "ex-question", problem.question || "The run folder does not hold the question."));
     const gold = el("p", "ex-gold", "gold answer ");
-    gold.append(el("b", "", problem.a || "–"));
+    gold.append(el("b", "", problem.answer || "–"));
     nodes.push(gold);
     if (students.size) nodes.push(legend());
     const cards = el("div", "ex-cards");
-    const top = Math.max(0.01, ...problem.r.flatMap((r) => (r.w || []).filter((w) => w !== null)));
-    for (const rationale of problem.r) cards.append(card(rationale, problem.e, top, now));
-    if (!problem.r.length) cards.append(el("p", "nothing", "No teacher wrote anything for this problem."));
+    const top = Math.max(0.01, ...problem.rationales.flatMap((r) => (r.weights || []).filter((w) => w !== null)));
+    for (const rationale of problem.rationales) cards.append(card(rationale, problem.epochs, top, now));
+    if (!problem.rationales.length) cards.append(el("p", "nothing", "No teacher wrote anything for this problem."));
     nodes.push(cards);
     detail.replaceChildren(...nodes);
   };
@@ -151,7 +151,7 @@
   const legend = () => {
     const bar = el("div", "ex-legend");
     bar.append(el("span", "", "Along the reading, the belief in the gold answer"));
-    bar.append(el("i", "g1", "rises"), el("i", "g4", `by ≥ ${digits(index.scale)} nats`), el("i", "h1", "falls"), el("i", "h4", `by ≥ ${digits(index.scale)}`));
+    bar.append(el("i", "g1", "rises"), el("i", "g4", `by ≥ ${digits(index.full_colour)} nats`), el("i", "h1", "falls"), el("i", "h4", `by ≥ ${digits(index.full_colour)}`));
     const thinking = el("span", "");
     thinking.append(el("u", "", "underlined"), ": a thinking expression; where a text has none, the start of each sentence");
     bar.append(thinking);
@@ -159,32 +159,32 @@
   };
 
   const badge = (r) => {
-    if (r.s && r.s !== "ok") return el("span", "badge plain", r.s.replace("_", " "));
-    if (r.v === "correct") return el("span", "badge right", "✓ right");
-    if (r.v === "wrong") return el("span", "badge wrong", "✗ wrong");
-    return el("span", "badge plain", r.v ? r.v.replace("_", " ") : "not checked");
+    if (r.status && r.status !== "ok") return el("span", "badge plain", r.status.replace("_", " "));
+    if (r.verdict === "correct") return el("span", "badge right", "✓ right");
+    if (r.verdict === "wrong") return el("span", "badge wrong", "✗ wrong");
+    return el("span", "badge plain", r.verdict ? r.verdict.replace("_", " ") : "not checked");
   };
 
   const card = (r, epochs, top, now) => {
-    const box = el("div", "ex-card" + (r.s && r.s !== "ok" ? " out" : ""));
-    const name = el("div", "ex-name"), mark = el("span", `s${r.k % SHAPES}`, "●");
+    const box = el("div", "ex-card" + (r.status && r.status !== "ok" ? " out" : ""));
+    const name = el("div", "ex-name"), mark = el("span", `s${r.teacher % SHAPES}`, "●");
     mark.setAttribute("aria-hidden", "true");
-    name.append(mark, el("bdi", "", index.teachers[r.k]), badge(r));
+    name.append(mark, el("bdi", "", index.teachers[r.teacher]), badge(r));
     box.append(name);
-    const weights = r.w || [], last = weights[weights.length - 1];
+    const weights = r.weights || [], last = weights[weights.length - 1];
     if (weights.some((w) => w !== null)) {
       const line = el("div", "ex-weight"), value = el("div");
       value.append(el("b", "", digits(last)), el("small", "", epochs.length > 1 ? `weight, was ${digits(weights[0])}` : "weight"));
       line.append(value);
-      if (epochs.length > 1) line.append(spark(weights, epochs, top, r.k));
+      if (epochs.length > 1) line.append(spark(weights, epochs, top, r.teacher));
       box.append(line, stats(r, epochs));
     }
     const facts = [];
-    if (r.a !== undefined && r.a !== null) facts.push(`answer ${r.a.slice(0, 80)}`);
-    if (r.n) facts.push(`${r.n.toLocaleString("en")} tokens`);
-    if (r.s && r.s !== "ok") facts.push("took no part in training");
+    if (r.answer !== undefined && r.answer !== null) facts.push(`answer ${r.answer.slice(0, 80)}`);
+    if (r.tokens) facts.push(`${r.tokens.toLocaleString("en")} tokens`);
+    if (r.status && r.status !== "ok") facts.push("took no part in training");
     if (facts.length) box.append(el("p", "ex-note", facts.join(" · ")));
-    if (r.x) reading(box, r, now);
+    if (r.text) reading(box, r, now);
     else box.append(el("p", "ex-note", "No text in the run folder."));
     return box;
   };
@@ -213,7 +213,7 @@
     }
     const body = table.createTBody();
     index.scores.forEach((name, s) => {
-      const values = r.c[s], row = body.insertRow();
+      const values = r.scores[s], row = body.insertRow();
       row.append(el("td", "", name));
       if (epochs.length > 1) row.append(el("td", "", digits(values[0], 3)));
       row.append(el("td", "", digits(values[values.length - 1], 3)));
@@ -226,12 +226,12 @@
   const reading = (box, r, now) => {
     const text = el("div", "ex-text");
     text.tabIndex = 0;
-    text.setAttribute("aria-label", `Rationale of ${index.teachers[r.k]}`);
-    const gains = r.g[now];
-    if (gains) colour(text, r.x, gains);
-    else text.textContent = r.x;
+    text.setAttribute("aria-label", `Rationale of ${index.teachers[r.teacher]}`);
+    const gains = r.gains[now];
+    if (gains) colour(text, r.text, gains);
+    else text.textContent = r.text;
     box.append(text);
-    if (r.x.length > 1400) {
+    if (r.text.length > 1400) {
       const more = el("button", "ex-more", "Show all of it");
       more.type = "button";
       more.addEventListener("click", () => {
@@ -243,17 +243,16 @@
   };
 
   const level = (gain) => {
-    const share = Math.abs(gain) / 100 / index.scale;
+    const share = Math.abs(gain) / 100 / index.full_colour;
     return share < 0.15 ? 0 : share < 0.4 ? 1 : share < 0.7 ? 2 : share < 1 ? 3 : 4;
   };
 
   // Steps and thinking expressions cut the text into pieces; neighbours that look the same become one node.
-  const colour = (target, full, [start, belief, lengths, gains, thinking]) => {
+  const colour = (target, full, { start, lengths, gains, thinking }) => {
     // Offsets count code points, JavaScript strings UTF-16 units.
     const signs = /[\ud800-\udbff]/.test(full) ? [...full] : null;
     const slice = (a, b) => (signs ? signs.slice(a, b).join("") : full.slice(a, b));
-    const marks = [];
-    for (let i = 0; i < thinking.length; i += 2) marks.push([thinking[i], thinking[i] + thinking[i + 1]]);
+    const marks = thinking.map(([from, length]) => [from, from + length]);
     const nodes = [slice(0, start)];
     let at = start, m = 0, plain = "";
     const flush = () => { if (plain) nodes.push(plain); plain = ""; };

@@ -1,4 +1,7 @@
-"""What the scores say about right and wrong rationales, and about each other."""
+"""Figures of the weighing: whom the student trusted, what moved the weights, whether the scores know right from wrong.
+
+Each function gives a figure, or None where its data is missing.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,155 @@ import math
 
 import numpy as np
 
-from compact_distill.report.charts import Mark, Ridge, heat_chart, interval_chart, ridge_chart
-from compact_distill.report.figure import Figure, Key, Table
-from compact_distill.report.figures.oneliners import DATA, JOIN, LONG, SCORES, python
-from compact_distill.report.figures.weights import Z, score_title
+from compact_distill.report.charts import Line, Mark, Ridge, heat_chart, interval_chart, line_chart, ridge_chart
+from compact_distill.report.drawing import Figure, Key, Table, series
 from compact_distill.report.read import RunData
-from compact_distill.report.text import number, percent
+from compact_distill.report.text import listed, number, percent, share_text
 from compact_distill.report.trace import Floats, Trace, mean_sem
+
+Z = 1.96  # standard errors to a side of a 95 % interval
+
+
+def teacher_keys(trace: Trace) -> list[Key]:
+    """The legend of the teachers."""
+    return [Key(trace.teachers[k], series(k), k) for k in trace.active]
+
+
+def curves(trace: Trace, values_NK: Floats) -> tuple[list[Line], list[tuple[float, int, float, float, int]]]:
+    """A line per teacher of the means over readings, and (epoch, teacher, mean, sem, n) of each point."""
+    lines, rows = [], []
+    for k in trace.active:
+        stats = [(epoch, *mean_sem(values_NK[n, k])) for epoch, n in trace.bins]
+        rows += [(epoch, k, mean, sem, n) for epoch, mean, sem, n in stats if n]
+        low, high = ([mean + sign * Z * sem for _, mean, sem, _ in stats] for sign in (-1, 1))
+        lines.append(Line(trace.teachers[k], [mean for _, mean, *_ in stats], k, low, high))
+    return lines, rows
+
+
+def weights(run: RunData) -> Figure | None:
+    """Mean weight and share of wins of each teacher over training."""
+    trace = run.trace
+    if trace is None:
+        return None
+    epochs = [epoch for epoch, _ in trace.bins]
+    even = (1 / max(len(trace.teachers), 1), "even share")
+    lines, rows = curves(trace, trace.weights_NK)
+    win_lines, win_rows = curves(trace, trace.wins_NK)
+    charts = [
+        line_chart("Mean weight", epochs, lines, x_label="epoch", reference=even, x_ticks=x_ticks(epochs)),
+        line_chart(
+            "Share of wins", epochs, win_lines, x_label="epoch", show=lambda v: percent(v, 0), x_ticks=x_ticks(epochs)
+        ),
+    ]
+    wins = {(epoch, k): mean for epoch, k, mean, *_ in win_rows}
+    table = [(epoch, trace.teachers[k], mean, sem, wins[epoch, k], n) for epoch, k, mean, sem, n in rows]
+    return Figure(
+        "weights",
+        "Weight of each teacher over training",
+        "Look for lines that cross or part: a teacher whose weight grows as the student improves is a curriculum. "
+        "Flat lines mean that the student trusted the same teachers from start to end. A win is the largest weight "
+        "of a problem. Bands are 95 % intervals over problems; teachers that took part in a problem only.",
+        charts,
+        Table(("epoch", "teacher", "weight", "sem", "wins", "n"), table),
+        legend=teacher_keys(trace),
+        finding=curriculum(trace),
+    )
+
+
+def entropy(run: RunData) -> Figure | None:
+    """Entropy of the weights over training."""
+    trace = run.trace
+    if trace is None:
+        return None
+    stats = [(epoch, *mean_sem(trace.entropy_N[n])) for epoch, n in trace.bins]
+    epochs = [epoch for epoch, *_ in stats]
+    low, high = ([mean + sign * Z * sem for _, mean, sem, _ in stats] for sign in (-1, 1))
+    most = math.log(max(float(trace.present_N.max()), 1.0))
+    line = Line("entropy", [mean for _, mean, *_ in stats], 0, low, high, css="s0")
+    sheet = line_chart(
+        "Entropy of the weights, nats",
+        epochs,
+        [line],
+        x_label="epoch",
+        reference=(most, f"all equal: ln {trace.present_N.max()}"),
+        labels=False,
+        zero=True,
+        x_ticks=x_ticks(epochs),
+    )
+    return Figure(
+        "entropy",
+        "How decided the weights are",
+        "Near the dotted line all teachers count alike; near zero one rationale takes everything. A falling line "
+        "means that the student becomes choosier while it learns.",
+        [sheet],
+        Table(("epoch", "entropy", "sem", "n"), stats),
+    )
+
+
+def scores_over_training(run: RunData) -> Figure | None:
+    """Mean of each score and teacher over training."""
+    trace = run.trace
+    if trace is None:
+        return None
+    epochs = [epoch for epoch, _ in trace.bins]
+    charts, table = [], []
+    for name, values_NK in trace.scores.items():
+        lines, rows = curves(trace, values_NK)
+        charts.append(line_chart(score_title(name), epochs, lines, x_label="epoch", x_ticks=x_ticks(epochs)))
+        table += [(epoch, trace.teachers[k], name, mean, sem, n) for epoch, k, mean, sem, n in rows]
+    return Figure(
+        "scores_over_training",
+        "What moved the weights: each score over training",
+        "Difficulty should fall for every teacher as the student learns; a teacher whose difficulty falls faster than "
+        "the others' gains weight. Adaptability shows whose reasoning still raises the belief in the gold answer, "
+        "consensus which paths the others' final states attend to most (attention, not agreement of the answers).",
+        charts,
+        Table(("epoch", "teacher", "score", "mean", "sem", "n"), table),
+        legend=teacher_keys(trace),
+    )
+
+
+_TITLES = {
+    "consensus": "Consensus (sum of shares)",
+    "adaptability": "Adaptability, nats",
+    "difficulty": "Difficulty, nats per token",
+}
+
+
+def score_title(name: str) -> str:
+    """A score's name with its unit."""
+    return _TITLES.get(name, name)
+
+
+def x_ticks(epochs: list[float]) -> list[float]:
+    """Whole epochs, where there are few enough of them to print each."""
+    return epochs if len(epochs) <= 6 and all(e == int(e) for e in epochs) else []
+
+
+def curriculum(trace: Trace) -> str:
+    """Whether weights moved between the first and the last reading of the same problems, as a sentence."""
+    both = trace.first != trace.last
+    if not both.any():
+        return "Every problem was read once, so no change of weights can be seen."
+    moved = []
+    largest = 0.0
+    for k, name in enumerate(trace.teachers):
+        mean, sem, n = mean_sem((trace.weights_NK[trace.last] - trace.weights_NK[trace.first])[both, k])
+        if n > 1:
+            largest = max(largest, abs(mean))
+            if abs(mean) > Z * sem and abs(mean) >= 0.01:
+                moved.append((mean, name))
+    if not moved:
+        return (
+            f"The weights stayed: between first and last reading no teacher's mean weight moved by more than "
+            f"{share_text(largest)} or beyond chance."
+        )
+    parts = [
+        f"{name} {'gained' if mean > 0 else 'lost'} {share_text(abs(mean))}"
+        for mean, name in sorted(moved, reverse=True)
+    ]
+    return f"The weights moved: between first and last reading {listed(parts)} of mean weight."
+
 
 _BINS = 24
 RIGHT, WRONG = "correct", "wrong"
@@ -21,7 +166,8 @@ _LEGEND = [Key("right", "right", 0), Key("wrong", "wrong", 2)]
 
 def verdicts_PK(run: RunData, trace: Trace) -> np.ndarray:
     """Verdict of each problem's rationales, as text; empty where nobody knows."""
-    return np.array([[run.verdict(p, t) or "" for t in trace.teachers] for p in trace.ids], dtype=object)
+    found = [[run.rationale(p, t) for t in trace.teachers] for p in trace.ids]
+    return np.array([[(r and r.verdict) or "" for r in row] for row in found], dtype=object)
 
 
 def has_verdicts(run: RunData) -> bool:
@@ -35,7 +181,7 @@ def distributions(run: RunData) -> Figure | None:
     if trace is None or not has_verdicts(run):
         return None
     verdict = verdicts_PK(run, trace)
-    sheets, table = [], []
+    charts, table = [], []
     for name, values_NK in trace.scores.items():
         last = values_NK[trace.last]
         finite = last[~np.isnan(last)]
@@ -57,8 +203,8 @@ def distributions(run: RunData) -> Figure | None:
             shares = [(c / max(c.sum(), 1)).tolist() for c in counts]
             tip = f"{trace.teachers[k]}: median {number(medians[0])} right, {number(medians[1])} wrong"
             ridges.append(Ridge(trace.teachers[k], shares[0], shares[1], medians[0], medians[1], tip))
-        sheets.append(ridge_chart(score_title(name), edges.tolist(), ridges, x_label=name))
-    if not sheets:
+        charts.append(ridge_chart(score_title(name), edges.tolist(), ridges, x_label=name))
+    if not charts:
         return None
     return Figure(
         "score_distributions",
@@ -66,20 +212,8 @@ def distributions(run: RunData) -> Figure | None:
         "Look at how far the two hills of a row are shifted against each other: a score that knows right from wrong "
         "puts right rationales (above the line) to one side of wrong ones (below). Ticks are medians. Each "
         "rationale's last reading; each hill has the same area; the outermost 1 % is in the first and last bin.",
-        sheets,
+        charts,
         Table(("score", "teacher", "verdict", "from", "to", "count", "median"), table),
-        python(
-            SCORES
-            + "d=d.drop_duplicates('id',keep='last'); "
-            + LONG
-            + DATA
-            + "e={c:np.linspace(*np.percentile(d[c],[1,99]),25) for c in s[1:]}; "
-            + JOIN
-            + "print('score,teacher,verdict,from,count,median'); [print(c,*g,a,n,x[c].median(),sep=',') "
-            "for c in s[1:] for g,x in d.groupby(['teachers','verdict']) if g[1] in ('correct','wrong') "
-            "for a,n in zip(e[c],np.histogram(x[c].clip(e[c][0],e[c][-1]),e[c])[0])]",
-            "import json, numpy as np, pandas as pd; ",
-        ),
         legend=_LEGEND,
     )
 
@@ -120,13 +254,6 @@ def separation(run: RunData) -> Figure | None:
         "the score knows nothing; right of it the student listens to right rationales, left of it to wrong ones.",
         [sheet],
         Table(("score", "reading", "chance", "pairs"), table),
-        python(
-            SCORES + LONG + DATA + JOIN + "d['difficulty']*=-1; d=d[d.verdict.isin(['correct','wrong'])]; "
-            "print('score,reading,chance,pairs'); [print('weight' if c=='weights' else c,k,"
-            "((p[c+'_x']>p[c+'_y'])+.5*(p[c+'_x']==p[c+'_y'])).mean(),len(p),sep=',') for k in ('first','last') "
-            "for q in [d.drop_duplicates(['id','teachers'],keep=k)] "
-            "for p in [q[q.verdict=='correct'].merge(q[q.verdict=='wrong'],on='id')] for c in s]"
-        ),
         legend=[Key("first reading", "before", 0), Key("last reading", "after", 2)],
         finding=f"In the last readings a right rationale weighs more than a wrong one of the same problem in "
         f"{percent(last, 0)} of the pairs; chance would be 50 %.",
@@ -164,15 +291,6 @@ def weight_by_verdict(run: RunData) -> Figure | None:
         "when it is right. Equal points mean that it trusts the teacher, whatever it says. Bars are 95 % intervals.",
         [interval_chart("Mean weight, last reading", rows, x_label="weight")],
         Table(("teacher", "verdict", "weight", "sem", "n"), table),
-        python(
-            SCORES
-            + "d=d.drop_duplicates('id',keep='last'); "
-            + LONG
-            + DATA
-            + JOIN
-            + "print(d.groupby(['teachers','verdict']).weights.agg(weight='mean',sem='sem',n='size')"
-            ".rename_axis(['teacher','verdict']).to_csv())"
-        ),
         legend=_LEGEND,
     )
 
@@ -198,13 +316,6 @@ def correlations(run: RunData) -> Figure | None:
         ],
         Table(
             ("a", "b", "correlation"), [(a, b, cells[i][j]) for i, a in enumerate(names) for j, b in enumerate(names)]
-        ),
-        python(
-            SCORES
-            + "d=d.drop_duplicates('id',keep='last'); "
-            + LONG
-            + "c=d[s].rename(columns={'weights':'weight'}).corr('spearman'); print(c.rename_axis('a').reset_index()"
-            ".melt('a',var_name='b',value_name='correlation').to_csv(index=False))"
         ),
     )
 

@@ -1,20 +1,62 @@
-"""A sheet of SVG with two axes, drawn by hand: no plotting library is small enough to ride in every report.
+"""Figures, tables, and sheets of SVG with two axes; no plotting library is small enough to ride in every report.
 
-Colours come from classes only (charts.css), so the same drawing serves light, dark and print. All text passes
-through ElementTree, which escapes it.
+Colours come from classes only (charts.css), so the same drawing serves light, dark and print. They are Okabe and
+Ito's, which colour-blind readers can tell apart; yellow is too pale for white paper, so black (white in the dark) and
+grey stand in for it. Every series also has a marker of its own. All text passes through ElementTree, which escapes it.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree as ET
 
-from compact_distill.report.palette import SERIES
 from compact_distill.report.text import number, short
 
-WIDTH = 360  # of a panel; three fit a desktop page, one a phone
+NARROW, WIDE = 360, 500  # of a sheet, in pixels: a third and a half of a desktop page
 CHARACTER = 6.1  # mean width of a character of 11 px text
+SERIES = 8  # colours of series; then they repeat, and lines become dashed
+
+_COLOURS = {  # name: light, dark
+    "bg": ("#fbfbf9", "#121418"),
+    "panel": ("#ffffff", "#191c22"),
+    "ink": ("#1b1d21", "#e9e9e6"),
+    "muted": ("#5f646d", "#a0a6b0"),
+    "rule": ("#e4e4df", "#2d323b"),
+    "accent": ("#0072b2", "#62b5ea"),
+    "s0": ("#0072b2", "#3d9bd9"),
+    "s1": ("#d55e00", "#f2793a"),
+    "s2": ("#009e73", "#1fb98f"),
+    "s3": ("#b95c91", "#e08fbd"),
+    "s4": ("#e69f00", "#efb22e"),
+    "s5": ("#56b4e9", "#9bd7ff"),
+    "s6": ("#1b1d21", "#f2f2ef"),
+    "s7": ("#a3aaa6", "#878d98"),
+    "right": ("#0072b2", "#56b4e9"),
+    "wrong": ("#d55e00", "#f0894d"),
+    "before": ("#7b8089", "#9aa0aa"),
+    "after": ("#0072b2", "#56b4e9"),
+    "up": ("0, 114, 178", "86, 180, 233"),
+    "down": ("213, 94, 0", "240, 137, 77"),
+}
+LIGHT = {name: light for name, (light, _) in _COLOURS.items()}
+DARK = {name: dark for name, (_, dark) in _COLOURS.items()}
+
+
+def css_variables(colours: dict[str, str]) -> str:
+    """Declarations such as `--ink:#1b1d21;`."""
+    return "".join(f"--{name}:{value};" for name, value in colours.items())
+
+
+def with_colours(css: str, colours: dict[str, str]) -> str:
+    """CSS with `var(--name)` replaced by the colour itself, for pictures that leave the page."""
+    for name, value in colours.items():
+        css = css.replace(f"var(--{name})", value)
+    return css
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -44,30 +86,27 @@ class Sheet:
     """One panel: a title, a plot area with linear axes, marks.
 
     Args:
-        title: stands on top of the drawing.
-        about: what a screen reader says; the title where it is empty.
-        height, left, right, top, bottom: of the drawing and the margins around the plot area, in pixels.
+        title: stands on top of the drawing, and is what a screen reader says.
+        width, height, left, right: of the drawing and the margins beside the plot area, in pixels.
     """
 
-    def __init__(
-        self, title: str, about: str = "", *, height: int = 230, left: int = 44, right: int = 14, bottom: int = 40
-    ) -> None:
+    def __init__(self, title: str, *, width: int = NARROW, height: int = 230, left: int = 44, right: int = 14) -> None:
         self.title = title
-        self.height = height
-        self.x0, self.x1 = left, WIDTH - right
-        self.y0, self.y1 = height - bottom, 34
+        self.width, self.height = width, height
+        self.x0, self.x1 = left, width - right
+        self.y0, self.y1 = height - 40, 34
         self.x_range = self.y_range = (0.0, 1.0)
         self.root = ET.Element(
             "svg",
             {
                 "xmlns": "http://www.w3.org/2000/svg",
-                "viewBox": f"0 0 {WIDTH} {height}",
-                "class": "panel",
+                "viewBox": f"0 0 {width} {height}",
+                "class": "panel" if width == NARROW else "panel wide",
                 "role": "img",
-                "aria-label": short(about or title, 300),
+                "aria-label": short(title, 300),
             },
         )
-        self.text(2, 15, short(title, 54), "title")
+        self.text(2, 15, short(title, width // 7), "title")
 
     def xml(self) -> str:
         """The drawing as text."""
@@ -76,9 +115,11 @@ class Sheet:
     # ---- places
 
     def x(self, value: float) -> float:
+        """Pixels from the left edge to a value of the x axis."""
         return self._place(value, self.x_range, self.x0, self.x1)
 
     def y(self, value: float) -> float:
+        """Pixels from the top to a value of the y axis."""
         return self._place(value, self.y_range, self.y0, self.y1)
 
     @staticmethod
@@ -98,6 +139,7 @@ class Sheet:
         return element
 
     def text(self, x: float, y: float, words: str, css: str = "", anchor: str = "start") -> ET.Element:
+        """Add words at a place in pixels."""
         element = self.mark("text", css, x=x, y=y, **({} if anchor == "start" else {"text_anchor": anchor}))
         element.text = words
         return element
@@ -150,11 +192,15 @@ class Sheet:
             self.mark("line", "grid", x1=self.x0, x2=self.x1, y1=y, y2=y)
             self.text(self.x0 - 6, y + 4, show(value), "tick", "end")
 
-    def x_grid(self, count: int = 5, at: Sequence[float] = ()) -> None:
-        """Vertical grid lines."""
-        for value in at or ticks(*self.x_range, count):
-            x = self.x(value)
-            self.mark("line", "grid", x1=x, x2=x, y1=self.y0, y2=self.y1)
+    def x_grid(self, count: int = 5, spans: Sequence[tuple[float, float]] = ()) -> None:
+        """Vertical grid lines; only through `spans` of y where some are given, to keep labels between them clear."""
+        for value in ticks(*self.x_range, count):
+            self.upright(value, "grid", spans)
+
+    def upright(self, value: float, css: str, spans: Sequence[tuple[float, float]] = ()) -> None:
+        """A vertical line at a value, through the whole plot area or through `spans` of y."""
+        for y1, y2 in spans or [(self.y0, self.y1)]:
+            self.mark("line", css, x1=self.x(value), x2=self.x(value), y1=y1, y2=y2)
 
 
 def _plus() -> list[tuple[float, float]]:
@@ -208,3 +254,75 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend: a marker's shape and classes, and its meaning."""
+
+    name: str
+    css: str
+    shape: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named columns and rows of plain values; None and NaN are empty."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def csv(self) -> str:
+        """The table as CSV; numbers with 15 significant digits."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows([[_cell(value) for value in row] for row in self.rows])
+        return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.15g}" if math.isfinite(value) else ""
+    return "" if value is None else value
+
+
+class Chart:
+    """A drawing of any width: `sheet(width)` makes it."""
+
+    def __init__(self, draw: Callable[[int], Sheet]) -> None:
+        self.sheet = draw
+
+    def xml(self) -> str:
+        """The drawing as text, a third of a page wide."""
+        return self.sheet(NARROW).xml()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a page.
+
+    Attributes:
+        key: its name in addresses and file names.
+        title: what it shows.
+        caption: what to look for.
+        charts: its drawings, side by side.
+        table: every number in the drawings.
+        legend: entries that the drawings share.
+        finding: what these numbers say, in a sentence; may be empty.
+    """
+
+    key: str
+    title: str
+    caption: str
+    charts: Sequence[Chart]
+    table: Table
+    legend: Sequence[Key] = ()
+    finding: str = ""
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """At most `most` indices of `count`, evenly spaced, the first and the last among them."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})

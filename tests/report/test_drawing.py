@@ -1,13 +1,59 @@
-"""Colours that readers with other eyes can tell apart."""
+"""Scales, labels and places of the hand-made drawings, and colours that readers with other eyes can tell apart."""
 
 from __future__ import annotations
 
-import itertools
+import math
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from compact_distill.report.palette import DARK, LIGHT, SERIES, with_colours
+from compact_distill.report.drawing import DARK, LIGHT, SERIES, Sheet, padded, spread, ticks, with_colours
+
+
+def test_ticks_are_round_and_inside():
+    assert ticks(0, 1, 5) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks(-3, 17, 4) == [0.0, 5.0, 10.0, 15.0]
+    assert ticks(2, 2) == [2]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 10))
+def test_any_range_gets_a_few_ticks(low, span, count):
+    found = ticks(low, low + span, count)
+    assert 1 <= len(found) <= count + 2
+    assert all(low - span * 1e-6 <= t <= low + span * (1 + 1e-6) for t in found)
+
+
+def test_ranges_hold_all_values_and_zero_where_asked():
+    low, high = padded([1.0, 3.0, math.nan])
+    assert low < 1 < 3 < high
+    assert padded([1.0, 3.0], zero=True)[0] == 0.0
+    assert padded([math.nan]) == (0.0, 1.0)
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=8))
+def test_labels_keep_their_distance_order_and_bounds(places):
+    moved = spread(places, 12, 0, 200)
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    assert all(moved[b] - moved[a] >= 12 - 1e-6 for a, b in pairwise(order))
+    assert all(-1e-6 <= place <= 200 + 1e-6 for place in moved)
+
+
+def test_labels_that_do_not_meet_stay_and_those_that_do_part_evenly():
+    assert spread([0, 50, 100], 12, 0, 200) == [0, 50, 100]
+    assert spread([100, 50, 50], 10, 0, 200) == [100, 45, 55]
+
+
+def test_places_map_the_range_onto_the_plot_area():
+    sheet = Sheet("t")
+    sheet.x_range, sheet.y_range = (10.0, 20.0), (0.0, 2.0)
+    assert (sheet.x(10), sheet.x(20)) == (sheet.x0, sheet.x1)
+    assert (sheet.y(0), sheet.y(2), sheet.y(1)) == (sheet.y0, sheet.y1, (sheet.y0 + sheet.y1) / 2)
+
+
+# ---- colours
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
 VISION = {
@@ -43,7 +89,7 @@ def contrast(a, b):
 @pytest.mark.parametrize("vision", VISION)
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_series_and_verdicts_differ_for_every_kind_of_colour_vision(theme, vision):
-    pairs = [*itertools.combinations([f"s{i}" for i in range(SERIES)], 2), ("right", "wrong"), ("before", "after")]
+    pairs = [*combinations([f"s{i}" for i in range(SERIES)], 2), ("right", "wrong"), ("before", "after")]
     for a, b in pairs:
         distance = np.linalg.norm(lab(VISION[vision] @ linear(theme[a])) - lab(VISION[vision] @ linear(theme[b])))
         assert distance > 12, (a, b, distance)  # 2.3 is just noticeable

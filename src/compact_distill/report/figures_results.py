@@ -1,0 +1,412 @@
+"""Figures of the outcome: accuracy, drift, the course of training, and the data that the student was given.
+
+Each function gives a figure, or None where its data is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from compact_distill.report.charts import (
+    Line,
+    Mark,
+    Ridge,
+    column_chart,
+    heat_chart,
+    interval_chart,
+    line_chart,
+    plane_chart,
+    ridge_chart,
+    stack_chart,
+)
+from compact_distill.report.drawing import Figure, Key, Table, spaced
+from compact_distill.report.read import RunData, TaskResult, UsedRationale
+from compact_distill.report.text import number, percent, plural, points
+from compact_distill.report.trace import Floats
+
+_BEFORE, _AFTER = "base", "student"
+
+
+def final_results(run: RunData) -> list[tuple[str, TaskResult | None, TaskResult | None]]:
+    """Each task with its result before and after training, learned tasks first."""
+    found = {(r.student, r.task): r for r in run.results}
+    tasks = sorted({r.task for r in run.results}, key=lambda task: (_role(run, task) != "learned", task))
+    pairs = [(task, found.get((_BEFORE, task)), found.get((_AFTER, task))) for task in tasks]
+    return [pair for pair in pairs if pair[1] or pair[2]]
+
+
+def _role(run: RunData, task: str) -> str | None:
+    return next((r.role for r in run.results if r.task == task and r.role), None)
+
+
+def accuracy(run: RunData) -> Figure | None:
+    """Accuracy before and after, with intervals."""
+    pairs = final_results(run)
+    if not pairs:
+        return None
+    rows = []
+    for task, before, after in pairs:
+        marks = [
+            Mark(name, r.value, r.low, r.high, css, shape)
+            for name, r, css, shape in (("before", before, "before", 0), ("after", after, "after", 2))
+            if r
+        ]
+        rows.append((f"{task} ({_role(run, task)})" if _role(run, task) else task, marks))
+    sheet = interval_chart(
+        "Accuracy", rows, x_label="share of right answers", show=lambda v: percent(v, 0), joined=True, x_range=None
+    )
+    columns = ("student", "task", "role", "accuracy", "low", "high", "rows", "unparsed", "truncated")
+    return Figure(
+        "accuracy",
+        "Accuracy before and after training",
+        "Look for intervals that do not overlap: those changes are very likely real. Learned tasks should move right; "
+        "retained tasks should stay. Bars are 95 % Wilson intervals over rows. An answer that could not be read "
+        "counts as wrong, so watch the unparsed and truncated columns below before you trust a low number.",
+        [sheet],
+        Table(
+            columns,
+            [(r.student, r.task, r.role, r.value, r.low, r.high, r.rows, r.unparsed, r.truncated) for r in run.results],
+        ),
+        legend=[Key("before (base)", "before", 0), Key("after (student)", "after", 2)],
+    )
+
+
+def change(run: RunData) -> Figure | None:
+    """Difference after minus before on the same rows."""
+    if not run.changes:
+        return None
+    order = sorted(run.changes, key=lambda c: (c.role != "learned", c.task))
+    rows = [
+        (
+            f"{c.task}: {points(c.difference)} points",
+            [
+                Mark(
+                    "after - before",
+                    c.difference,
+                    c.low,
+                    c.high,
+                    "after" if c.low > 0 else "wrong" if c.high < 0 else "s7",
+                )
+            ],
+        )
+        for c in order
+    ]
+    sheet = interval_chart(
+        "Change, in percentage points", rows, x_label="after − before", show=lambda v: points(v, 0), reference=0.0
+    )
+    columns = ("task", "role", "rows", "difference", "low", "high", "gained", "lost", "mcnemar_p")
+    return Figure(
+        "change",
+        "Change on the same rows",
+        "Look at whether a bar crosses zero: grey bars do, so chance alone could explain them; blue is better, orange "
+        "is worse. This is the sharper test, because both students answered the same rows (paired bootstrap, 95 %). "
+        "Gained rows turned right, lost rows turned wrong; p is the exact McNemar test of the two counts.",
+        [sheet],
+        Table(columns, [tuple(getattr(c, name) for name in columns) for c in order]),
+    )
+
+
+def accuracy_over_training(run: RunData) -> Figure | None:
+    """Accuracy of the checkpoints, where more than base and student were evaluated."""
+    epochs = sorted({r.epoch for r in run.results if r.epoch is not None})
+    if len(epochs) < 3:
+        return None
+    lines = []
+    tasks = [task for task, *_ in final_results(run)] or sorted({r.task for r in run.results})
+    for index, task in enumerate(tasks):
+        at = {r.epoch: r for r in run.results if r.task == task}
+        column = [[getattr(at[e], key) if e in at else math.nan for e in epochs] for key in ("value", "low", "high")]
+        lines.append(Line(task, column[0], index, column[1], column[2]))
+    rows = [(r.epoch, r.task, r.value, r.low, r.high) for r in run.results if r.epoch is not None]
+    return Figure(
+        "accuracy_over_training",
+        "Accuracy while training",
+        "Look for the epoch after which learned tasks stop rising, and whether retained tasks start to fall there: "
+        "that is where training could have ended. Bands are 95 % Wilson intervals.",
+        [line_chart("Accuracy of the checkpoints", epochs, lines, x_label="epoch", show=lambda v: percent(v, 0))],
+        Table(("epoch", "task", "accuracy", "low", "high"), sorted(rows)),
+    )
+
+
+_PLANES = 3  # layers shown per set of prompts
+_LEGEND = [Key("base", "before", 0), Key("student", "after", 2)]
+
+
+def planes(run: RunData) -> Figure | None:
+    """Base and student in the plane of the base's two principal components."""
+    charts, table = [], []
+    for part in run.drift:
+        for index in spaced(len(part.layers), _PLANES):
+            layer = part.layers[index].layer
+            if not part.base[index]:
+                continue
+            charts.append(
+                plane_chart(f"{part.role} prompts, layer {layer}", part.base[index], part.student[index], part.ids)
+            )
+            for who, cloud in (("base", part.base[index]), ("student", part.student[index])):
+                table += [(part.role, layer, who, name, x, y) for name, (x, y) in zip(part.ids, cloud, strict=True)]
+    if not charts:
+        return None
+    return Figure(
+        "drift_planes",
+        "Where prompts sit: base and student",
+        "Each point is the hidden state of a prompt's last token, in the plane where the base varies most; a thin line "
+        "joins a prompt's two states and the large marks are centroids. Clouds that lie on each other mean that "
+        "training left this layer's picture of the prompts alone; a common shift of all points is the mark of "
+        "forgetting on retained prompts.",
+        charts,
+        Table(("role", "layer", "student", "id", "x", "y"), table),
+        legend=_LEGEND,
+    )
+
+
+def layer_curves(run: RunData) -> Figure | None:
+    """Shift and similarity of each layer."""
+    parts = [part for part in run.drift if part.layers]
+    if not parts:
+        return None
+    layers = sorted({float(layer.layer) for part in parts for layer in part.layers})
+    whole = layers if len(layers) <= 6 else []  # else round numbers are whole ones
+    shifts, same = [], []
+    for index, part in enumerate(parts):
+        at = {layer.layer: layer for layer in part.layers}
+        own = [at.get(int(layer)) for layer in layers]
+        css = f"s{_role_index(part.role, index)}"
+        for key, name, dashes in (("centroid_shift", "centre", ""), ("row_shift", "rows", " dashed")):
+            values = [_or_nan(getattr(layer, key) if layer else None) for layer in own]
+            shifts.append(Line(f"{part.role} {name}", values, _role_index(part.role, index), css=css + dashes))
+        same.append(
+            Line(part.role, [_or_nan(layer.cka if layer else None) for layer in own], _role_index(part.role, index))
+        )
+    charts = [
+        line_chart("Shift, in spreads of the base", layers, shifts, x_label="layer", zero=True, x_ticks=whole),
+        line_chart("Linear CKA (1 = the same)", layers, same, x_label="layer", x_ticks=whole),
+    ]
+    columns = ("layer", "centroid_shift", "row_shift", "centroid_distance", "row_distance", "cka")
+    table = [(part.role, *(getattr(layer, c) for c in columns)) for part in parts for layer in part.layers]
+    return Figure(
+        "drift_layers",
+        "How far each layer moved",
+        "Look for layers where learned and retained prompts part: learned ones may move, retained ones should not. A "
+        "shift of 1 is as far as the base's own prompts lie from their centre; solid lines show how far all moved "
+        "together, dashed ones how far each did. CKA looks at all dimensions and ignores rotations.",
+        charts,
+        Table(("role", *columns), table),
+    )
+
+
+def divergence(run: RunData) -> Figure | None:
+    """KL between the next-token distributions of base and student."""
+    if not run.drift:
+        return None
+    rows, table = [], []
+    for part in run.drift:
+        marks = []
+        for name, where, shape in (("kl_last", "after the prompt", 2), ("kl_prompt", "over the prompt's tokens", 0)):
+            mean, low, high = getattr(part, name)
+            marks.append(Mark(where, mean, low, high, "after" if name == "kl_last" else "before", shape))
+            table.append((part.role, name, mean, low, high))
+        rows.append((f"{part.role}: {number(part.kl_last[0])} nats after the prompt", marks))
+    return Figure(
+        "divergence",
+        "How differently it goes on",
+        "KL(base ‖ student) of the next-token distributions, in nats. A large value on retained prompts warns of "
+        "changed habits even where accuracy held. It looks one token ahead, so a value near 0 proves nothing about "
+        "what follows. 95 % intervals.",
+        [interval_chart("KL divergence, nats", rows, x_label="nats", reference=0.0)],
+        Table(("role", "where", "mean", "low", "high"), table),
+        legend=[Key("after the prompt", "after", 2), Key("mean over the prompt", "before", 0)],
+    )
+
+
+def _role_index(role: str, index: int) -> int:
+    return {"learned": 0, "retained": 1}.get(role, index + 2)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+TRAIN_POINTS = 200  # of a curve; more log lines are averaged
+
+# By key of the training log: title, and whether zero belongs to the axis.
+CURVES = {
+    "loss": ("Loss, nats", False),
+    "loss_likelihood": ("Likelihood term, nats per token", False),
+    "loss_consistency": ("Consistency term, nats", True),
+    "grad_norm": ("Gradient norm", True),
+    "problems_per_second": ("Throughput, problems per second", True),
+    "memory_mib": ("Peak memory, MiB", True),
+}
+
+
+def training(run: RunData) -> Figure | None:
+    """All curves of the training log."""
+    values = {key: np.array([_number(row.get(key)) for row in run.log]) for key in ("epoch", *CURVES)}
+    if not len(run.log) or np.isnan(values["loss"]).all():
+        return None
+    logged = ~np.isnan(values["loss"])
+    keys = [key for key in CURVES if not np.isnan(values[key][logged]).all()]
+    group = math.ceil(logged.sum() / TRAIN_POINTS)
+    parts = {key: np.split(column[logged], range(group, logged.sum(), group)) for key, column in values.items()}
+    means = {key: [_over(np.mean, part) for part in parts[key]] for key in ("epoch", *keys)}
+    charts = []
+    for key in keys:
+        title, zero = CURVES[key]
+        low, high = ([_over(pick, p) for p in parts[key]] if group > 1 else () for pick in (np.min, np.max))
+        line = Line(key, means[key], 0, low, high)
+        charts.append(line_chart(title, means["epoch"], [line], x_label="epoch", zero=zero, labels=False))
+    lines = f"Each point is the mean of {group} log lines, the band their range. " if group > 1 else ""
+    return Figure(
+        "training",
+        "Loss, gradients, speed and memory",
+        "The loss should fall fast, then slowly; one that rises again, or gradient norms that grow, hint at a learning "
+        "rate that is too high. The likelihood is weighted, so it also moves when the weights do. Throughput should be "
+        f"level: dips are pauses to save or evaluate, or a busy machine. {lines}"
+        "Memory is the peak so far, of the accelerator or of the process.",
+        charts,
+        Table(("epoch", *keys), list(zip(*(means[key] for key in ("epoch", *keys)), strict=True))),
+    )
+
+
+def loss_curve(run: RunData) -> list[tuple[float, float]]:
+    """(epoch, loss) of at most `TRAIN_POINTS` points."""
+    figure = training(run)
+    return [(row[0], row[1]) for row in figure.table.rows] if figure else []
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _over(reduce: Callable[[Floats], Any], values: Floats) -> float:
+    """A reduction of the values that are not NaN; NaN where there are none."""
+    known = values[~np.isnan(values)]
+    return float(reduce(known)) if len(known) else math.nan
+
+
+_BINS = 24
+# Parts of a teacher's bar, in order, with their classes: those that train, then those that do not.
+_PARTS = {
+    "right": "right",
+    "wrong": "wrong",
+    "not checked": "s7",
+    "unparsed": "gap1",
+    "over length": "gap2",
+    "missing": "gap3",
+    "rejected": "gap4",
+}
+
+
+def part_of(rationale: UsedRationale) -> str:
+    """What became of a rationale, in the words of the figure."""
+    if rationale.status != "ok":
+        return rationale.status.replace("_", " ")
+    return {"correct": "right", "wrong": "wrong", None: "not checked"}.get(rationale.verdict, "unparsed")
+
+
+def status(run: RunData) -> Figure | None:
+    """What became of each teacher's rationales."""
+    order = run.teachers
+    if not run.problems:
+        return None
+    counts: Counter[tuple[str, str]] = Counter(
+        (name, part_of(r)) for p in run.problems.values() for name, r in p.rationales.items()
+    )
+    classes = _PARTS | {part: "gap4" for _, part in counts if part not in _PARTS}
+    rows = [(name, [(part, counts[name, part]) for part in classes]) for name in order]
+    used = sum(count for (_, part), count in counts.items() if part in ("right", "wrong", "not checked"))
+    total = sum(counts.values())
+    return Figure(
+        "data_status",
+        "What became of the rationales",
+        "Blue and orange parts trained the student; everything grey was left out, never cut or guessed. A teacher "
+        "with much grey needs a longer max_length (over length) or a clearer end of its answers (unparsed).",
+        [stack_chart("Rationales", rows, classes, x_label="rationales")],
+        Table(
+            ("teacher", "part", "count"),
+            [(n, part, counts[n, part]) for n in order for part in classes if counts[n, part]],
+        ),
+        legend=[Key(part, css) for part, css in classes.items() if any(counts[n, part] for n in order)],
+        finding=f"{plural(used, 'rationale')} of {total:,} took part in training.",
+    )
+
+
+def lengths(run: RunData) -> Figure | None:
+    """Tokens of each teacher's completions."""
+    order = run.teachers
+    tokens = {
+        name: [r.tokens for p in run.problems.values() if (r := p.rationales.get(name)) and r.tokens] for name in order
+    }
+    longest = max((t for values in tokens.values() for t in values), default=0)
+    if not longest:
+        return None
+    edges = np.linspace(0, longest, _BINS + 1)
+    ridges, table = [], []
+    for name in order:
+        counts = np.histogram(tokens[name], edges)[0]
+        median = float(np.median(tokens[name])) if tokens[name] else math.nan
+        table += [(name, float(edges[b]), float(edges[b + 1]), int(counts[b]), median) for b in range(_BINS)]
+        shares = (counts / max(counts.sum(), 1)).tolist()
+        tip = f"{name}: median {number(median)} tokens"
+        ridges.append(Ridge(f"{name}: median {number(median)}", shares, [], median, math.nan, tip))
+    return Figure(
+        "data_lengths",
+        "How long they are",
+        "Look for teachers that write much longer than the others: difficulty is a mean over tokens, so length alone "
+        "does not weigh, but long rationales cost most of the time. Completions in tokens; ticks are medians.",
+        [ridge_chart("Tokens of a completion", edges.tolist(), ridges, x_label="tokens", above="s0")],
+        Table(("teacher", "from", "to", "count", "median"), table),
+    )
+
+
+def agreement(run: RunData) -> Figure | None:
+    """How often two teachers give the same answer."""
+    order = run.teachers
+    if len(order) < 2 or not run.problems:
+        return None
+    table, cells = [], []
+    for a in order:
+        cells.append([math.nan] * len(order))
+        for j, b in enumerate(order):
+            pairs = [(p.rationales.get(a), p.rationales.get(b)) for p in run.problems.values()]
+            same = [_agree(x, y) for x, y in pairs if x and y and x.answer is not None and y.answer is not None]
+            share = sum(same) / len(same) if same else math.nan
+            cells[-1][j] = share
+            if a != b:
+                table.append((a, b, share, len(same)))
+    return Figure(
+        "agreement",
+        "Who agrees with whom",
+        "Teachers that always agree teach the same thing twice; one that agrees with nobody is either the best or "
+        "the worst, and the weights should tell which. Two answers agree if both are right or their texts are equal.",
+        [heat_chart("Same answer", order, cells, show=lambda v: percent(v, 0), level=lambda v: round(4 * max(v, 0.0)))],
+        Table(("a", "b", "share", "n"), table),
+    )
+
+
+def _agree(a: UsedRationale, b: UsedRationale) -> bool:
+    both_right = a.verdict == b.verdict == "correct"
+    return both_right or (a.answer or "").strip() == (b.answer or "").strip()
+
+
+def right_per_problem(run: RunData) -> Figure | None:
+    """For how many problems 0, 1, ... teachers were right."""
+    order = run.teachers
+    if not any(r.verdict for p in run.problems.values() for r in p.rationales.values()):
+        return None
+    counts = Counter(sum(r.verdict == "correct" for r in p.rationales.values()) for p in run.problems.values())
+    columns = [(str(i), float(counts[i])) for i in range(len(order) + 1)]
+    return Figure(
+        "right_per_problem",
+        "How many teachers were right",
+        "Problems at 0 teach only errors unless wrong rationales are rejected; problems in the middle are where "
+        "weighing can help most, because right and wrong stand side by side.",
+        [column_chart("Problems by number of right teachers", columns, x_label="teachers that were right")],
+        Table(("right", "problems"), [(i, counts[i]) for i in range(len(order) + 1)]),
+    )

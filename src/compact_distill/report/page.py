@@ -1,0 +1,285 @@
+"""The shell of every page: one self-contained HTML file, with style and script inline, both bound by their hashes.
+
+`page(...)` takes a headline, cards, checks and sections of figures and tables; `export_figures` writes the same figures
+as files. The content security policy allows no network, no other script and no style attribute. Model text reaches a
+page through autoescaped templates, through ElementTree, or packed in base64, which explorer.js writes as plain text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from compact_distill.errors import InputError
+from compact_distill.report.drawing import (
+    DARK,
+    LIGHT,
+    NARROW,
+    WIDE,
+    Chart,
+    Figure,
+    Key,
+    Sheet,
+    Table,
+    css_variables,
+    with_colours,
+)
+from compact_distill.report.text import number
+from compact_distill.runs.files import atomic_write
+
+_TABLE_ROWS = 200  # of a figure's table in the page; the CSV has all
+_ZOOM = 3  # pixels of a PNG per unit of the drawing
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Attributes:
+        id: its name in addresses.
+        short: its name in the bar on top.
+        title: what it cards.
+        lede: a sentence below the title.
+        figures: its figures; those without data are left out before.
+        tables: named tables below the figures.
+        nothing: what to say where it holds nothing.
+        extra: a `fragment` put below.
+    """
+
+    id: str
+    short: str
+    title: str
+    lede: str = ""
+    figures: Sequence[Figure] = ()
+    tables: Sequence[tuple[str, Table]] = ()
+    nothing: str = ""
+    extra: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card: a question with a short answer and lines of detail; `tone` (good, bad or nothing) colours the answer."""
+
+    question: str
+    value: str
+    details: Sequence[str] = ()
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A sign of trouble that was looked for: `state` is ok, look, bad or unknown; `value` is the number behind it."""
+
+    name: str
+    state: str
+    value: str
+    text: str
+
+
+def page(
+    title: str,
+    sections: Sequence[Section],
+    *,
+    headline: str,
+    eyebrow: str = "",
+    lede: str = "",
+    cards: Sequence[Card] = (),
+    facts: Sequence[tuple[str, str, str]] = (),
+    checks: Sequence[Check] = (),
+    notes: Sequence[tuple[str, str]] = (),
+    missing: Sequence[str] = (),
+    scripts: Sequence[str] = ("page.js",),
+) -> str:
+    """A page as HTML.
+
+    Args:
+        title: of the window.
+        sections: below the first screen, in order.
+        headline: the page's finding, in one sentence.
+        eyebrow: what kind of page of what this is.
+        lede: a sentence below the headline.
+        cards: cards.
+        facts: (name, value, note) of small numbers.
+        checks: what was looked for that could be wrong.
+        notes: (name, sentence), such as one a run.
+        missing: what could not be shown; text between backticks is set as code.
+        scripts: file names in `assets/`, put together into one script.
+    """
+    light, dark = (f"color-scheme:{n};{css_variables(c)}" for n, c in (("light", LIGHT), ("dark", DARK)))
+    themes = (
+        f":root{{{light}}}:root[data-theme=dark]{{{dark}}}"
+        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
+    )
+    style, script = themes + _asset("charts.css") + _asset("page.css"), "".join(map(_asset, scripts))
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    order = {"bad": 0, "look": 1, "unknown": 2, "ok": 3}
+    made = fragment(
+        "page.html.jinja",
+        title=f"{title} · compact-distill",
+        version=metadata.version("compact-distill"),
+        style=Markup(style),
+        script=Markup(script),
+        policy=policy,
+        sections=sections,
+        headline=headline,
+        eyebrow=eyebrow,
+        lede=lede,
+        cards=cards,
+        facts=facts,
+        checks=sorted(checks, key=lambda check: order[check.state]),
+        notes=notes,
+        missing=missing,
+    )
+    return str(made)
+
+
+def fragment(template: str, **values: Any) -> Markup:
+    """A template of `assets/` with its values escaped."""
+    return Markup(_environment().get_template(template).render(**values))
+
+
+@cache
+def _asset(name: str) -> str:
+    return (resources.files("compact_distill.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("compact_distill.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"svg": _svg, "key_svg": _key_svg, "cell": _cell, "rows": rows, "code": _code}
+    environment.globals["table_rows"] = _TABLE_ROWS
+    return environment
+
+
+def _hash(text: str) -> str:
+    """The source expression that allows exactly this text (Content Security Policy, level 2)."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _svg(chart: Chart, width: int) -> Markup:
+    return Markup(chart.sheet(width).xml())
+
+
+def _code(text: str) -> Markup:
+    """Text with what stands between backticks set as code."""
+    parts = [
+        Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts)
+
+
+def _key_svg(key: Key) -> Markup:
+    """A legend's marker."""
+    sheet = Sheet("")
+    sheet.root.attrib.update({"viewBox": "0 0 14 14", "class": "key", "aria-hidden": "true"})
+    for child in list(sheet.root):
+        sheet.root.remove(child)
+    for name in ("role", "aria-label"):
+        del sheet.root.attrib[name]
+    if key.css.startswith("gap"):
+        sheet.mark("rect", f"part {key.css}", x=1, y=2, width=12, height=10)
+    else:
+        sheet.marker(7, 7, key.shape, key.css, size=5)
+    return Markup(sheet.xml())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "" if value is None else str(value)
+    return number(float(value), 4) if isinstance(value, int | float) else str(value)
+
+
+def rows(figures: Sequence[Figure]) -> list[tuple[Figure, int, int]]:
+    """Each figure with its width in sixths of the page and its charts' width in pixels, so that every row is full.
+
+    A figure takes a third for each of its charts; what a row lacks is given to its figures, and a figure that would
+    stand alone shares the row before.
+    """
+    lines: list[list[tuple[Figure, int]]] = []
+    for figure in figures:
+        wanted = 2 * min(len(figure.charts), 3)
+        if lines and sum(width for _, width in lines[-1]) + wanted <= 6:
+            lines[-1].append((figure, wanted))
+        else:
+            lines.append([(figure, wanted)])
+    if len(lines) > 1 and len(lines[-1]) == 1 and lines[-1][0][1] == 2 and len(lines[-2]) == 3:
+        lines[-1].insert(0, lines[-2].pop())
+    sized = [(figure, wanted * 6 // sum(w for _, w in line)) for line in lines for figure, wanted in line]
+    return [(figure, width, _chart_width(len(figure.charts), width)) for figure, width in sized]
+
+
+def _chart_width(charts: int, sixths: int) -> int:
+    return WIDE if sixths == 3 or (sixths == 6 and charts in (1, 2, 4)) else NARROW
+
+
+# ---- the same figures as files
+
+
+def export_figures(figures: Iterable[Figure], folder: Path, *, png: bool = True) -> list[Path]:
+    """Write KEY.csv, and KEY.svg and KEY.png (KEY-1, KEY-2 ... where a figure has several charts).
+
+    Args:
+        figures: what to write.
+        folder: where to; it is made.
+        png: also write PNG.
+
+    Raises:
+        InputError: PNG is asked for and resvg-py is not installed (nothing is written), or the folder is a file.
+    """
+    renderer = _renderer() if png else None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--export {folder} must be a folder that can be written: {error.strerror}") from error
+    files: dict[Path, str | bytes] = {}
+    for figure in figures:
+        files[folder / f"{figure.key}.csv"] = figure.table.csv()
+        for i, chart in enumerate(figure.charts, start=1):
+            stem = figure.key if len(figure.charts) == 1 else f"{figure.key}-{i}"
+            files[folder / f"{stem}.svg"] = drawing = standalone(chart.sheet(NARROW))
+            if renderer is not None:
+                picture = renderer.svg_to_bytes(svg_string=drawing, zoom=_ZOOM, background="#ffffff")
+                files[folder / f"{stem}.png"] = bytes(picture)
+    for path, content in files.items():
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+            continue
+        with atomic_write(path) as file:
+            file.write(content)
+    return list(files)
+
+
+def standalone(sheet: Sheet) -> str:
+    """A drawing that needs no page around it: with its size and style inside."""
+    css = with_colours(_asset("charts.css"), LIGHT)
+    head, body = sheet.xml().split(">", 1)
+    return f'{head} width="{sheet.width}" height="{sheet.height}"><style>{css}</style>{body}\n'
+
+
+def _renderer() -> Any:
+    try:
+        import resvg_py
+    except ImportError:
+        raise InputError(
+            "--export writes PNG with resvg-py, which is not installed; "
+            "run `pip install 'compact-distill[png]'`, or pass --no-png for CSV and SVG only"
+        ) from None
+    return resvg_py

@@ -1,0 +1,414 @@
+"""The page of one run, and the page that compares several: which sections they have, and what stands in each."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import yaml
+from markupsafe import Markup
+
+from compact_distill.report import figures_results as results
+from compact_distill.report import figures_weights as weights
+from compact_distill.report.charts import Line, Mark, interval_chart, line_chart
+from compact_distill.report.drawing import Figure, Key, Table, series
+from compact_distill.report.explorer import pack_explorer, read_gains
+from compact_distill.report.headline import headline, most_trusted, weight_shares
+from compact_distill.report.page import Section, fragment, page
+from compact_distill.report.read import PairedChange, RunData, read_changes
+from compact_distill.report.text import DASH, clean, duration, listed, percent, plural, points, short
+
+MAX_BYTES = 15_000_000  # of a page
+_EXPLORER = "<!--explorer-->"  # no text can hold it: what is put into a template is escaped
+
+
+# ---- one run
+
+
+def run_sections(run: RunData) -> list[Section]:
+    """The sections of a run's page, figures without data left out."""
+    return [
+        Section(
+            "results",
+            "Results",
+            "Did it get better, and what did it lose?",
+            "Learned tasks are what the teachers taught; retained tasks are what the student could do before.",
+            _there(results.accuracy(run), results.change(run), results.accuracy_over_training(run)),
+            nothing="Nothing was evaluated. `compact eval` measures the base and the student on the same rows.",
+        ),
+        Section(
+            "teachers",
+            "Teachers",
+            "Whom did it learn from?",
+            "A rationale is one teacher's worked-out solution. For every problem the student weighs its teachers' "
+            "rationales by how compatible they are with it, anew each time it reads the problem; the weights of a "
+            "problem sum to 1.",
+            _there(weights.weights(run), weights.entropy(run), weights.scores_over_training(run)),
+            nothing="scores.jsonl holds no weights yet; training writes them.",
+        ),
+        Section(
+            "scores",
+            "Scores",
+            "Are the scores worth trusting?",
+            "Three scores make the weight: consensus with the other rationales, adaptability (how much the belief in "
+            "the gold answer rises while reading), and difficulty, which lowers it.",
+            _there(
+                weights.distributions(run),
+                weights.separation(run),
+                weights.weight_by_verdict(run),
+                weights.correlations(run),
+            ),
+            nothing="This needs scores.jsonl, and verdicts in data.jsonl.",
+        ),
+        Section(
+            "explorer",
+            "Explorer",
+            "Read the rationales",
+            "Every problem with its teachers side by side. Colours show where the student's belief in the gold answer "
+            "rose or fell while it read.",
+            nothing="" if run.problems or run.trace else "data.jsonl holds no problems.",
+            extra=Markup(_EXPLORER),
+        ),
+        Section(
+            "drift",
+            "Drift",
+            "What moved inside?",
+            "A student may keep its scores and still be another model inside. Base and student read the same prompts; "
+            "here is how far their hidden states and next words moved apart.",
+            _there(results.planes(run), results.layer_curves(run), results.divergence(run)),
+            nothing="Drift was not measured. `compact drift BASE STUDENT` writes eval/drift.json.",
+        ),
+        Section(
+            "training",
+            "Training",
+            "How did training go?",
+            "One line of the log for each logged step.",
+            _there(results.training(run)),
+            nothing="training_log.jsonl holds no losses yet.",
+        ),
+        Section(
+            "data",
+            "Data",
+            "What was it given?",
+            "The training data as it was used. Nothing was cut or guessed: what could not be used was left out, and is "
+            "counted here.",
+            _there(results.status(run), results.lengths(run), results.agreement(run), results.right_per_problem(run)),
+            nothing="data.jsonl holds no problems.",
+        ),
+        Section(
+            "reproduce",
+            "Reproduce",
+            "How to get the same again",
+            "The same configuration, versions, data and seed give the same student.",
+            extra=fragment(
+                "reproduce.html.jinja", commands=_commands(run), pinned=_pinned(run.manifest), config=run.config
+            ),
+        ),
+    ]
+
+
+def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYTES) -> str:
+    """The page of a run, as HTML of at most `max_bytes` bytes; the explorer holds as many problems as fit."""
+    top, gains = headline(run), read_gains(run)
+    damaged = [f"gains.jsonl has {plural(gains.damaged, 'damaged line')}, left out"] if gains.damaged else []
+    html = page(
+        short(run.name, 60),
+        sections,
+        eyebrow=f"Report of the run {run.name}",
+        headline=top.verdict,
+        lede=_about(run),
+        cards=top.cards,
+        facts=top.facts,
+        missing=[*run.missing, *damaged],
+        scripts=("page.js", "explorer.js"),
+    )
+    explorer = pack_explorer(run, gains, max_bytes - len(html.encode()) - 10_000)
+    return html.replace(_EXPLORER, fragment("explorer.html.jinja", explorer=explorer) if explorer else "", 1)
+
+
+def _there(*figures: Figure | None) -> list[Figure]:
+    return [figure for figure in figures if figure is not None]
+
+
+def _about(run: RunData) -> str:
+    """One line: which student, teachers, when."""
+    student = run.manifest.get("student")
+    name = clean(student.get("name")) if isinstance(student, dict) and student.get("name") else ""
+    name = PurePath(name).name if name.startswith((".", "/", "~")) else name  # a folder; hub names stay whole
+    text = f"The student, {short(name, 80)}," if name else "The student"
+    problems = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
+    text += f" learned from {plural(problems, 'problem')}" if problems else " was trained"
+    teachers = [short(t, 40) for t in run.teachers]
+    if teachers:
+        some = listed(teachers) if len(teachers) <= 4 else f"{', '.join(teachers[:3])} and {len(teachers) - 3} more"
+        text += f", worked out by {plural(len(teachers), 'teacher')}: {some}"
+    started = run.manifest.get("started")
+    return text + (f". Started {clean(started)[:16].replace('T', ' ')} UTC." if started else ".")
+
+
+def _commands(run: RunData) -> str:
+    versions = run.manifest.get("versions")
+    version = versions.get("compact-distill") if isinstance(versions, dict) else None
+    lines = (
+        f"pip install compact-distill=={clean(version)}" if version else "pip install compact-distill",
+        f"compact run {shlex.quote(str(run.path / 'config.yaml'))} --set output=NEW_FOLDER",
+        f"compact report {shlex.quote(str(run.path))}",
+    )
+    return clean("\n".join(lines))
+
+
+def _pinned(manifest: Mapping[str, Any]) -> Table:
+    """What the manifest pins, flattened to names and values."""
+    sections = ("versions", "hardware", "seeds", "student", "data", "prompt", "decoding")
+    found = [row for section in sections for row in _flat(manifest.get(section), section, ": ")]
+    return Table(("what", "value"), [(name, _plain(value)) for name, value in found if value is not None])
+
+
+def _flat(value: Any, name: str, between: str) -> Iterator[tuple[str, Any]]:
+    """Nested mappings as rows of a path and a value."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}{between}{clean(key)}" if name else clean(key), between)
+    elif name:
+        yield name, value
+
+
+def _plain(value: Any) -> str:
+    return clean(", ".join(map(str, value)) if isinstance(value, list) else value)
+
+
+# ---- several runs
+
+
+def run_names(runs: Sequence[RunData]) -> list[str]:
+    """A different name for each run: its folder's, with the folder above it or a number where they meet."""
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [f"{clean(run.path.resolve().parent.name)}/{run.name}" for run in runs]
+    seen: Counter[str] = Counter()
+    for i, name in enumerate(names):
+        seen[name] += 1
+        names[i] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return names
+
+
+def compare_sections(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> list[Section]:
+    """The sections of the page that compares runs; `paired` as `write_report` has it."""
+    names = run_names(runs)
+    found = _there(_accuracy(runs, names), _change(names, paired), _weights(runs, names), _loss(runs, names))
+    settings = differing_settings(runs)
+    return [
+        Section("overview", "Runs", "The runs", tables=[("The runs", overview(runs))]),
+        Section(
+            "figures",
+            "Figures",
+            "Side by side",
+            figures=found,
+            nothing="The runs hold no results, weights or losses yet.",
+        ),
+        Section(
+            "settings",
+            "Settings",
+            "What differs in their settings",
+            tables=[("Settings that differ", settings)] if settings.rows else (),
+            nothing="Their configurations are the same, or missing.",
+        ),
+    ]
+
+
+def compare_page(runs: Sequence[RunData], sections: Sequence[Section], paired: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The page that compares runs, as HTML."""
+    named = list(zip(run_names(runs), runs, strict=True))
+    gaps = [f"{name}: {line}" for name, run in named for line in run.missing]
+    for (name, _), document in zip(named[1:], paired, strict=False):
+        for entry in document.get("missing", ()):
+            why = clean(entry.get("why"))
+            gaps.append(f"{name}: {clean(entry.get('task'))} is not compared with {named[0][0]}: {why}")
+    return page(
+        f"{plural(len(runs), 'run')} compared",
+        sections,
+        eyebrow="Comparison of runs",
+        headline=verdict(runs, paired),
+        notes=[(name, headline(run).verdict) for name, run in named],
+        missing=gaps,
+    )
+
+
+def overview(runs: Sequence[RunData]) -> Table:
+    """One row a run: accuracy after training on every task, problems, time."""
+    tasks = list(dict.fromkeys(task for run in runs for task, *_ in results.final_results(run)))
+    rows: list[list[Any]] = []
+    for name, run in zip(run_names(runs), runs, strict=True):
+        after = {task: result for task, _, result in results.final_results(run)}
+        seconds = sum(run.seconds().values())
+        rows.append(
+            [
+                name,
+                *(round(100 * r.value, 1) if (r := after.get(task)) else None for task in tasks),
+                len(run.problems) or None,
+                len(run.teachers),
+                most_trusted(run),
+                duration(seconds) if seconds else DASH,
+            ]
+        )
+    return Table(("run", *(f"{task}, %" for task in tasks), "problems", "teachers", "trusted most", "time"), rows)
+
+
+def compared(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> list[tuple[str, PairedChange]]:
+    """The paired changes with the later run's name."""
+    return [(name, c) for name, document in zip(names[1:], paired, strict=False) for c in read_changes(document, [])]
+
+
+def differing_settings(runs: Sequence[RunData]) -> Table:
+    """Settings that are not the same in all runs, one column a run."""
+    flat = [{name: _plain(value) for name, value in _flat(_parsed(run.config), "", ".")} for run in runs]
+    keys = sorted({key for settings in flat for key in settings})
+    rows = [
+        (key, *(settings.get(key, DASH) for settings in flat))
+        for key in keys
+        if len({settings.get(key) for settings in flat}) > 1
+    ]
+    return Table(("setting", *run_names(runs)), rows)
+
+
+def _parsed(config: str) -> Any:
+    try:
+        return yaml.safe_load(config)
+    except yaml.YAMLError:
+        return {}
+
+
+def verdict(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Which run is best on the learned tasks that all share, and whether that may be chance, in a sentence."""
+    names = run_names(runs)
+    tables = [{task: result for task, _, result in results.final_results(run) if result} for run in runs]
+    shared = [t for t in tables[0] if all(t in table for table in tables) and tables[0][t].role != "retained"]
+    if not shared:
+        return f"{plural(len(runs), 'run')} without a learned benchmark in common."
+    means = [sum(table[t].value for t in shared) / len(shared) for table in tables]
+    best = max(range(len(runs)), key=lambda i: means[i])
+    ties = [name for name, mean in zip(names, means, strict=True) if mean == means[best]]
+    where = f"on {listed(shared)}: {percent(means[best])}{' on average' if len(shared) > 1 else ''}"
+    if len(ties) > 1:
+        return f"{listed([short(name, 60) for name in ties])} are equal {where}."
+    changes = {(name, change.task): change for name, change in compared(names, paired)}
+
+    def surely_beats(one: int, other: int, task: str) -> bool:
+        """On the same rows, where one of the two is the first run; else by intervals that do not overlap."""
+        change = changes.get((names[one or other], task)) if 0 in (one, other) else None
+        if change is None:
+            return tables[one][task].low > tables[other][task].high
+        return change.low > 0 if other == 0 else change.high < 0
+
+    others = [i for i in range(len(runs)) if i != best]
+    clear = all(any(surely_beats(best, i, task) for task in shared) for i in others)
+    retained = [t for t in tables[0] if all(t in table for table in tables) and tables[0][t].role == "retained"]
+    lost = [task for task in retained if any(surely_beats(i, best, task) for i in others)]
+    sentence = f"{short(names[best], 60)} did best {where}{'' if clear else ', but that may be chance'}"
+    return f"{sentence}; it retained less than another run on {listed(lost)}." if lost else f"{sentence}."
+
+
+def _keys(names: Sequence[str]) -> list[Key]:
+    return [Key(name, series(i), i) for i, name in enumerate(names)]
+
+
+def _accuracy(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
+    tasks = list(dict.fromkeys(task for run in runs for task, *_ in results.final_results(run)))
+    if not tasks:
+        return None
+    rows, table = [], []
+    for task in tasks:
+        marks = []
+        for i, (name, run) in enumerate(zip(names, runs, strict=True)):
+            result = next((after for t, _, after in results.final_results(run) if t == task), None)
+            if result:
+                marks.append(Mark(name, result.value, result.low, result.high, series(i), i))
+                table.append((name, task, result.role, result.value, result.low, result.high, result.rows))
+        rows.append((task, marks))
+    return Figure(
+        "compare_accuracy",
+        "Accuracy after training",
+        "Look for intervals that do not overlap. Where they do, the difference may be chance: a paired test on the "
+        "same rows sees more. Bars are 95 % Wilson intervals.",
+        [interval_chart("Accuracy", rows, x_label="share of right answers", show=lambda v: percent(v, 0))],
+        Table(("run", "task", "role", "accuracy", "low", "high", "rows"), table),
+        legend=_keys(names),
+    )
+
+
+def _change(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Each later run's student minus the first run's, on the same rows."""
+    found = compared(names, paired)
+    if not found:
+        return None
+    tasks = list(dict.fromkeys(change.task for _, change in found))
+    place = {name: i for i, name in enumerate(names)}
+    rows = [
+        (
+            task,
+            [
+                Mark(name, c.difference, c.low, c.high, series(place[name]), place[name])
+                for name, c in found
+                if c.task == task
+            ],
+        )
+        for task in tasks
+    ]
+    columns = ("task", "role", "rows", "difference", "low", "high", "gained", "lost", "mcnemar_p")
+    return Figure(
+        "compare_change",
+        f"Change against {short(names[0], 40)}",
+        "A bar that crosses zero may be chance. Differences of the students on the same rows, in percentage points, "
+        "with 95 % intervals of a paired bootstrap; p is the exact McNemar test.",
+        [interval_chart("Difference, points", rows, x_label="points", show=lambda v: points(v, 0), reference=0.0)],
+        Table(("run", *columns), [(name, *(getattr(c, key) for key in columns)) for name, c in found]),
+        legend=_keys(names)[1:],
+    )
+
+
+def _weights(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
+    found = [{name: weight for name, weight, _ in weight_shares(run)} for run in runs]
+    teachers = list(dict.fromkeys(name for weights in found for name in weights))
+    if not teachers:
+        return None
+    rows, table = [], []
+    for teacher in teachers:
+        marks = [Mark(names[i], w[teacher], css=series(i), shape=i) for i, w in enumerate(found) if teacher in w]
+        rows.append((teacher, marks))
+        table += [(names[i], teacher, w[teacher]) for i, w in enumerate(found) if teacher in w]
+    return Figure(
+        "compare_weights",
+        "Whom each run trusted",
+        "Points of a row that lie apart mean that the settings changed whom the student listens to. Share of "
+        "all weight, over each problem's last reading.",
+        [interval_chart("Share of the weight", rows, x_label="share", show=lambda v: percent(v, 0))],
+        Table(("run", "teacher", "share"), table),
+        legend=_keys(names),
+    )
+
+
+def _loss(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
+    curves = [results.loss_curve(run) for run in runs]
+    epochs = sorted({epoch for curve in curves for epoch, _ in curve})
+    if not epochs:
+        return None
+    lines = []
+    for i, curve in enumerate(curves):
+        if curve:
+            at, losses = np.array(curve).T
+            lines.append(Line(names[i], np.interp(epochs, at, losses, left=math.nan, right=math.nan).tolist(), i))
+    return Figure(
+        "compare_loss",
+        "Loss over training",
+        "A run that ends lower fits its teachers better, which is not the same as answering better. Runs with other "
+        f"scores or teachers have other losses: compare shapes, not heights. At most "
+        f"{results.TRAIN_POINTS} points a run.",
+        [line_chart("Loss, nats", epochs, lines, x_label="epoch")],
+        Table(("run", "epoch", "loss"), [(names[i], e, v) for i, curve in enumerate(curves) for e, v in curve]),
+        legend=_keys(names),
+    )

@@ -1,0 +1,98 @@
+"""The charts: gaps, hostile names, nothing at all, and labels that no line crosses."""
+
+from __future__ import annotations
+
+import math
+import re
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from compact_distill.report.charts import (
+    Line,
+    Mark,
+    Point,
+    Ridge,
+    heat_chart,
+    interval_chart,
+    line_chart,
+    ridge_chart,
+    scatter_chart,
+    stack_chart,
+)
+from compact_distill.report.drawing import NARROW, WIDE
+
+
+def test_lines_break_where_a_value_is_missing():
+    sheet = line_chart("t", [1, 2, 3, 4], [Line("a", [1.0, math.nan, 2.0, 3.0])], x_label="x").sheet(NARROW)
+    path = next(e for e in sheet.root.iter("path") if e.get("class", "").startswith("line"))
+    assert path.get("d").count("M") == 2
+
+
+def test_hostile_names_are_text_and_nothing_else():
+    name = '"><script>alert(1)</script><img onerror=x>'
+    for chart in (
+        line_chart(name, [1, 2], [Line(name, [1.0, 2.0])], x_label=name),
+        interval_chart(name, [(name, [Mark(name, 0.5, 0.4, 0.6)])], x_label=name),
+        scatter_chart(name, [Point(name, 1.0, 2.0, x_span=(0.5, 1.5))], x_label=name, y_label=name, labels=True),
+        heat_chart(name, [name], [[0.5]], show=str, level=round),
+        stack_chart(name, [(name, [(name, 2.0)])], {name: "right"}, x_label=name),
+    ):
+        tags = {element.tag.split("}")[-1] for element in ET.fromstring(chart.xml()).iter()}
+        assert tags <= {"svg", "text", "line", "path", "circle", "rect"}
+        assert "<script" not in chart.xml()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_charts_of_nothing_and_of_one_point_can_be_drawn(count):
+    line_chart("t", [1.0] * count, [Line("a", [2.0] * count)], x_label="x").xml()
+    interval_chart("t", [("a", [Mark("m", 1.0)])] * count, x_label="x").xml()
+    scatter_chart("t", [Point("a", 1.0, 2.0)] * count, x_label="x").xml()
+
+
+def uprights(sheet):
+    """(x, upper y, lower y) of every vertical line."""
+    lines = [e for e in sheet.root.iter("line") if e.get("x1") == e.get("x2")]
+    return [(float(e.get("x1")), *sorted((float(e.get("y1")), float(e.get("y2"))))) for e in lines]
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+@pytest.mark.parametrize(
+    "chart",
+    [
+        interval_chart(
+            "t", [("one", [Mark("m", 1.0, -1.0, 2.0)]), ("two", [Mark("m", 0.5)])], x_label="x", reference=0.0
+        ),
+        ridge_chart(
+            "t",
+            [0.0, 1.0, 2.0],
+            [Ridge("one", [1, 2], [2, 1], 0.5, 1.5), Ridge("two", [1, 1], [1, 1], 1, 1)],
+            x_label="x",
+        ),
+        stack_chart("t", [("one", [("a", 3.0)]), ("two", [("a", 4.0)])], {"a": "right"}, x_label="x"),
+    ],
+)
+def test_no_vertical_line_crosses_a_rows_label(chart, width):
+    sheet = chart.sheet(width)
+    labels = [e for e in sheet.root.iter("text") if e.get("class") == "row"]
+    assert len(labels) == 2
+    assert uprights(sheet)
+    for label in labels:
+        baseline = float(label.get("y"))
+        for _, upper, lower in uprights(sheet):
+            assert lower <= baseline - 9 or upper >= baseline + 3
+
+
+def test_a_chart_fills_the_width_it_is_given():
+    chart = line_chart("t", [1, 2], [Line("a", [1.0, 2.0])], x_label="x", labels=False)
+    for width in (NARROW, WIDE):
+        path = next(e.get("d") for e in chart.sheet(width).root.iter("path") if "line" in e.get("class"))
+        start, end = (float(x) for x in re.findall(r"[ML]([\d.]+)", path))
+        assert end - start > 0.8 * width
+
+
+def test_a_table_of_cells_may_have_other_columns_than_rows():
+    sheet = heat_chart(
+        "t", ["a", "b"], [[0.1, 0.2, 0.3], [0.4, math.nan, 0.6]], show=str, level=round, columns=["x", "y", "z"]
+    )
+    assert sum(e.get("class", "").startswith("cell") for e in sheet.sheet(NARROW).root.iter("rect")) == 5
