@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from compact_distill.report.drawing import spaced
-from compact_distill.report.read import RunData, UsedProblem, read_rows, sample_name
+from compact_distill.report.read import RunData, UsedProblem, readable_rows, sample_name
 from compact_distill.report.text import clean
 from compact_distill.report.trace import Trace
 
@@ -155,7 +155,7 @@ def read_gains(run: RunData) -> Gains:
     found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     sample: list[float] = []
     damaged = 0
-    for row in read_rows(path) if path.exists() else ():
+    for row in readable_rows(path) if path.exists() else ():
         try:
             name, student = clean(row["id"]), clean(row["student"])  # type: ignore[index]
             packed = dict(_packed_gains(row, run.problems.get(name)))  # type: ignore[arg-type]

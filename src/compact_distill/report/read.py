@@ -226,7 +226,7 @@ def _open(path: Path, missing: list[str]) -> RunFolder:
         return RunFolder(path, None, {})
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any] | None]:
+def readable_rows(path: Path) -> Iterator[dict[str, Any] | None]:
     """Objects of a JSONL file, None for a damaged line; a last line without its end does not count."""
     with path.open("rb") as file:
         for line in file:
@@ -244,7 +244,7 @@ def _made(path: Path, holds: str, make: Callable[[dict[str, Any]], _Made], missi
         missing.append(f"{path.name} is missing: no {holds}")
         return
     damaged = count = 0
-    for row in read_rows(path):
+    for row in readable_rows(path):
         try:
             made = make(row) if row is not None else None
         except (KeyError, TypeError, ValueError, AttributeError):
@@ -298,7 +298,7 @@ def _costs(folder: Path) -> dict[str, dict[str, float]]:
     """What each teacher's store says was paid: answers, tokens in and out, money where it is known."""
     totals: dict[str, dict[str, float]] = {}
     for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else ():
-        for row in read_rows(path):
+        for row in readable_rows(path):
             if row is None:
                 continue
             total = totals.setdefault(
