@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from compact_distill.method.forward import attach
-from compact_distill.students.generate import Decoding, Generator, Written, plan_batches, sample
+from compact_distill.students.generate import Cancelled, Decoding, Generator, Written, plan_batches, sample
 from models import ARCHITECTURES, byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
 
 PROMPTS = [
@@ -145,3 +145,30 @@ def test_sampling_without_seeds_is_refused():
     generator = Generator(tiny_model("llama"), tokenizer, Decoding(2, temperature=1.0))
     with pytest.raises(ValueError, match="seeds must be one a prompt"):
         generator(encode(tokenizer))
+
+
+def test_writing_that_is_called_off_stops_at_the_next_token():
+    tokenizer = byte_level_tokenizer()
+    asked = []
+    generator = Generator(
+        tiny_model("llama"), tokenizer, Decoding(24), cancelled=lambda: asked.append(1) or len(asked) > 3
+    )
+    with pytest.raises(Cancelled):
+        generator(encode(tokenizer))
+    assert len(asked) == 4
+
+
+def test_what_reshapes_logits_sees_every_token_so_far():
+    tokenizer = byte_level_tokenizer()
+    prompts = encode(tokenizer)
+    seen = []
+
+    def reshape(ids, logits):
+        seen.append(ids)
+        return torch.nn.functional.one_hot(torch.full((len(ids),), 70 + len(seen)), logits.shape[1]).double()
+
+    written = Generator(tiny_model("llama"), tokenizer, Decoding(3), reshape)(prompts)
+    longest = max(map(len, prompts))
+    assert [row[longest:].tolist() for row in seen[2]] == [[71, 72]] * len(prompts)
+    assert [row[longest - len(p) : longest].tolist() for row, p in zip(seen[0], prompts, strict=True)] == prompts
+    assert {own.text for own in written} == {tokenizer.decode([71, 72, 73])}

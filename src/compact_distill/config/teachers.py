@@ -13,6 +13,8 @@ from compact_distill.config.messages import Strict
 SYSTEM = "Think step by step, one step a line. End with a last line of exactly this form: The answer is ANSWER."
 
 _NEEDS = {"openai": ("model", "base_url"), "transformers": ("model",), "jsonl": ("path",), "lab": ("model",)}
+LOCAL_EXTRA = ("repetition_penalty", "top_k", "min_p", "typical_p", "stop")
+"""What `extra` may hold for a local model; a server takes whatever it knows."""
 _ONLY = {"base_url": ("openai",), "api_key_env": ("openai",), "path": ("jsonl",), "ray": ("openai", "transformers")}
 
 
@@ -111,9 +113,24 @@ class TeacherConfig(Strict):
             for key, backends in _ONLY.items()
             if getattr(self, key) is not None and self.backend not in backends
         ]
+        if self.backend == "transformers":
+            wrong += _wrong_local_extra(self.extra)
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
+
+
+def _wrong_local_extra(extra: dict[str, Any]) -> list[str]:
+    known = ", ".join(LOCAL_EXTRA)
+    wrong = [
+        f"must not have extra.{name} with backend transformers; it takes {known}"
+        for name in extra
+        if name not in LOCAL_EXTRA
+    ]
+    stop = extra.get("stop", ["."])
+    if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
+        wrong.append(f"extra.stop must be a list of texts, got {stop!r}; write [{stop!r}]")
+    return wrong
 
 
 class GenerationConfig(Strict):

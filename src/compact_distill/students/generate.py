@@ -1,4 +1,4 @@
-"""Let a student write: prompts in padded batches, greedily or by sampling, each row by its own random numbers.
+"""Let a model write, student or local teacher: padded batches, greedily or by sampling, each row by its own numbers.
 
 Nothing of the model folder's sampling defaults gets in. A batch gets smaller as its rows finish, so that one long row
 does not make the others wait for it.
@@ -6,7 +6,7 @@ does not make the others wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ _SHRINK_AT = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How a student writes. Temperature 0 is greedy; `stop` are texts that end a row and are cut off it."""
+    """How a model writes. Temperature 0 is greedy; `stop` are texts that end a row and are cut off it."""
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -44,7 +44,7 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What the student wrote after one prompt; `finished` is False where the token limit cut it.
+    """What the model wrote after one prompt; `finished` is False where the token limit cut it.
 
     `tokens` counts what was written, with the end token or the stop text.
     """
@@ -52,6 +52,10 @@ class Written:
     text: str
     finished: bool
     tokens: int
+
+
+class Cancelled(Exception):
+    """Writing was called off; what was written so far is gone."""
 
 
 def plan_batches(prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_tokens: int) -> list[list[int]]:
@@ -84,12 +88,24 @@ class Generator:
         model: a causal language model; also a PeftModel, and a model in training (its mode is put back).
         tokenizer: its tokenizer. A row ends at its eos token or at one of the model's generation config.
         decoding: the settings.
+        reshape: changes each step's logits, given all tokens so far, such as transformers' LogitsProcessorList;
+            short prompts repeat their first token at the left. None: the logits stay as the model gives them.
+        cancelled: asked before each token; once it says yes, `Cancelled` is raised.
     """
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        decoding: Decoding,
+        reshape: Callable[[Tensor, Tensor], Tensor] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.decoding = decoding
+        self._reshape = reshape
+        self._cancelled = cancelled
         self.ends = end_tokens(model, tokenizer)
         self._stoppers = _tokens_that_may_stop(tokenizer, decoding.stop, model.get_input_embeddings().num_embeddings)
 
@@ -100,6 +116,9 @@ class Generator:
         Args:
             prompts: token ids, none empty.
             seeds: one a prompt, of the random numbers that choose its tokens; needed where the temperature is not 0.
+
+        Raises:
+            Cancelled: `cancelled` said so.
         """
         if not prompts:
             return []
@@ -126,8 +145,12 @@ class Generator:
         done = [False] * len(prompts)
         active = list(range(len(prompts)))  # rows of the batch, by index of their prompts
         ends = torch.tensor(self.ends, device=device)
+        # Padding must not look like end tokens that were written: what reshapes logits may count tokens.
+        read = torch.where(mask == 0, ids.gather(1, mask.argmax(1, keepdim=True)), ids)
         cache = None
         for step in range(limit):
+            if self._cancelled():
+                raise Cancelled
             out = self.model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -137,7 +160,10 @@ class Generator:
                 logits_to_keep=1,
             )
             cache = out.past_key_values
-            token = self._choose(out.logits[:, -1], None if uniforms is None else uniforms[active, step])
+            logits = out.logits[:, -1]
+            if self._reshape is not None:
+                logits = self._reshape(torch.cat([read[active], written[active, :step]], dim=1), logits)
+            token = self._choose(logits, None if uniforms is None else uniforms[active, step])
             written[active, step] = token
             for place in self._ended(token, ends, written, active, step):
                 row = active[place]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import models
 from compact_distill.records import Problem
-from compact_distill.teachers.backends.transformers import TransformersTeacher, _SeededChoice
+from compact_distill.teachers.backends.transformers import TransformersTeacher
 from compact_distill.teachers.protocol import FaultKind, SamplingParams, TeacherFault, TeacherRequest
 
 QUESTIONS = ["2 + 2?", "Ann has 7 apples and buys 5 more. How many apples does she have?", "3 * 4", "18 eggs", "x"]
@@ -132,15 +131,22 @@ def test_batches_hold_prompts_of_like_length(folder, monkeypatch):
     assert all(shorter[1] <= longer[0] for shorter, longer in itertools.pairwise(ranges))
 
 
-def test_noise_per_row_draws_from_the_softmax():
-    logits = torch.tensor([0.0, 1.0, 2.0, -1.0, float("-inf")])
-    count = 20_000
-    choice = _SeededChoice(list(range(count)))
-    drawn = Counter(choice(torch.zeros(1), logits.expand(count, 5)).argmax(-1).tolist())
-    expected = logits.softmax(-1)
-    for token in range(5):
-        spread = (count * float(expected[token])) ** 0.5
-        assert abs(drawn[token] - count * float(expected[token])) <= 4 * spread
+def test_what_reshapes_the_probabilities_is_heeded_whatever_the_batch(folder):
+    greedy = answers(folder, requests(temperature=0.0))
+    assert [a.text for a in answers(folder, requests(extra={"top_k": 1}))] == [a.text for a in greedy]
+    assert [a.text for a in answers(folder, requests(extra={"min_p": 1.0}))] == [a.text for a in greedy]
+    # Short prompts are padded; what fills them must not count as a token that was written.
+    asked = requests(temperature=0.0, extra={"repetition_penalty": 1.5}, max_tokens=24)
+    together, alone = answers(folder, asked), answers(folder, asked, one_by_one=True)
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert [a.text for a in together] != [a.text for a in answers(folder, requests(temperature=0.0, max_tokens=24))]
+
+
+def test_a_stop_text_ends_a_rationale_and_is_cut_off(folder):
+    (free,) = answers(folder, requests(1, temperature=0.0))
+    (stopped,) = answers(folder, requests(1, temperature=0.0, extra={"stop": [free.text[3:5]]}))
+    assert stopped.text == free.text.split(free.text[3:5])[0]
+    assert stopped.finish_reason == "stop"
 
 
 def test_a_local_model_works_in_the_pool(folder, ask, stored):
@@ -156,10 +162,8 @@ def test_a_local_model_works_in_the_pool(folder, ask, stored):
 def test_closing_ends_a_batch_that_nobody_waits_for(folder):
     async def give_up():
         teacher = TransformersTeacher("t", folder, 4, "cpu")
-        asked = [
-            replace(r, decoding=replace(r.decoding, max_tokens=1900)) for r in requests(1, extra={"min_length": 1900})
-        ]
-        waiting = asyncio.create_task(teacher.ask(asked[0]))
+        (asked,) = requests(1, temperature=0.0, max_tokens=1900)  # it repeats itself without end
+        waiting = asyncio.create_task(teacher.ask(asked))
         while teacher._loaded is None:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
@@ -169,3 +173,19 @@ def test_closing_ends_a_batch_that_nobody_waits_for(folder):
         return time.monotonic() - began
 
     assert asyncio.run(give_up()) < 2
+
+
+@pytest.mark.parametrize("extra", [{"top_k": 0}, {"min_p": 7}, {"repetition_penalty": "a"}])
+def test_a_value_that_transformers_refuses_ends_the_teacher(folder, extra):
+    with pytest.raises(TeacherFault, match=f"extra: .*{next(iter(extra))}|penalty") as caught:
+        answers(folder, requests(1, extra=extra))
+    assert caught.value.kind is FaultKind.UNUSABLE
+
+
+@pytest.mark.parametrize("extra", [{"guided_json": {}}, {"stop": "."}, {"stop": [""]}])
+def test_what_a_local_model_cannot_do_is_refused_where_it_is_configured(extra):
+    from compact_distill.config.teachers import TeacherConfig
+
+    with pytest.raises(ValueError, match=f"extra.{next(iter(extra))}"):
+        TeacherConfig(name="t", backend="transformers", model="m", extra=extra)
+    TeacherConfig(name="t", model="m", base_url="http://localhost:1/v1", extra=extra)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from compact_distill.teachers.protocol import FaultKind, SamplingParams, TeacherAnswer, TeacherFault, TeacherRequest
-
-if TYPE_CHECKING:
-    import torch
+from compact_distill.teachers.protocol import FaultKind, TeacherAnswer, TeacherFault, TeacherRequest
 
 _DEFAULT_MAX_TOKENS = 2048
 
@@ -121,82 +119,68 @@ class TransformersTeacher:
 
     def _write(self, batch: list[_Pending]) -> list[TeacherAnswer]:
         import torch
-        from transformers import GenerationConfig
+
+        from compact_distill.students.generate import Decoding, Generator
 
         model, tokenizer = self._load()
-        decoding = batch[0].request.decoding
-        new = decoding.max_tokens or _DEFAULT_MAX_TOKENS
+        asked = batch[0].request.decoding
+        new = asked.max_tokens or _DEFAULT_MAX_TOKENS
         longest = max(len(p.tokens) for p in batch)
         room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if room is not None and longest + new > room:
             message = f"prompt and max_tokens must fit in {room} tokens, got {longest} + {new}; lower max_tokens"
             raise TeacherFault(FaultKind.BAD_REQUEST, message)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        ids = torch.tensor([[pad] * (longest - len(p.tokens)) + p.tokens for p in batch], device=model.device)
-        mask = torch.tensor([[0] * (longest - len(p.tokens)) + [1] * len(p.tokens) for p in batch], device=model.device)
-        ends = model.generation_config.eos_token_id
-        ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [] if ends is None else [ends])}
-        settings = GenerationConfig(
-            max_new_tokens=new, do_sample=False, pad_token_id=pad, eos_token_id=sorted(ends), **decoding.extra
-        )
+        temperature = 1.0 if asked.temperature is None else asked.temperature
         try:
-            with torch.inference_mode():
-                written = model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    generation_config=settings,
-                    logits_processor=_samplers(decoding, [p.request.seed for p in batch]),
-                    stopping_criteria=[lambda ids, scores: torch.full((len(ids),), self._closing, device=ids.device)],
-                )[:, longest:].tolist()
+            reshape = _processors(asked.extra, temperature)
+        except (ValueError, TypeError) as error:
+            raise TeacherFault(FaultKind.UNUSABLE, f"extra: {error}") from None
+        # Where logits are reshaped, the temperature is a part of that: min_p and others count after it.
+        decoding = Decoding(
+            max_new_tokens=new,
+            temperature=1.0 if temperature and reshape else temperature,
+            top_p=1.0 if asked.top_p is None else asked.top_p,
+            stop=tuple(asked.extra.get("stop", ())),
+        )
+        generator = Generator(model, tokenizer, decoding, reshape, cancelled=lambda: self._closing)
+        try:
+            written = generator([p.tokens for p in batch], [p.request.seed for p in batch])
         except torch.OutOfMemoryError:
             message = f"no memory for {len(batch)} rationales of {new} tokens; lower batch_size or max_tokens"
             raise TeacherFault(FaultKind.BAD_REQUEST, message) from None
-        return [self._answer(p, row, ends) for p, row in zip(batch, written, strict=True)]
-
-    def _answer(self, pending: _Pending, written: list[int], ends: set[int]) -> TeacherAnswer:
-        _, tokenizer = self._load()
-        end = next((i for i, token in enumerate(written) if token in ends), None)
-        own = written if end is None else written[:end]
-        return TeacherAnswer(
-            text=tokenizer.decode(own, skip_special_tokens=True),
-            finish_reason="length" if end is None else "stop",
-            prompt_tokens=len(pending.tokens),
-            completion_tokens=len(own) + (end is not None),
-            model=self._folder,
-        )
+        return [
+            TeacherAnswer(
+                text=own.text,
+                finish_reason="stop" if own.finished else "length",
+                prompt_tokens=len(p.tokens),
+                completion_tokens=own.tokens,
+                model=self._folder,
+            )
+            for p, own in zip(batch, written, strict=True)
+        ]
 
 
-class _SeededChoice:
-    """Adds each row's own Gumbel noise to its log-probabilities, so that the largest one is a sample of them.
+def _processors(extra: Mapping[str, Any], temperature: float) -> Any:
+    """What reshapes the logits of a request's `extra`, in the order of transformers' `generate`; None: nothing does."""
+    import transformers
 
-    `generate` draws all rows from one generator: a row's text would depend on its neighbours in the batch. argmax
-    over logits + Gumbel noise has exactly the softmax distribution (Gumbel 1954), and the noise is the row's own.
-    """
-
-    def __init__(self, seeds: list[int]) -> None:
-        import torch
-
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        uniform = torch.stack([torch.rand(scores.shape[1], generator=g, dtype=torch.float64) for g in self._generators])
-        noise = -(-uniform.clamp_min(1e-300).log()).clamp_min(1e-300).log()
-        return scores.double() + noise.to(scores.device)
-
-
-def _samplers(decoding: SamplingParams, seeds: list[int]) -> Any:
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
-
-    samplers = LogitsProcessorList()
-    temperature = 1.0 if decoding.temperature is None else decoding.temperature
+    # Named in config/teachers.py, which refuses all others.
+    kinds = {
+        "repetition_penalty": transformers.RepetitionPenaltyLogitsProcessor,
+        "top_k": transformers.TopKLogitsWarper,
+        "min_p": transformers.MinPLogitsWarper,
+        "typical_p": transformers.TypicalLogitsWarper,
+    }
+    named = {name: kind(extra[name]) for name, kind in kinds.items() if name in extra}
+    if not named:
+        return None
+    steps = transformers.LogitsProcessorList()
+    if penalty := named.pop("repetition_penalty", None):
+        steps.append(penalty)
     if temperature > 0:
-        samplers.append(TemperatureLogitsWarper(float(temperature)))
-        if decoding.top_p is not None and decoding.top_p < 1:
-            samplers.append(TopPLogitsWarper(decoding.top_p))
-        samplers.append(_SeededChoice(seeds))
-    return samplers
+        steps.append(transformers.TemperatureLogitsWarper(float(temperature)))
+        steps.extend(named.values())
+    return steps
 
 
 def _device(name: str) -> str:
