@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_a_server_that_repeats_itself_is_noticed_and_named(ask, problems, stored
     assert "do_sample in generation_config" in said
 
 
-def test_each_kind_of_answer_has_its_status_and_is_asked_once(ask, problems, stored):
+def test_each_kind_of_answer_has_its_status_and_is_asked_once_but_for_empty_ones(ask, problems, stored, quick):
     answers = {
         "p0": (says("The answer is 4."), RowStatus.OK, Verdict.CORRECT),
         "p1": (says("The answer is 5."), RowStatus.OK, Verdict.WRONG),
@@ -127,7 +128,7 @@ def test_each_kind_of_answer_has_its_status_and_is_asked_once(ask, problems, sto
     with Server(lambda body, n: next((a[0] for p, a in answers.items() if f"{p}?" in str(body)), ready)) as server:
         outcome = ask(teacher(server.url), problems(9))
         ask(teacher(server.url), problems(9))
-        assert len(questions(server)) == 9
+        assert Counter(questions(server)) == {p.question: 3 if p.id == "p4" else 1 for p in problems(9)}
     found = {row.id: row for row in stored()}
     assert {i: (row.status, row.verdict) for i, row in found.items()} == {i: a[1:] for i, a in answers.items()}
     assert (found["p6"].reasoning, found["p6"].text) == ("two and two", "The answer is 4.")
@@ -135,8 +136,41 @@ def test_each_kind_of_answer_has_its_status_and_is_asked_once(ask, problems, sto
     assert outcome[0].statuses == Counter(a[1] for a in answers.values())
 
 
-def test_the_summary_counts_every_status_that_is_not_ok(ask, problems, capsys):
-    with Server(lambda body, n: says("no idea" if n % 2 else "", finish_reason="stop")) as server:
+def test_an_empty_reply_is_asked_again_and_costs_no_row(ask, problems, stored, quick):
+    emptied: set[str] = set()
+
+    def slips(body, number):
+        question = body["messages"][-1]["content"]
+        if question in emptied:
+            return right(body, number)
+        emptied.add(question)
+        return says("  ")
+
+    with Server(slips) as server:
+        ask(teacher(server.url), problems(3), max_retries=0)
+        assert Counter(questions(server)) == {p.question: 2 for p in problems(3)}
+    assert [row.status for row in stored()] == [RowStatus.OK] * 3
+
+
+def test_half_a_surrogate_or_nul_in_a_reply_ends_no_run(ask, problems, stored, capsys):
+    def behave(body, number):
+        if "p1?" in str(body):
+            return Reply(400, body=b'{"error": {"message": "\\ud800 \\u0000"}}')
+        if "p2?" in str(body):
+            return Reply(body=b'{"\\ud800": "\\u0000"}')
+        text = says("x").body.replace(b'"x"', b'"half \\ud83d, nul \\u0000. The answer is 4."')
+        return Reply(body=text.replace(b'"served-model"', b'"m\\udc00\\u0000"'))
+
+    with Server(behave) as server:
+        ask(teacher(server.url), problems(5), max_errors=0.5, max_retries=0, patience=60)
+    assert Counter((row.status, row.text) for row in stored()) == {
+        (RowStatus.OK, "half \ufffd, nul \ufffd. The answer is 4."): 3
+    }
+    assert "\0" not in capsys.readouterr().err
+
+
+def test_the_summary_counts_every_status_that_is_not_ok(ask, problems, capsys, quick):
+    with Server(lambda body, n: says("" if re.search("p[01]", str(body)) else "no idea")) as server:
         ask(teacher(server.url, concurrency=1), problems(4))
     said = capsys.readouterr().err
     assert "t: 2 answers empty" in said

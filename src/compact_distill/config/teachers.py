@@ -49,7 +49,7 @@ class TeacherConfig(Strict):
     temperature: StrictFloat | None = Field(0.7, ge=0, description="null leaves it to the server")
     top_p: StrictFloat | None = Field(0.95, gt=0, le=1, description="null leaves it to the server")
     max_tokens: StrictInt | None = Field(2048, ge=1, description="of one rationale; null leaves it to the server")
-    seed: StrictInt = Field(0, ge=0, description="every sample's own seed is made from it")
+    seed: StrictInt | None = Field(0, ge=0, description="every sample's own seed is made from it; null sends none")
     extra: dict[str, Any] = Field({}, description="more of the request's body", examples=[{"top_k": 20}])
     samples: StrictInt = Field(1, ge=1, description="rationales of each problem, each asked for on its own")
     rationale: Literal["all", "reasoning", "text"] = Field(
@@ -115,6 +115,8 @@ class TeacherConfig(Strict):
         ]
         if self.backend == "transformers":
             wrong += _wrong_local_extra(self.extra)
+            if self.seed is None:
+                wrong.append("must have a seed with backend transformers, got null; use 0")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

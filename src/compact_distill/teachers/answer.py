@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,30 +14,60 @@ from itertools import islice
 from compact_distill.answers import Verifier, choices_of, compare_answers, read_rationale
 from compact_distill.config.teachers import PricesConfig
 from compact_distill.records import Verdict
-from compact_distill.teachers.protocol import TeacherAnswer, TeacherRequest
+from compact_distill.teachers.protocol import Finish, TeacherAnswer, TeacherRequest, finish
 from compact_distill.teachers.store import RowStatus, Store, StoredRow, text_digest
 
-OPEN, CLOSE = "<think>", "</think>"
+_TAG = re.compile(
+    r"<(?P<close>/)?(?:think|thinking|thought|reasoning|seed:think)>|\[(?P<bracket>/)?THINK\]", re.IGNORECASE
+)
+_CHANNEL = re.compile(
+    r"(?:<\|start\|>assistant)?<\|channel\|>(?P<name>\w+)[^<]*<\|message\|>(?P<text>.*?)"
+    r"(?:<\|end\|>|<\|return\|>|<\|call\|>|(?=<\|start\|>)|(?=<\|channel\|>)|$)",
+    re.DOTALL,
+)
+_BARE_CHANNELS = re.compile(r"analysis(?P<thought>.*?)assistantfinal(?P<said>.*)", re.DOTALL)
 
 
 def split_reasoning(text: str, reasoning: str = "") -> tuple[str, str]:
-    """Return (reasoning, text): what stands in `<think>` tags, or came in a field of its own, is reasoning.
+    """Return (reasoning, text): what stands in thinking tags, or came in a field of its own, is reasoning.
 
     Chat templates often write the opening tag themselves, so a closing tag alone ends the reasoning that began with
     the text. An opening tag that is never closed was cut off: all after it is reasoning, and nothing more was said.
+    The channels of gpt-oss are told apart too, also where a server has cut their markers out. Thoughts that came twice,
+    in the text and in a field, count once.
     """
-    thoughts, said = [reasoning], ""
-    while CLOSE in text:
-        before, text = text.split(CLOSE, 1)
-        shown, opened, thought = before.partition(OPEN)
-        if opened:
-            said += shown
-        else:
-            said, thought = "", said + before
-        thoughts.append(thought)
-    shown, _, thought = text.partition(OPEN)
-    thoughts.append(thought)
-    return "\n".join(t.strip() for t in thoughts if t.strip()), (said + shown).strip()
+    thoughts, said = _channels(text) or _tagged(text)
+    inside = "\n".join(thought.strip() for thought in thoughts if thought.strip())
+    apart = reasoning.strip()
+    return "\n".join(filter(None, (inside,) if apart == inside else (apart, inside))), said.strip()
+
+
+def _channels(text: str) -> tuple[list[str], str] | None:
+    """Thoughts and text of gpt-oss's channels; None where there are none."""
+    if bare := _BARE_CHANNELS.fullmatch(text.strip()):
+        return [bare["thought"]], bare["said"]
+    found = list(_CHANNEL.finditer(text)) if "<|channel|>" in text else []
+    if not found:
+        return None
+    said = "".join(channel["text"] for channel in found if channel["name"] == "final")
+    return [channel["text"] for channel in found if channel["name"] != "final"], text[: found[0].start()] + said
+
+
+def _tagged(text: str) -> tuple[list[str], str]:
+    thoughts: list[str] = []
+    said: list[str] = []
+    inside, begin = False, 0
+    for tag in _TAG.finditer(text):
+        piece = text[begin : tag.start()]
+        if tag["close"] or tag["bracket"]:
+            thoughts.append(piece if inside else "".join(said) + piece)
+            said = said if inside else []
+            inside, begin = False, tag.end()
+        elif not inside:
+            said.append(piece)
+            inside, begin = True, tag.end()
+    (thoughts if inside else said).append(text[begin:])
+    return thoughts, "".join(said)
 
 
 Redact = Callable[[str], str]
@@ -124,20 +155,21 @@ def _ended(finish_reason: str | None) -> bool | None:
 
 
 def _status(answer: TeacherAnswer, thought: str, said: str, found: str | None, repeated: bool) -> RowStatus:
+    ended = finish(answer.finish_reason)
     if answer.refused:
         return RowStatus.REFUSED
-    if not thought and not said:
+    if not thought and not said and ended is not Finish.LIMIT:  # hidden thoughts may use up the limit
         return RowStatus.EMPTY
     if repeated:
         return RowStatus.DUPLICATE
-    if answer.finish_reason in ("length", "max_tokens"):
-        return RowStatus.TRUNCATED
+    if ended is not Finish.WHOLE:
+        return RowStatus.TRUNCATED if ended is Finish.LIMIT else RowStatus.INTERRUPTED
     return RowStatus.UNPARSED if found is None else RowStatus.OK
 
 
 def _clean(text: str, redact: Redact) -> str:
-    """Text that any UTF-8 file can hold, without keys: JSON may escape half of a surrogate pair."""
-    return redact(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    """Text that any file and tokenizer can hold, without keys: JSON may escape NUL and half of a surrogate pair."""
+    return redact(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd"))
 
 
 def _optional(text: str | None, redact: Redact) -> str | None:

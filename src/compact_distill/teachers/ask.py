@@ -13,10 +13,12 @@ from compact_distill.teachers.protocol import (
     FATAL,
     FINAL,
     FaultKind,
+    Finish,
     TeacherAnswer,
     TeacherBackend,
     TeacherFault,
     TeacherRequest,
+    finish,
 )
 
 
@@ -63,6 +65,7 @@ class Limits:
     max_retries: int = 6
     max_wait: float = 3600.0  # longest wait for rate limits, in all, for one request
     patience: float = 60.0  # of nothing but faults, after which the teacher counts as dead
+    max_empty: int = 0  # how often an answer with nothing in it is asked for again
 
 
 class Clock:
@@ -113,7 +116,7 @@ class Requester:
             TeacherFault: given up; asking again in this run would not help.
             Halted: not asked, or not asked again.
         """
-        attempt, failures, waited = 0, 0, 0.0
+        attempt, failures, waited, empty = 0, 0, 0.0, 0
         while True:
             estimate = await self._admitted(request)
             began = self._clock.now()
@@ -140,7 +143,11 @@ class Requester:
             else:
                 self._row = 0
                 self._account(request, answer, estimate)
-                return answer, self._clock.now() - began
+                if empty == self.limits.max_empty or not is_empty(answer):
+                    return answer, self._clock.now() - began
+                self.faults[FaultKind.EMPTY] += 1
+                await self._sleep(self._delay(None, empty))
+                empty += 1
 
     async def _attempt(self, request: TeacherRequest) -> TeacherAnswer:
         self.in_flight += 1
@@ -183,8 +190,8 @@ class Requester:
         if self.halted:
             raise Halted
 
-    def _delay(self, fault: TeacherFault, attempt: int) -> float:
-        if fault.retry_after:
+    def _delay(self, fault: TeacherFault | None, attempt: int) -> float:
+        if fault is not None and fault.retry_after:
             return fault.retry_after
         longest = min(FIRST_DELAY * 2 ** min(attempt, 30), LONGEST_DELAY)
         return self._clock.uniform(longest / 2, longest)
@@ -216,6 +223,12 @@ class Requester:
         if self._tokens:
             read = answer.prompt_tokens or estimate_tokens((request.system or "") + request.prompt)
             self._tokens.correct(read + written - estimate)
+
+
+def is_empty(answer: TeacherAnswer) -> bool:
+    """Whether nothing came although nothing was refused and no limit was reached: a busy server's slip."""
+    nothing = not answer.text.strip() and not answer.reasoning.strip()
+    return nothing and not answer.refused and finish(answer.finish_reason) is Finish.WHOLE
 
 
 def estimate_tokens(text: str) -> int:

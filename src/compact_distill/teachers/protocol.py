@@ -36,7 +36,7 @@ class TeacherRequest:
     system: str | None
     prompt: str
     decoding: SamplingParams
-    seed: int
+    seed: int | None  # None: not sent
     key: str
 
 
@@ -57,6 +57,28 @@ class TeacherAnswer:
     model: str | None = None
 
 
+class Finish(StrEnum):
+    """How a text ended, in one word for all servers' words."""
+
+    WHOLE = "whole"
+    LIMIT = "limit"
+    BLOCKED = "blocked"
+    OTHER = "other"  # what is there is part of a text
+
+
+_FINISHES = {
+    Finish.WHOLE: ("", "stop", "eos", "eos_token", "end", "end_turn", "stop_sequence", "stop_token", "completed"),
+    Finish.LIMIT: ("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length"),
+    Finish.BLOCKED: ("content_filter", "safety", "refusal", "recitation", "blocklist", "prohibited_content", "spii"),
+}
+
+
+def finish(reason: str | None) -> Finish:
+    """Read a server's finish reason; one that nobody knows is never taken for a whole text."""
+    word = (reason or "").strip().lower().partition(":")[0]  # "content_filter: SAFETY"
+    return next((kind for kind, words in _FINISHES.items() if word in words), Finish.OTHER)
+
+
 class FaultKind(StrEnum):
     """Why a request got no answer."""
 
@@ -66,34 +88,47 @@ class FaultKind(StrEnum):
     TIMEOUT = "timeout"
     MALFORMED = "malformed"
     BAD_REQUEST = "bad_request"
+    EMPTY = "empty"  # an answer came, with nothing in it
     UNAUTHORISED = "unauthorised"
+    UNPAID = "unpaid"
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     UNUSABLE = "unusable"  # no such model, no key on that machine
     ABSENT = "absent"  # a file of existing rationales does not hold this one
 
 
-FATAL = frozenset({FaultKind.UNAUTHORISED, FaultKind.NOT_FOUND, FaultKind.UNUSABLE})
-"""Every other request to this teacher would bring the same fault: a wrong key, model or address."""
+FATAL = frozenset({FaultKind.UNAUTHORISED, FaultKind.UNPAID, FaultKind.NOT_FOUND, FaultKind.UNUSABLE})
+"""Every other request to this teacher would bring the same fault: a wrong key, model or address, an empty account."""
 
 FINAL = FATAL | {FaultKind.BAD_REQUEST, FaultKind.FORBIDDEN, FaultKind.ABSENT}
 """Asking again would bring the same fault."""
 
 
 class TeacherFault(CompactError):
-    """A request that got no answer; `retry_after` is how many seconds the server asked to wait, if it did."""
+    """A request that got no answer.
 
-    def __init__(self, kind: FaultKind, message: str, retry_after: float | None = None) -> None:
+    Args:
+        retry_after: how many seconds the server asked to wait, if it did.
+        refused: the parameter of the request's body that the server does not take, if it named one.
+    """
+
+    def __init__(
+        self, kind: FaultKind, message: str, retry_after: float | None = None, refused: str | None = None
+    ) -> None:
         self.kind = kind
         self.retry_after = retry_after
+        self.refused = refused
         super().__init__(message)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (TeacherFault, (self.kind, str(self), self.retry_after))
+        return (TeacherFault, (self.kind, str(self), self.retry_after, self.refused))
 
 
 class TeacherBackend(Protocol):
-    """Whoever answers requests: a server, a local model, a file, a script. One `ask`, one attempt, no retries."""
+    """Whoever answers requests: a server, a local model, a file, a script. One `ask`, one attempt, no retries.
+
+    Making one opens nothing that must be closed: what only checks a configuration leaves nothing behind.
+    """
 
     @property
     def name(self) -> str: ...
@@ -154,7 +189,7 @@ class Prompting:
             system=self._system,
             prompt=self.prompt(problem),
             decoding=self._decoding,
-            seed=int.from_bytes(digest[:4], "big") & 0x7FFFFFFF,
+            seed=None if self._seed is None else int.from_bytes(digest[:4], "big") & 0x7FFFFFFF,
             key=key,
         )
 

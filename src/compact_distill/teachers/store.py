@@ -32,6 +32,7 @@ class RowStatus(StrEnum):
     EMPTY = "empty"
     DUPLICATE = "duplicate"  # letter by letter another sample of the same problem
     UNPARSED = "unparsed"  # no final answer in it
+    INTERRUPTED = "interrupted"  # the server stopped for a reason of its own; what came is part of a text
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import pytest
 from compact_distill.errors import ConfigError
 from compact_distill.records import Problem
 from compact_distill.teachers.backends.openai import OpenAITeacher, retry_after
-from compact_distill.teachers.protocol import FaultKind, SamplingParams, TeacherFault, TeacherRequest
+from compact_distill.teachers.protocol import FATAL, FaultKind, SamplingParams, TeacherFault, TeacherRequest
 from compact_distill.teachers.secrets import Redactor
 from teachers.server import Reply, Server, fails, says
 
@@ -62,6 +62,207 @@ def test_no_key_of_the_environment_is_sent_unless_it_is_named(monkeypatch):
     assert KEY not in str(seen.headers)
     _, seen = ask(says("4"), key_env="OPENAI_API_KEY")
     assert seen.headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("key_env", [None, "MY_KEY"])
+def test_nothing_that_the_openai_client_reads_from_the_environment_reaches_a_named_server(monkeypatch, key_env):
+    monkeypatch.setenv("MY_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai-0123456789")
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-admin-0123456789")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-of-mine")
+    monkeypatch.setenv("OPENAI_WEBHOOK_SECRET", "hook-of-mine")
+    monkeypatch.setenv(
+        "OPENAI_CUSTOM_HEADERS", "X-Team: team-of-mine\nAuthorization: Bearer other-of-mine\nUser-Agent: agent-of-mine"
+    )
+    _, seen = ask(says("4"), key_env=key_env)
+    assert "of-mine" not in str(seen.headers)
+    assert "sk-of-openai" not in str(seen.headers)
+    assert "sk-admin" not in str(seen.headers)
+    assert seen.headers.get("authorization") == (None if key_env is None else f"Bearer {KEY}")
+    # Nor does it tell what machine this is.
+    assert not [name for name in seen.headers if name.startswith("x-")]
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_to_another_host_is_refused(monkeypatch, status):
+    monkeypatch.setenv("MY_KEY", KEY)
+    with Server(lambda body, number: says("4")) as other:
+        found = fault(Reply(status, {"Location": f"{other.url}/chat/completions?key=secret"}), key_env="MY_KEY")
+        assert other.seen == []
+    assert found.kind is FaultKind.UNUSABLE
+    assert f"HTTP {status} leads to http://127.0.0.1:{other.port}; name the address in `base_url`" in str(found)
+    assert "secret" not in str(found)
+
+
+def test_a_redirect_on_the_same_host_is_followed():
+    def behave(body, number):
+        return Reply(307, {"Location": "/v1/moved/chat/completions"}) if number == 0 else says("4")
+
+    async def once(url):
+        return await OpenAITeacher("t", "m", url, None, Redactor([])).ask(request())
+
+    with Server(behave) as server:
+        assert asyncio.run(once(server.url)).text == "4"
+        assert len(server.seen) == 2
+
+
+def test_null_leaves_any_parameter_out():
+    nothing = TeacherRequest(Problem("p", "q", "4"), 0, None, "2 + 2?", SamplingParams(), None, "k")
+
+    async def once(url):
+        return await OpenAITeacher("t", "m", url, None, Redactor([])).ask(nothing)
+
+    with Server(lambda body, number: says("4")) as server:
+        asyncio.run(once(server.url))
+        assert server.seen[0].body == {"model": "m", "messages": [{"role": "user", "content": "2 + 2?"}]}
+
+
+def error(body, status=400):
+    return Reply(status, body=json.dumps(body).encode())
+
+
+def openai_error(message, param=None):
+    return error({"error": {"message": message, "type": "invalid_request_error", "param": param, "code": None}})
+
+
+@pytest.mark.parametrize(
+    ("reply", "remedy"),
+    [
+        (
+            openai_error(
+                "Unsupported value: 'temperature' does not support 0.7 with this model. "
+                "Only the default (1) value is supported.",
+                "temperature",
+            ),
+            "set `temperature: null` for this teacher",
+        ),
+        (openai_error("Unsupported parameter: 'top_p' is not supported with this model."), "set `top_p: null`"),
+        (error({"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not "
+                            "permitted"}]}, 422), "set `seed: null`"),
+        (error({"message": "Unrecognized request argument supplied: seed"}), "set `seed: null`"),
+        (error({"error": "max_tokens must not be sent: invalid argument"}), "set `max_tokens: null`"),
+        (openai_error("unexpected keyword: top_k"), "take top_k out of `extra`"),
+    ],
+)  # fmt: skip
+def test_a_refusal_that_names_a_parameter_says_which_key_to_set(reply, remedy):
+    with pytest.raises(TeacherFault, match="HTTP 4") as caught:
+        ask(reply, temperature=0.7, top_p=0.95, max_tokens=100, extra={"top_k": 5})
+    assert remedy in str(caught.value)
+    assert caught.value.kind is FaultKind.BAD_REQUEST
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 4096 tokens, however you requested 5000 tokens",
+        "the temperature of the GPU is too high",
+        "the model `n` is not supported",
+    ],
+)
+def test_a_refusal_that_names_no_parameter_of_the_request_blames_none(message):
+    found = str(fault(openai_error(message)))
+    assert "null" not in found
+    assert "check the decoding settings" in found
+
+
+def test_a_server_that_wants_max_completion_tokens_gets_it_and_is_told_once(capsys):
+    refusal = openai_error(
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        "max_tokens",
+    )
+
+    async def thrice(url):
+        teacher = OpenAITeacher("t", "m", url, None, Redactor([]))
+        return await asyncio.gather(*(teacher.ask(request(max_tokens=100)) for _ in range(3)))
+
+    with Server(lambda body, number: refusal if "max_tokens" in body else says("4")) as server:
+        assert [answer.text for answer in asyncio.run(thrice(server.url))] == ["4"] * 3
+        assert [seen.body["max_completion_tokens"] for seen in server.seen[-3:]] == [100] * 3
+    assert capsys.readouterr().err.count("refuses max_tokens") == 1
+
+
+def test_openais_own_server_gets_the_name_that_its_reference_asks_for():
+    teacher = OpenAITeacher("t", "gpt-5-mini", "https://api.openai.com/v1", None, Redactor([]))
+    assert teacher._body(request(max_tokens=100))["max_completion_tokens"] == 100
+    assert "max_tokens" not in teacher._body(request(max_tokens=100))
+
+
+def test_a_limit_that_hidden_thoughts_use_up_is_a_truncated_answer():
+    said = "Could not finish the message because max_tokens or model output limit was reached. Please try again."
+    answer, _ = ask(openai_error(said), max_tokens=16)
+    assert (answer.text, answer.finish_reason) == ("", "length")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"detail": [{"loc": ["body", "messages", 0], "msg": "Field required"}, {"msg": "too long"}]},
+         "messages.0: Field required; too long"),
+        ({"detail": "Not here"}, "Not here"),
+        ({"error": "model requires more memory"}, "model requires more memory"),
+        ({"error": {"message": "of OpenAI"}}, "of OpenAI"),
+        ({"object": "error", "message": "of vLLM", "code": 400}, "of vLLM"),
+        ([{"error": {"message": "of a list"}}], "of a list"),
+        ({"errors": ["one", {"message": "two"}]}, "one; two"),
+        ({"odd": 1}, '{"odd": 1}'),
+    ],
+)  # fmt: skip
+def test_what_an_errors_body_says_is_shown_whatever_its_form(body, said):
+    assert str(fault(error(body))).startswith(f"HTTP 400: {said}; ")
+
+
+def test_an_account_without_money_ends_the_teacher_and_says_so(monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    found = fault(fails(402, "Insufficient credits"), key_env="MY_KEY")
+    assert found.kind is FaultKind.UNPAID
+    assert found.kind in FATAL
+    assert "the account of the key in MY_KEY has no money left" in str(found)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "System role not supported",
+        "This model does not support system messages",
+        "Developer instruction is not enabled; system instruction unsupported",
+        "Conversation roles must alternate user/assistant/user/assistant/...",
+    ],
+)
+def test_a_model_without_system_messages_says_which_key_to_set(message):
+    assert "set `system: null` for this teacher" in str(fault(fails(400, message)))
+
+
+@pytest.mark.parametrize("reason", ["error", "abort", "ERROR"])
+def test_a_server_that_breaks_off_is_asked_again(reason):
+    found = fault(says("2 + 2 is", finish_reason=reason))
+    assert found.kind is FaultKind.SERVER
+    assert "broke off" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("message", "said", "thought"),
+    [
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "2 + "}, {"text": "2"}]},
+                      {"type": "text", "text": "4"}]}, "4", "2 + 2"),
+        ({"content": [{"type": "thinking", "thinking": "2 + 2", "signature": "xyz"}, {"type": "text", "text": "4"}]},
+         "4", "2 + 2"),
+        ({"content": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "2 + 2"}]},
+                      {"type": "output_text", "text": "4"}]}, "4", "2 + 2"),
+        ({"content": ["4"]}, "4", ""),
+        ({"content": [{"type": "image_url", "image_url": "x"}, {"type": "text", "text": "4"}]}, "4", ""),
+        ({"content": "4", "reasoning_details": [{"type": "reasoning.text", "text": "2 + "},
+                                                {"type": "reasoning.summary", "summary": "2"},
+                                                {"type": "reasoning.encrypted", "data": "xyz"}]}, "4", "2 + 2"),
+        ({"content": "4", "reasoning": "2 + 2", "reasoning_details": [{"text": "2 + 2"}]}, "4", "2 + 2"),
+        ({"content": "4", "reasoning": {"content": "2 + 2"}}, "4", "2 + 2"),
+        ({"content": "4", "thinking": "2 + 2"}, "4", "2 + 2"),
+        ({"content": "4", "reasoning": None, "reasoning_details": []}, "4", ""),
+    ],
+)  # fmt: skip
+def test_structured_thoughts_are_kept_apart_from_what_is_said(message, said, thought):
+    answer, _ = ask(says(message.pop("content"), **message))
+    assert (answer.text, answer.reasoning) == (said, thought)
 
 
 def test_an_answer_keeps_what_the_server_says_of_it():
@@ -224,7 +425,7 @@ def test_a_key_that_is_not_set_is_found_before_anything_is_sent(monkeypatch):
 
 def test_a_quota_that_is_used_up_is_not_waited_for():
     body = json.dumps({"error": {"message": "pay", "code": "insufficient_quota"}}).encode()
-    assert fault(Reply(429, body=body)).kind is FaultKind.FORBIDDEN
+    assert fault(Reply(429, body=body)).kind is FaultKind.UNPAID
 
 
 def test_an_error_message_cannot_control_the_terminal():

@@ -12,6 +12,7 @@ from compact_distill.teachers.protocol import Prompting, TeacherBackend
 from compact_distill.teachers.secrets import Redactor
 
 _SERVER_SECONDS = 600.0
+_EMPTY_RETRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ def limits(config: TeacherConfig, generation: GenerationConfig) -> Limits:
         max_retries=generation.max_retries,
         max_wait=generation.max_wait,
         patience=generation.patience,
+        max_empty=_EMPTY_RETRIES if config.backend == "openai" else 0,
     )
 
 

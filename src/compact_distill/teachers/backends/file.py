@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import IO
 
 from compact_distill.errors import ConfigError, DataError
 from compact_distill.lab.teachers import pool
@@ -14,26 +15,28 @@ class FileTeacher:
     """Rationales of a JSONL with the fields id, text and, where there are several, sample and teacher."""
 
     def __init__(self, name: str, path: str) -> None:
-        """Note where each rationale stands; the texts stay in the file.
+        """Note where each rationale stands; the texts stay in the file, which is opened again when one is asked for.
 
         Raises:
             DataError: the file cannot be read, or a row of it breaks a rule; every such row is named.
         """
         self.name = name
+        self._path = Path(path)
+        self._file: IO[bytes] | None = None
         self._offsets: dict[tuple[str, int], int] = {}
         wrong = []
+        offset = 0
         try:
-            self._file = Path(path).open("rb")  # noqa: SIM115 - stays open as long as the teacher lives
+            with self._path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    try:
+                        if line.strip():
+                            self._note(json.loads(line), offset)
+                    except (ValueError, RecursionError) as error:
+                        wrong.append(f"teacher {name}: {path}, line {number}: {error}")
+                    offset += len(line)
         except OSError as error:
             raise DataError(f"teacher {name}: {path} must be readable: {error.strerror}; check `path`") from None
-        offset = 0
-        for number, line in enumerate(self._file, start=1):
-            try:
-                if line.strip():
-                    self._note(json.loads(line), offset)
-            except (ValueError, RecursionError) as error:
-                wrong.append(f"teacher {name}: {path}, line {number}: {error}")
-            offset += len(line)
         if wrong:
             raise DataError(wrong)
 
@@ -47,12 +50,15 @@ class FileTeacher:
         if offset is None:
             message = f"no rationale for problem {request.problem.id!r}, sample {request.sample}, in the file"
             raise TeacherFault(FaultKind.ABSENT, message)
+        if self._file is None:
+            self._file = self._path.open("rb")
         self._file.seek(offset)
         row = json.loads(self._file.readline())
         return TeacherAnswer(text=row["text"], reasoning=row.get("reasoning") or "", model=row.get("model"))
 
     async def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _note(self, row: object, offset: int) -> None:
         if not isinstance(row, dict):

@@ -144,7 +144,7 @@ class TransformersTeacher:
         )
         generator = Generator(model, tokenizer, decoding, reshape, cancelled=lambda: self._closing)
         try:
-            written = generator([p.tokens for p in batch], [p.request.seed for p in batch])
+            written = generator([p.tokens for p in batch], [p.request.seed or 0 for p in batch])
         except torch.OutOfMemoryError:
             message = f"no memory for {len(batch)} rationales of {new} tokens; lower batch_size or max_tokens"
             raise TeacherFault(FaultKind.BAD_REQUEST, message) from None
