@@ -25,9 +25,7 @@ def config(tmp_path) -> Path:
             "id": f"p{n}",
             "question": f"What is {n} + 1?",
             "answer": str(n + 1),
-            "rationales": [
-                {"teacher": t, "text": f"So {n} + 1 = {n + 1}.\nThe answer is {n + 1}."} for t in ("a", "b")
-            ],
+            "rationales": [{"teacher": t, "text": text.format(n, n + 1)} for t in ("a", "b")],
         }
         for n in range(8)
     ]
