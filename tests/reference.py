@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ class Settings:
     pool: str = "last"
     thinking_expressions: tuple[str, ...] = ()
     consistency: float = 0.1
+    attention: str = "joint"
+    rank_clip: int = 100
+    local_steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Branch:
     thinking: list[tuple[int, int]]
     answer: list[int]
     eos: int
+    steps: tuple[int, ...] = ()  # reasoning tokens at which its sentences and lines start
 
     @property
     def completion(self) -> list[int]:
@@ -118,7 +123,12 @@ def encode_branch(tokenizer: Any, reasoning: str, answer: str, settings: Setting
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and start < b]
         thinking.append((inside[0], inside[-1]))
     segment, _ = answer_segment(tokenizer, answer, settings.answer_template)
-    return Branch(ids, thinking, segment, tokenizer.eos_token_id)
+    steps = [0] if ids else []
+    for start, _ in first_words(reasoning)[1:]:
+        step = next(i for i, (_, b) in enumerate(offsets) if b > start)
+        if step not in steps:
+            steps.append(step)
+    return Branch(ids, thinking, segment, tokenizer.eos_token_id, tuple(steps))
 
 
 def answer_segment(tokenizer: Any, answer: str, answer_template: str) -> tuple[list[int], range]:
@@ -144,8 +154,12 @@ def thinking_spans(reasoning: str, expressions: tuple[str, ...] = ()) -> list[tu
     spans = []
     for pattern in (rf"\b(?:{LEXICON})\b", *expressions):
         spans += [match.span() for match in re.finditer(pattern, reasoning, re.IGNORECASE)]
-    if spans:
-        return spans
+    return spans or first_words(reasoning)
+
+
+def first_words(reasoning: str) -> list[tuple[int, int]]:
+    """Return the characters (start, end) of the first word of each sentence and line."""
+    spans = []
     for word in re.finditer(r"\S+", reasoning):
         before = reasoning[: word.start()]
         space = before[len(before.rstrip()) :]
@@ -183,6 +197,44 @@ def difficulty(model: Any, problem: Encoded, branch: Branch) -> Tensor:
     log_p_TV = log_probabilities_after(model, problem.prompt, branch.completion)
     losses = [-log_p_TV[t, token] for t, token in enumerate(branch.completion)]
     return torch.stack(losses).mean()
+
+
+# --- further scores -----------------------------------------------------------------------------------------------
+
+
+def rank_surprisal(model: Any, problem: Encoded, branch: Branch, clip: int) -> float:
+    """Return mean min(rank, clip) over mean surprisal (nats) of the completion's tokens; the likeliest has rank 1."""
+    with torch.no_grad():
+        log_p_TV = log_probabilities_after(model, problem.prompt, branch.completion)
+    ranks, surprisals = [], []
+    for t, token in enumerate(branch.completion):
+        larger = sum(1 for other in log_p_TV[t].tolist() if other > log_p_TV[t, token].item())
+        ranks.append(min(1 + larger, clip))
+        surprisals.append(-log_p_TV[t, token].item())
+    return (sum(ranks) / len(ranks)) / (sum(surprisals) / len(surprisals))
+
+
+def local_naturalness(model: Any, problem: Encoded, branch: Branch, window: int) -> float:
+    """Return the mean over steps of a step's mean log-probability after the prompt and `window` steps before it."""
+    bounds = [*branch.steps, len(branch.reasoning)]
+    steps = [branch.reasoning[a:b] for a, b in pairwise(bounds)]
+    means = []
+    for s, step in enumerate(steps):
+        before = [token for earlier in steps[max(0, s - window) : s] for token in earlier]
+        with torch.no_grad():
+            log_p_TV = log_probabilities_after(model, problem.prompt + before, step)
+        means.append(sum(log_p_TV[t, token].item() for t, token in enumerate(step)) / len(step))
+    return sum(means) / len(means) if means else 0.0
+
+
+def agreement(answers: list[str | None], same: Any) -> list[float]:
+    """Return for each answer the share of the others that there are for which `same(a, b)`; None: not there."""
+    shares = []
+    for k, answer in enumerate(answers):
+        others = [other for i, other in enumerate(answers) if i != k and other is not None]
+        found = sum(same(answer, other) for other in others) if answer is not None else 0
+        shares.append(found / len(others) if others else 0.0)
+    return shares
 
 
 # --- adaptability -------------------------------------------------------------------------------------------------
@@ -279,12 +331,23 @@ def path_state(model: Any, problem: Encoded, branch: Branch, pool: str) -> Tenso
     return attention_T @ reasoning_TD
 
 
-def consensus(model: Any, problem: Encoded, pool: str = "last") -> Tensor:
+def head_attention(attention: Any, states_KD: Tensor) -> Tensor:
+    """Return [K, K]: the mean over heads of each head's own softmax over j of <q_i, key_j> / sqrt(head_dim)."""
+    queries, keys = queries_and_keys(attention, states_KD)
+    heads, head_dim = queries.shape[1:]
+    group = heads // keys.shape[1]
+    each = [torch.softmax(queries[:, h] @ keys[:, h // group].T / head_dim**0.5, dim=1) for h in range(heads)]
+    return sum(each) / heads
+
+
+def consensus(model: Any, problem: Encoded, pool: str = "last", kind: str = "joint") -> Tensor:
     """Return C [K]: the attention each path gets from the other present paths; NaN where missing."""
     present = [k for k, branch in enumerate(problem.branches) if branch is not None]
     with torch.no_grad():
         states_KD = torch.stack([path_state(model, problem, problem.branches[k], pool) for k in present])
         attention_KK = torch.softmax(affinity(last_attention(model), states_KD, states_KD), dim=1)
+        if kind == "heads":
+            attention_KK = head_attention(last_attention(model), states_KD)
     scores = attention_KK.new_full((len(problem.branches),), torch.nan)
     for column, k in enumerate(present):
         scores[k] = sum(attention_KK[row, column] for row in range(len(present)) if row != column)
@@ -377,7 +440,7 @@ def evaluate(model: Any, problem: Encoded, settings: Settings) -> Result:
     """Return the scores, weights and loss of one problem; the loss carries gradient, the weights do not."""
     present = [k for k, branch in enumerate(problem.branches) if branch is not None]
     losses = {k: difficulty(model, problem, problem.branches[k]) for k in present}
-    consensus_K = consensus(model, problem, settings.pool)
+    consensus_K = consensus(model, problem, settings.pool, settings.attention)
     difficulty_K = torch.full_like(consensus_K, torch.nan)
     adaptability_K = torch.full_like(consensus_K, torch.nan)
     for k in present:

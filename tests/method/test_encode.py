@@ -63,6 +63,7 @@ def test_thinking_tokens_are_those_of_the_reference(name: str, expressions: tupl
         expected = {i for first, last in theirs.thinking for i in range(first, last + 1)}
         assert {i for i, thinks in enumerate(mine.thinking) if thinks} == expected
         assert set(mine.stops) == {last + 1 for _, last in theirs.thinking}
+        assert mine.steps == theirs.steps
         assert expected, "each of these reasonings has thinking expressions or first words"
 
 

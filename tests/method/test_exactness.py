@@ -66,7 +66,8 @@ def make_problem(
     for k, length in enumerate(reasonings):
         answer = [gold, gold[:2] + tokens(gold_length - 2), tokens(1), gold + tokens(2)][k % 4]
         thinking = [(t, min(t + rng.randrange(2), length - 1)) for t in range(length or 0) if rng.random() < 0.25]
-        branch = None if length is None else reference.Branch(tokens(length), thinking, answer, EOS)
+        steps = tuple(t for t in range(length or 0) if t == 0 or seed * t * (k + 3) % 7 < 2)
+        branch = None if length is None else reference.Branch(tokens(length), thinking, answer, EOS, steps)
         branches.append(branch)
     return Encoded(tokens(prompt), branches, gold, gold_span)
 
@@ -94,6 +95,7 @@ def as_package(problem: Encoded, name: str = "p") -> EncodedProblem:
                 eos=branch.eos,
                 thinking=tuple(i in marked for i in range(len(branch.reasoning))),
                 stops=tuple(sorted({last + 1 for _, last in branch.thinking})),
+                steps=branch.steps,
             )
         )
     return EncodedProblem(
@@ -123,7 +125,7 @@ class Values:
 
 def compatibility(settings: Settings) -> CompatibilityConfig:
     names = ("consensus", "adaptability", "difficulty", "temperature", "estimator", "gain", "off_weight")
-    return CompatibilityConfig(**{n: getattr(settings, n) for n in (*names, "max_probes", "pool")})
+    return CompatibilityConfig(**{n: getattr(settings, n) for n in (*names, "max_probes", "pool", "attention")})
 
 
 def packages(
@@ -288,6 +290,8 @@ OPTIONS = [
     Settings(gain="peak", off_weight=0.6),
     Settings(off_weight=0.0),
     Settings(pool="attention", consistency=0.0),
+    Settings(attention="heads"),
+    Settings(attention="heads", pool="attention"),
     Settings(estimator="probe", max_probes=2, gain="net"),
     Settings(estimator="probe", max_probes=3, gain="peak", pool="attention"),
     Settings(estimator="probe", max_probes=50),
@@ -334,6 +338,40 @@ def test_random_shapes_are_the_reference(seed: int) -> None:
     expected = references(model, tuple(problems), settings)
     for budget in (WHOLE, rng.randrange(10, 60)):
         assert_equal(packages(model, tuple(problems), settings, budget), expected)
+
+
+@pytest.mark.parametrize("estimator", ["lens", "probe"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_further_scores_are_the_reference(architecture: str, estimator: str) -> None:
+    model = tiny_model(architecture)
+    for window, clip in ((1, 100), (2, 3), (50, 10**6)):
+        expected = [
+            (reference.rank_surprisal(model, p, b, clip), reference.local_naturalness(model, p, b, window))
+            for p in PROBLEMS
+            for b in p.branches
+            if b is not None
+        ]
+        coefficients = {"rank_surprisal": -1.0, "local_naturalness": 1.0}
+        config = CompatibilityConfig(
+            estimator=estimator, max_probes=4, local_steps=window, rank_clip=clip, extra_scores=coefficients
+        )
+        attach(model)
+        scorer = Scorer(config)
+        for budget in (WHOLE, 40, BRANCHWISE):
+            found = []
+            for job in plan_jobs([as_package(p) for p in PROBLEMS], scorer.pass_options(0.1), budget):
+                with torch.no_grad():
+                    got = scorer.scores(outputs := read_job(model, job, scorer.pass_options(0.1)))
+                pair_BK2 = torch.stack([got["rank_surprisal"], got["local_naturalness"]], -1)
+                found += pair_BK2[outputs.present_BK].tolist()
+                assert not pair_BK2[~outputs.present_BK].any()
+            torch.testing.assert_close(
+                torch.tensor(found, dtype=torch.float64),
+                torch.tensor(expected, dtype=torch.float64),
+                atol=1e-11,
+                rtol=1e-11,
+            )
+        model = tiny_model(architecture)
 
 
 def test_probe_points_are_those_of_the_reference() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from compact_distill.method.encode import Branch, EncodedProblem
 from compact_distill.method.forward import PassOptions
-from compact_distill.method.packing import choose_points, lay_out, lay_out_probes
+from compact_distill.method.packing import choose_points, lay_out, lay_out_second_row, step_windows
 from compact_distill.method.passes import plan_jobs
 from compact_distill.records import RationaleStatus
 
@@ -83,13 +85,25 @@ def test_probes_follow_the_row_and_share_the_prompts_end():
     first = branch([10, 11, 12], [70], stops=[1, 2])
     second = branch([20, 21], [70], stops=[1])
     layout = lay_out([problem(first, second)], with_gold=True)
-    probes = lay_out_probes(layout, 16)
+    probes = lay_out_second_row(layout, 16)
     assert probes.row.tokens == [50, 51] * 4  # prompt's end, two of the first, one of the second
-    assert probes.of_branch == [[0, 1, 2], [0, 3]]
+    assert probes.probes == [[0, 1, 2], [0, 3]]
     own = probes.row.segments[len(layout.segments) :]
     assert [s.context for s in own] == [((0, 3),), ((0, 3), (1, 1)), ((0, 3), (1, 2)), ((0, 3), (3, 1))]
-    assert [p.rows for p in probes.points] == [(1,), (3,), (5,), (7,)]
+    assert [p.rows for p in probes.passages] == [(1,), (3,), (5,), (7,)]
     assert own[0].start == len(layout.tokens)
+
+
+def test_steps_out_of_context_see_the_prompt_and_their_window_alone():
+    stepped = dataclasses.replace(branch([10, 11, 12, 13, 14, 15], [70]), steps=(0, 2, 3, 5))
+    layout = lay_out([problem(stepped)], with_gold=False)
+    assert step_windows(stepped, 1) == [(0, 0, 2), (0, 2, 3), (2, 3, 5), (3, 5, 6)]
+    second = lay_out_second_row(layout, window=1)
+    assert second.row.tokens == [12, 13, 13, 14]  # [12] 13 (14), [13 14] (15): the last token is predicted, never read
+    assert [s.context for s in second.row.segments[len(layout.segments) :]] == [((0, 3),)] * 2
+    assert [(p.rows, p.labels) for p in second.passages] == [((0, 1), (13, 14)), ((3,), (15,))]
+    assert (second.steps, second.probes) == ([[0, 1]], [[]])
+    assert lay_out_second_row(layout, window=3).passages == []  # all windows reach back to the prompt
 
 
 def test_problems_share_passes_up_to_the_budget():

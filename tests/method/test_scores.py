@@ -6,13 +6,27 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+import reference
+from compact_distill.answers import Verifier
 from compact_distill.config.models import CompatibilityConfig
 from compact_distill.errors import ConfigError
-from compact_distill.method.encode import Branch, EncodedProblem
+from compact_distill.method.encode import Branch, EncodedProblem, Encoder
 from compact_distill.method.outputs import StudentOutputs
-from compact_distill.method.scores import _EXTRA, Scorer, adaptability, consensus, difficulty, register_score
-from compact_distill.records import RationaleStatus
+from compact_distill.method.scores import (
+    _EXTRA,
+    Scorer,
+    adaptability,
+    agreement,
+    consensus,
+    difficulty,
+    rank_surprisal,
+    register_score,
+)
+from compact_distill.records import Instance, Rationale, RationaleStatus
+from models import byte_level_tokenizer
 
 
 def outputs(**changes) -> StudentOutputs:
@@ -73,6 +87,65 @@ def test_consensus_leaves_missing_teachers_out():
     alone = consensus(outputs(present_BK=torch.tensor([[True, False]])))
     assert alone.tolist() == [[0.0, 0.0]]
     assert consensus(outputs(present_BK=torch.tensor([[False, False]]))).tolist() == [[0.0, 0.0]]
+
+
+def test_consensus_by_heads_by_hand():
+    # Head 0: L_00 = 1, L_01 = 3, L_10 = 2, L_11 = 6; head 1: L_00 = 1, L_01 = 0, L_10 = L_11 = 0; each over sqrt(2).
+    softmax = lambda *logits: torch.softmax(torch.tensor(logits) / 2**0.5, 0)  # noqa: E731
+    a01 = (softmax(1.0, 3.0)[1] + softmax(1.0, 0.0)[1]) / 2
+    a10 = (softmax(2.0, 6.0)[0] + softmax(0.0, 0.0)[0]) / 2
+    torch.testing.assert_close(consensus(outputs(), "heads"), torch.stack([a10, a01])[None])
+
+
+def test_where_the_joint_softmax_is_one_hot_heads_are_not():
+    large = outputs(query_BKHD=outputs().query_BKHD * 40)
+    assert consensus(large).max() > 0.999
+    assert consensus(large, "heads").max() < 0.8
+
+
+def test_rank_surprisal_by_hand():
+    # Ranks 1, 200, 3 count as 1, 100, 3 over surprisals 1 + 2 + 6; ranks 2, 4 over 4 + 2.
+    ranked = outputs(rank_BKT=torch.tensor([[[1, 200, 3], [2, 4, 0]]]))
+    assert rank_surprisal(ranked)[0].tolist() == pytest.approx([104 / 9, 1.0])
+    assert rank_surprisal(ranked, clip=2)[0].tolist() == pytest.approx([5 / 9, 4 / 6])
+
+
+def test_a_missing_rationale_has_no_ratio():
+    ranked = outputs(rank_BKT=torch.ones(1, 2, 3, dtype=torch.long), present_BK=torch.tensor([[True, False]]))
+    assert rank_surprisal(ranked)[0, 1].item() == 0.0
+
+
+def test_agreement_is_read_off_the_problems_and_must_have_been_looked_for():
+    branches = (Branch((1,), (2,), 0, (False,), ()),) * 2
+    bare = EncodedProblem("p", ("a", "b"), (1,), branches, (RationaleStatus.OK,) * 2, (2,), 0, 1)
+    looked = dataclasses.replace(bare, agreement=(1.0, 0.5))
+    assert agreement(outputs(problems=(looked,))).tolist() == [[1.0, 0.5]]
+    with pytest.raises(ConfigError, match="answers that were compared, those of problem 'p' were not"):
+        agreement(outputs(problems=(bare,)))
+
+
+@given(st.lists(st.sampled_from(["3", "3.0", "4", None]), min_size=1, max_size=6))
+def test_agreement_is_the_reference(answers):
+    rationales = tuple(
+        Rationale(f"t{k}", "" if answer is None else f"So.\nThe answer is {answer}.")
+        for k, answer in enumerate(answers)
+    )
+    with Verifier() as verifier:
+        problem = Encoder(byte_level_tokenizer())(Instance("p", "Why?", "3", rationales), verifier)
+    expected = reference.agreement(answers, lambda a, b: float(a) == float(b))
+    assert problem.agreement == pytest.approx(tuple(expected))
+
+
+def test_scores_are_read_where_a_coefficient_or_a_rule_asks_for_them():
+    assert Scorer().names == ("consensus", "adaptability", "difficulty")
+    assert not Scorer().needs_verdicts
+    ranked = Scorer(weighting={"gate": {"best": "rank_surprisal"}})
+    assert ranked.names[3:] == ("rank_surprisal",)
+    assert ranked.pass_options(0.1).ranks
+    assert ranked.pass_options(0.1).window is None
+    local = Scorer(CompatibilityConfig(extra_scores={"local_naturalness": 1.0, "agreement": 0.5}, local_steps=3))
+    assert local.pass_options(0.1).window == 3
+    assert local.needs_verdicts
 
 
 @pytest.fixture

@@ -55,12 +55,19 @@ class CompatibilityConfig(Strict):
     off_weight: StrictFloat = Field(0.1, ge=0, description="lens: weight of tokens outside thinking expressions")
     max_probes: StrictInt = Field(16, ge=2, description="probe: most probe points a rationale")
     pool: Literal["last", "attention"] = Field("last", description="consensus: which hidden state stands for a path")
+    attention: Literal["joint", "heads"] = Field(
+        "joint", description="consensus: one softmax of all heads' sum, or the mean of each head's softmax"
+    )
+    rank_clip: StrictInt = Field(100, ge=1, description="rank_surprisal: larger ranks count as this one")
+    local_steps: StrictInt = Field(1, ge=1, description="local_naturalness: steps before a step that it is read after")
     normalise: Literal["problem", "running"] = Field("problem", description="standardise scores by problem or run")
     thinking_expressions: tuple[str, ...] = Field(
         (), description="extra thinking expressions, as regular expressions", examples=[["let us see"]]
     )
     extra_scores: dict[str, StrictFloat] = Field(
-        {}, description="coefficients of user-registered scores, by name", examples=[{"my_score": 0.5}]
+        {},
+        description="coefficients of further scores: rank_surprisal, local_naturalness, agreement, registered ones",
+        examples=[{"agreement": 0.5}],
     )
 
     @field_validator("thinking_expressions")

@@ -55,7 +55,8 @@ class Branch:
     """One rationale as tokens: completion = reasoning + answer segment + eos.
 
     `thinking` marks the reasoning tokens that belong to a thinking expression; `stops` are the reasoning lengths
-    right after each thinking expression (1..R, rising), where the probe estimator may stop.
+    right after each thinking expression (1..R, rising), where the probe estimator may stop. `steps` are the reasoning
+    tokens at which its sentences and lines start, the first one at 0.
     """
 
     reasoning: tuple[int, ...]
@@ -63,6 +64,7 @@ class Branch:
     eos: int
     thinking: tuple[bool, ...]
     stops: tuple[int, ...]
+    steps: tuple[int, ...] = ()
 
     @property
     def completion(self) -> tuple[int, ...]:
@@ -217,7 +219,8 @@ class Encoder:
         reasoning_text = self._lead(found.reasoning) + found.reasoning
         reasoning_ids, offsets = self._encode_piece(reasoning_text)
         thinking, stops = _mark_thinking(thinking_spans(reasoning_text, self.thinking_expressions), offsets)
-        branch = Branch(reasoning_ids, answer_ids, self.tokenizer.eos_token_id, thinking, stops)
+        steps = _step_starts(reasoning_text, offsets)
+        branch = Branch(reasoning_ids, answer_ids, self.tokenizer.eos_token_id, thinking, stops, steps)
         if prompt_length + len(branch) > self.max_length:
             return None, RationaleStatus.OVER_LENGTH
         return branch, RationaleStatus.OK
@@ -261,6 +264,13 @@ def _absent(rationale: Rationale) -> RationaleStatus:
     said = str(rationale.extra.get("status"))
     known = said in list(RationaleStatus) and said != RationaleStatus.OK
     return RationaleStatus(said) if known else RationaleStatus.MISSING
+
+
+def _step_starts(text: str, offsets: list[tuple[int, int]]) -> tuple[int, ...]:
+    """The tokens at which sentences and lines start; what comes before the first word belongs to the first step."""
+    words = [m.start(1) for m in _STARTS.finditer(text)]
+    starts = {next((t for t, (_, stop) in enumerate(offsets) if stop > word), len(offsets)) for word in words[1:]}
+    return (0, *sorted(starts - {0, len(offsets)})) if offsets else ()
 
 
 def _mark_thinking(

@@ -22,7 +22,7 @@ from compact_distill.method.kernels.head import read_head
 from compact_distill.method.kernels.layers import patch_layers
 from compact_distill.method.kernels.plan import AttentionPlan
 from compact_distill.method.outputs import Reading
-from compact_distill.method.packing import BranchRows, Layout, lay_out_probes
+from compact_distill.method.packing import BranchRows, Layout, SecondRow, lay_out_second_row, step_windows
 from compact_distill.students.support import adapter_problems, architecture_problems, innermost
 
 
@@ -34,11 +34,20 @@ class PassOptions:
         gold: next-token distributions at the gold answer after each reasoning (consistency term, probe).
         max_probes: read the belief at up to this many probe points; None: the lens is read instead.
         pool: "last" or "attention": which state stands for a path in the consensus.
+        ranks: the rank of each completion token.
+        window: also read each step of the reasoning after the prompt and so many steps before it alone.
     """
 
     gold: bool = True
     max_probes: int | None = None
     pool: str = "last"
+    ranks: bool = False
+    window: int | None = None
+
+    @property
+    def second_row(self) -> bool:
+        """Whether something is read on the keys and values of the first row."""
+        return self.max_probes is not None or self.window is not None
 
     @property
     def with_gold(self) -> bool:
@@ -79,7 +88,7 @@ def _teach_head(head: nn.Module) -> None:
     """Let the LM head read what a pass needs in a call of its own, so that who shards it (FSDP2) gathers it first."""
     ordinary = head.forward
 
-    def forward(self: Any, hidden: Tensor, compact_rows: tuple[Tensor, Tensor] | None = None) -> Any:
+    def forward(self: Any, hidden: Tensor, compact_rows: tuple[Tensor, Tensor, Tensor | None] | None = None) -> Any:
         if compact_rows is None:
             return ordinary(hidden)
         return read_head(hidden, self.weight, getattr(self, "bias", None), *compact_rows)
@@ -93,7 +102,7 @@ def read(model: nn.Module, layout: Layout, options: PassOptions) -> Reading:
 
 
 def _read(core: Any, layout: Layout, options: PassOptions) -> Reading:
-    plan = AttentionPlan.of(layout, remember=options.max_probes is not None)
+    plan = AttentionPlan.of(layout, remember=options.second_row)
     hidden_TD = _hidden_states(core, layout, plan)
     plan.remember = False  # gradient checkpointing runs the layers again; once is enough
     device = hidden_TD.device
@@ -102,16 +111,20 @@ def _read(core: Any, layout: Layout, options: PassOptions) -> Reading:
     if options.with_gold:
         rows += [row for branch in layout.branches for row in branch.gold]
     labels = torch.tensor([token for branch in layout.branches for token in branch.branch.completion], device=device)
+    rank_N = torch.empty_like(labels) if options.ranks else None
     logprob_N, belief_N, gold_GV = head(
         hidden_TD.index_select(0, torch.tensor(rows, device=device)),
-        compact_rows=(labels, _gold_by_row(layout, device)),
+        compact_rows=(labels, _gold_by_row(layout, device), rank_N),
     )
     gold = gold_GV.split([len(branch.gold) for branch in layout.branches]) if options.with_gold else ()
     probe: tuple[Tensor, ...] = ()
-    if options.max_probes is not None:
-        probe = _read_probes(core, layout, plan, options.max_probes, gold)
+    local_R: Tensor | None = None
+    if options.second_row:
+        second, value_P = _read_second_row(core, layout, plan, options, logprob_N)
+        probe = _beliefs(layout, second, value_P, gold) if options.max_probes is not None else ()
+        local_R = _local(layout, second, value_P, logprob_N, options.window) if options.window is not None else None
     query_RHD, key_RGD = _project(core, hidden_TD.detach(), layout.branches, options.pool)
-    return Reading(layout.branches, logprob_N, belief_N, query_RHD, key_RGD, gold, probe)
+    return Reading(layout.branches, logprob_N, belief_N, query_RHD, key_RGD, gold, probe, rank_N, local_R)
 
 
 def _hidden_states(core: Any, layout: Layout, plan: AttentionPlan) -> Tensor:
@@ -140,29 +153,50 @@ def _gold_by_row(layout: Layout, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def _read_probes(
-    core: Any, layout: Layout, plan: AttentionPlan, max_probes: int, gold: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """Belief in the gold answer at each branch's probe points: a second forward on the keys and values of the first."""
-    probes = lay_out_probes(layout, max_probes)
-    belief_P = torch.empty(0, device=gold[0].device, dtype=gold[0].dtype)
-    if probes.row.tokens:
-        follow = AttentionPlan(probes.row.segments, first=len(layout.segments), memory=plan.memory)
-        hidden_TD = _hidden_states(core, probes.row, follow)
+def _read_second_row(
+    core: Any, layout: Layout, plan: AttentionPlan, options: PassOptions, like: Tensor
+) -> tuple[SecondRow, Tensor]:
+    """Mean log-probability of each passage of the second row, [P]: a forward on the keys and values of the first."""
+    second = lay_out_second_row(layout, options.max_probes, options.window)
+    value_P = torch.empty(0, device=like.device, dtype=like.dtype)
+    if second.passages:
+        follow = AttentionPlan(second.row.segments, first=len(layout.segments), memory=plan.memory)
+        hidden_TD = _hidden_states(core, second.row, follow)
         head = core.get_output_embeddings()
-        rows = torch.tensor([row for point in probes.points for row in point.rows], device=hidden_TD.device)
-        labels = torch.tensor([t for point in probes.points for t in point.labels], device=hidden_TD.device)
+        rows = torch.tensor([row for passage in second.passages for row in passage.rows], device=hidden_TD.device)
+        labels = torch.tensor([t for passage in second.passages for t in passage.labels], device=hidden_TD.device)
         none = torch.full((len(labels), 1), -1, device=hidden_TD.device)
-        logprob_N, _, _ = head(hidden_TD.index_select(0, rows), compact_rows=(labels, none))
-        counts = [len(point.labels) for point in probes.points]
-        belief_P = torch.stack([part.mean() for part in logprob_N.split(counts)])
+        logprob_N, _, _ = head(hidden_TD.index_select(0, rows), compact_rows=(labels, none, None))
+        counts = [len(passage.labels) for passage in second.passages]
+        value_P = torch.stack([part.mean() for part in logprob_N.split(counts)])
     plan.memory.clear()
+    return second, value_P
+
+
+@torch.no_grad()
+def _beliefs(layout: Layout, second: SecondRow, value_P: Tensor, gold: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Belief in the gold answer at each branch's probe points; the last one was read with the branch."""
     beliefs = []
-    for branch, logprob_AV, indices in zip(layout.branches, gold, probes.of_branch, strict=True):
+    for branch, logprob_AV, places in zip(layout.branches, gold, second.probes, strict=True):
         tokens = torch.tensor(layout.problems[branch.problem].gold_tokens, device=logprob_AV.device)
         end = logprob_AV.gather(1, tokens[:, None]).mean()[None]
-        beliefs.append(torch.cat([belief_P[indices], end]) if branch.branch.reasoning else end)
+        beliefs.append(torch.cat([value_P[places], end]) if branch.branch.reasoning else end)
     return tuple(beliefs)
+
+
+@torch.no_grad()
+def _local(layout: Layout, second: SecondRow, value_P: Tensor, logprob_N: Tensor, window: int) -> Tensor:
+    """Mean over each branch's steps of their mean log-probability in their window, [R]; 0 without reasoning.
+
+    Steps whose window reaches back to the prompt were read with the branch.
+    """
+    means = []
+    own = logprob_N.split([len(branch.branch) for branch in layout.branches])
+    for branch, logprob_T, places in zip(layout.branches, own, second.steps, strict=True):
+        near = [logprob_T[a:b].mean() for first, a, b in step_windows(branch.branch, window) if first == 0]
+        values = torch.stack([*near, *value_P[places]]) if near else logprob_T.new_zeros(1)
+        means.append(values.mean())
+    return torch.stack(means)
 
 
 @torch.no_grad()

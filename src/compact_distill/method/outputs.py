@@ -23,6 +23,8 @@ class Reading:
         query_RHD, key_RGD: query and key projections of each branch's pooled state (R branches); no gradient.
         gold_logprob: [A, V] per branch, next-token distributions at the gold tokens; differentiable; or empty.
         probe: per branch, l at its probe points, [P]; or empty.
+        rank_N: rank of each completion token among all tokens, 1 for the likeliest; or None.
+        local_R: mean over a branch's steps of their mean log-probability in a window of their own; or None.
     """
 
     branches: Sequence[BranchRows]
@@ -32,6 +34,8 @@ class Reading:
     key_RGD: Tensor
     gold_logprob: tuple[Tensor, ...] = ()
     probe: tuple[Tensor, ...] = ()
+    rank_N: Tensor | None = None
+    local_R: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class StudentOutputs:
         thinking_BKP: whether the step that leads to the point is part of a thinking expression.
         query_BKHD, key_BKGD: projections of the state that stands for the path.
         gold_logprob: per problem [K_present, A, V], differentiable; empty where the pass was not asked for them.
+        rank_BKT: rank of each completion token among all tokens, from 1; 0 behind the end. None: not asked for.
+        local_BK: mean over steps of their mean log-probability, given prompt and a window. None: not asked for.
     """
 
     problems: Sequence[EncodedProblem]
@@ -60,6 +66,8 @@ class StudentOutputs:
     query_BKHD: Tensor
     key_BKGD: Tensor
     gold_logprob: tuple[Tensor, ...]
+    rank_BKT: Tensor | None = None
+    local_BK: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -90,6 +98,7 @@ def arrange(problems: Sequence[EncodedProblem], readings: Sequence[Reading]) -> 
         belief_BKP = _pad(belief_N[inside[existing]], points, places, size)
         marks = torch.tensor([m for branch in branches for m in (False, *branch.branch.thinking)], device=device)
         thinking_BKP = _pad(marks, points, places, size)
+    ranks, local = _joined([r.rank_N for r in readings]), _joined([r.local_R for r in readings])
     return StudentOutputs(
         problems=problems,
         present_BK=_scatter(torch.ones_like(places, dtype=torch.bool), places, size),
@@ -101,7 +110,14 @@ def arrange(problems: Sequence[EncodedProblem], readings: Sequence[Reading]) -> 
         query_BKHD=_scatter(torch.cat([reading.query_RHD for reading in readings]), places, size),
         key_BKGD=_scatter(torch.cat([reading.key_RGD for reading in readings]), places, size),
         gold_logprob=_by_problem(problems, branches, [g for reading in readings for g in reading.gold_logprob]),
+        rank_BKT=None if ranks is None else _pad(ranks, lengths, places, size),
+        local_BK=None if local is None else _scatter(local, places, size),
     )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None
 
 
 def _scatter(values_R: Tensor, places: Tensor, size: tuple[int, int]) -> Tensor:

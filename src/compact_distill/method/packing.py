@@ -164,24 +164,29 @@ def _add_gold(layout: Layout, problem: EncodedProblem, branch: Branch, index: in
 
 
 @dataclass(frozen=True, slots=True)
-class ProbePoint:
-    """The gold answer read at one point: the tokens of the probes' row that predict it, and its tokens."""
+class Passage:
+    """Tokens whose log-probability a second row reads: the places in that row that predict them, and they."""
 
     rows: tuple[int, ...]
     labels: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Probes:
-    """All probes of a layout: the row that follows it, the points, and each branch's points but the last.
+@dataclass(frozen=True)
+class SecondRow:
+    """What is read on the keys and values of a first row: answers after stopping early, and steps out of context.
 
-    The last point of a branch, the end of its reasoning, was read with the branch itself. The first, the end of the
-    prompt, is shared by all branches of a problem.
+    Attributes:
+        row: the layout that follows the first one.
+        passages: what is read in it.
+        probes: each branch's probe points but the last, as places in `passages`. The last point, the end of its
+            reasoning, was read with the branch itself; the first, the end of the prompt, is shared by all branches.
+        steps: each branch's steps that were not read with the branch in the same context, likewise.
     """
 
     row: Layout
-    points: list[ProbePoint]
-    of_branch: list[list[int]]
+    passages: list[Passage]
+    probes: list[list[int]]
+    steps: list[list[int]]
 
 
 def choose_points(stops: tuple[int, ...], length: int, max_probes: int) -> list[int]:
@@ -195,26 +200,52 @@ def choose_points(stops: tuple[int, ...], length: int, max_probes: int) -> list[
     return [points[round(i * (len(points) - 1) / (max_probes - 1))] for i in range(max_probes)]
 
 
-def lay_out_probes(layout: Layout, max_probes: int) -> Probes:
-    """Lay out the answer segment's prefix and the gold answer after each probe point of each branch."""
+def step_windows(branch: Branch, window: int) -> list[tuple[int, int, int]]:
+    """(start of the window, start, stop) of each reasoning step; the window is the `window` steps before it."""
+    stops = (*branch.steps[1:], len(branch.reasoning))
+    return [(branch.steps[max(s - window, 0)], start, stops[s]) for s, start in enumerate(branch.steps)]
+
+
+def lay_out_second_row(layout: Layout, max_probes: int | None = None, window: int | None = None) -> SecondRow:
+    """Lay out what the probe estimator and local naturalness read.
+
+    Args:
+        layout: the first row.
+        max_probes: the answer segment's prefix and the gold answer after up to so many points of each reasoning.
+        window: each step of a reasoning after the prompt and so many steps before it.
+    """
     row = Layout(layout.problems, offset=len(layout.tokens), segments=list(layout.segments))
-    points: list[ProbePoint] = []
-    of_branch: list[list[int]] = []
+    second = SecondRow(row, [], [], [])
     at_prompt: dict[int, int] = {}
     for branch in layout.branches:
-        mine: list[int] = []
-        for point in choose_points(branch.branch.stops, len(branch.branch.reasoning), max_probes)[:-1]:
+        points: list[int] = []
+        if max_probes is not None:
+            points = choose_points(branch.branch.stops, len(branch.branch.reasoning), max_probes)[:-1]
+        places: list[int] = []
+        for point in points:
             if point or branch.problem not in at_prompt:
-                points.append(_add_probe(row, layout, branch, point))
-                index = len(points) - 1
+                second.passages.append(_add_probe(row, layout, branch, point))
                 if point == 0:
-                    at_prompt[branch.problem] = index
-            mine.append(index if point else at_prompt[branch.problem])
-        of_branch.append(mine)
-    return Probes(row, points, of_branch)
+                    at_prompt[branch.problem] = len(second.passages) - 1
+            places.append(len(second.passages) - 1 if point else at_prompt[branch.problem])
+        second.probes.append(places)
+        windows = [] if window is None else [w for w in step_windows(branch.branch, window) if w[0] > 0]
+        first = len(second.passages)
+        second.passages.extend(_add_step(row, layout, branch, *places) for places in windows)
+        second.steps.append(list(range(first, len(second.passages))))
+    return second
 
 
-def _add_probe(row: Layout, layout: Layout, branch: BranchRows, point: int) -> ProbePoint:
+def _add_step(row: Layout, layout: Layout, branch: BranchRows, window: int, start: int, stop: int) -> Passage:
+    """A step after the prompt and a window of the reasoning alone."""
+    reasoning = branch.branch.reasoning
+    path = reasoning[window : stop - 1]  # the last token is predicted, never read
+    segment = row.segments[row.add_segment(path, layout.segments[branch.segment].context)]
+    first = segment.start - row.offset + start - window - 1
+    return Passage(tuple(range(first, segment.stop - row.offset)), reasoning[start:stop])
+
+
+def _add_probe(row: Layout, layout: Layout, branch: BranchRows, point: int) -> Passage:
     problem = layout.problems[branch.problem]
     path = problem.gold[: problem.gold_stop - 1]  # the last gold token is predicted, never read
     first = problem.gold_start - 1  # the place in `path` that predicts the first gold token
@@ -227,4 +258,4 @@ def _add_probe(row: Layout, layout: Layout, branch: BranchRows, point: int) -> P
     context = tuple((index, count) for index, count in ((prompt, prompt_seen), (branch.segment, seen)) if count)
     segment = row.segments[row.add_segment(path, context)]
     rows = range(segment.start - row.offset, segment.stop - row.offset)
-    return ProbePoint(tuple(rows[first:]), problem.gold_tokens)
+    return Passage(tuple(rows[first:]), problem.gold_tokens)

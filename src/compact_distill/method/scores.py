@@ -35,8 +35,11 @@ class _Extra:
     direction: float  # 1: more is better; -1: less is
 
 
-_EXTRA: dict[str, _Extra] = {}
+_EXTRA: dict[str, _Extra] = {}  # of users
+# The paper's, which are always read, and others that are read where a coefficient or a rule asks for them.
 BUILT_IN = ("consensus", "adaptability", "difficulty")
+FURTHER = ("rank_surprisal", "local_naturalness", "agreement")
+_LESS_IS_BETTER = ("difficulty", "rank_surprisal")
 
 
 def register_score(name: str, score: Score, more_is_better: bool = True) -> None:
@@ -52,23 +55,29 @@ def register_score(name: str, score: Score, more_is_better: bool = True) -> None
     Raises:
         ConfigError: the name is taken by a built-in score.
     """
-    if name in BUILT_IN:
-        raise ConfigError(f"score name must differ from the built-in {', '.join(BUILT_IN)}, got {name!r}; rename it")
+    taken = (*BUILT_IN, *FURTHER)
+    if name in taken:
+        raise ConfigError(f"score name must differ from the built-in {', '.join(taken)}, got {name!r}; rename it")
     _EXTRA[name] = _Extra(score, 1.0 if more_is_better else -1.0)
 
 
-def consensus(outputs: StudentOutputs) -> Tensor:
-    """C_k = sum over i != k of A_ik with A = softmax over j of L, [B, K]; 0 for missing and for single teachers.
+def consensus(outputs: StudentOutputs, attention: Literal["joint", "heads"] = "joint") -> Tensor:
+    """C_k = sum over i != k of A_ik, [B, K]; 0 for missing and for single teachers. Query head h reads key head g(h).
 
-    L_ij = sum over heads h of <q_i,h , key_j,g(h)> / sqrt(heads * head_dim), g(h) the key head of query head h.
+    `joint` (published): A = softmax over j of L, L_ij = sum over h of <q_i,h , key_j,g(h)> / sqrt(heads * head_dim).
+    `heads`: A = mean over h of softmax over j of <q_i,h , key_j,g(h)> / sqrt(head_dim), as attention itself does; the
+    joint softmax is one-hot where the sum over heads is large, and this is not.
     """
     query_BKHD, key_BKGD = outputs.query_BKHD, outputs.key_BKGD
     heads, width = query_BKHD.shape[2:]
     key_BKHD = key_BKGD.repeat_interleave(heads // key_BKGD.shape[2], dim=2)
-    logits_BKK = torch.einsum("bihd,bjhd->bij", query_BKHD, key_BKHD) / (heads * width) ** 0.5
     present_BK = outputs.present_BK
+    if attention == "joint":
+        logits_BHKK = torch.einsum("bihd,bjhd->bij", query_BKHD, key_BKHD)[:, None] / (heads * width) ** 0.5
+    else:
+        logits_BHKK = torch.einsum("bihd,bjhd->bhij", query_BKHD, key_BKHD) / width**0.5
     # A row of a problem without any teacher is all masked; its softmax is NaN and is replaced below.
-    attention_BKK = torch.softmax(logits_BKK.masked_fill(~present_BK[:, None, :], -torch.inf), dim=-1)
+    attention_BKK = torch.softmax(logits_BHKK.masked_fill(~present_BK[:, None, None, :], -torch.inf), dim=-1).mean(1)
     others = present_BK[:, :, None] & present_BK[:, None, :]
     others &= ~torch.eye(len(present_BK[0]), dtype=torch.bool, device=others.device)
     return torch.where(others, attention_BKK, 0.0).sum(1)
@@ -100,6 +109,43 @@ def difficulty(outputs: StudentOutputs) -> Tensor:
     return outputs.nll_BKT.sum(-1) / outputs.length_BK.clamp_min(1)
 
 
+def rank_surprisal(outputs: StudentOutputs, clip: int = 100) -> Tensor:
+    """RSR: sum of ranks, each at most `clip`, over sum of surprisals of the completion, [B, K]; less is better.
+
+    Yang et al. 2026 (arXiv 2601.14249), with their code's clipping at 100. The rank of the likeliest token is 1.
+    """
+    assert outputs.rank_BKT is not None
+    surprisal_BK = outputs.nll_BKT.detach().sum(-1)
+    ratio_BK = outputs.rank_BKT.clamp_max(clip).sum(-1) / surprisal_BK.clamp_min(1e-12)
+    return torch.where(outputs.present_BK, ratio_BK, 0.0)
+
+
+def local_naturalness(outputs: StudentOutputs) -> Tensor:
+    """LALP: mean over steps of their mean log-probability, given prompt and a few steps before, [B, K], nats per token.
+
+    Just et al. 2025 (arXiv 2510.03988). Without reasoning there is no step, and it counts as 0.
+    """
+    assert outputs.local_BK is not None
+    return outputs.local_BK
+
+
+def agreement(outputs: StudentOutputs) -> Tensor:
+    """Share of the other present rationales whose final answer is equivalent, [B, K]; 0 for a single one.
+
+    Raises:
+        ConfigError: nobody compared the answers (see `Scorer.encode`).
+    """
+    values_BK = torch.zeros(outputs.shape, dtype=outputs.nll_BKT.dtype)
+    for b, problem in enumerate(outputs.problems):
+        if len(problem.agreement) != len(problem.branches):
+            raise ConfigError(
+                f"agreement needs answers that were compared, those of problem {problem.id!r} were not; "
+                "encode problems with Scorer.encode"
+            )
+        values_BK[b, : len(problem.agreement)] = torch.tensor(problem.agreement)
+    return values_BK.to(outputs.nll_BKT.device)
+
+
 class Scorer:
     """Scores and weights under one configuration: the paper's evaluator.
 
@@ -116,15 +162,15 @@ class Scorer:
         self, config: CompatibilityConfig | None = None, weighting: Weighting = "compact", seed: int = 42
     ) -> None:
         self.config = config or CompatibilityConfig()
+        known = (*FURTHER, *sorted(_EXTRA))
         for name in self.config.extra_scores:
-            if name not in _EXTRA:
-                known = ", ".join(sorted(_EXTRA)) or "none"
+            if name not in known:
                 raise ConfigError(
-                    f"compatibility.extra_scores: no score {name!r} is registered (registered: {known})"
-                    f"{nearest(name, _EXTRA)}; call register_score({name!r}, ...) first"
+                    f"compatibility.extra_scores: there is no score {name!r} (there are {', '.join(known)})"
+                    f"{nearest(name, known)}; or register it with register_score({name!r}, ...)"
                 )
         self.running = RunningStatistics() if self.config.normalise == "running" else None
-        directions = {"consensus": 1.0, "adaptability": 1.0, "difficulty": -1.0}
+        directions = {name: -1.0 if name in _LESS_IS_BETTER else 1.0 for name in (*BUILT_IN, *FURTHER)}
         directions |= {name: extra.direction for name, extra in _EXTRA.items()}
         temperature = self.config.temperature
         self.rule = build_rule(weighting, RuleSettings(self.coefficients, temperature, self.running, seed, directions))
@@ -148,7 +194,7 @@ class Scorer:
     @property
     def needs_verdicts(self) -> bool:
         """Whether answers must be compared before scores and weights can be told."""
-        return self.rule.needs_verdicts
+        return self.rule.needs_verdicts or "agreement" in self.names
 
     def encode(self, encoder: Encoder, instances: Iterable[Instance]) -> Iterator[tuple[Instance, EncodedProblem]]:
         """Each instance with its tokens, in order, and with what scores and rule ask for beyond tokens."""
@@ -158,8 +204,14 @@ class Scorer:
 
     def pass_options(self, consistency: float) -> PassOptions:
         """What the student's pass must yield for these scores and a consistency term with this coefficient."""
-        max_probes = self.config.max_probes if self.config.estimator == "probe" else None
-        return PassOptions(gold=consistency > 0, max_probes=max_probes, pool=self.config.pool)
+        config = self.config
+        return PassOptions(
+            gold=consistency > 0,
+            max_probes=config.max_probes if config.estimator == "probe" else None,
+            pool=config.pool,
+            ranks="rank_surprisal" in self.names,
+            window=config.local_steps if "local_naturalness" in self.names else None,
+        )
 
     def scores(self, outputs: StudentOutputs) -> dict[str, Tensor]:
         """All scores, [B, K] each, in fp32 at least whatever autocast is on; difficulty is differentiable."""
@@ -167,12 +219,17 @@ class Scorer:
             return {name: self._score(name, outputs) for name in self.names}
 
     def _score(self, name: str, outputs: StudentOutputs) -> Tensor:
-        if name == "consensus":
-            return consensus(outputs)
-        if name == "adaptability":
-            return adaptability(outputs, self.config.gain, self.config.off_weight)
-        if name == "difficulty":
-            return difficulty(outputs)
+        config = self.config
+        built_in: dict[str, Score] = {
+            "consensus": lambda o: consensus(o, config.attention),
+            "adaptability": lambda o: adaptability(o, config.gain, config.off_weight),
+            "difficulty": difficulty,
+            "rank_surprisal": lambda o: rank_surprisal(o, config.rank_clip),
+            "local_naturalness": local_naturalness,
+            "agreement": agreement,
+        }
+        if name in built_in:
+            return built_in[name](outputs)
         score_BK = _EXTRA[name].function(outputs)
         if score_BK.shape != outputs.present_BK.shape:
             raise ConfigError(

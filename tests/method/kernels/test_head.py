@@ -157,3 +157,20 @@ def test_the_labels_own_gradient_is_that_of_its_log_probability_to_the_last_digi
     logprob, _, _ = read_head(hidden, weight, None, torch.tensor([0]), torch.tensor([[0]]))
     logprob.sum().backward()
     assert hidden.grad.item() / 12.25 == pytest.approx(-math.expm1(logprob.item()), rel=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [100, 2, 1])
+def test_ranks_count_the_tokens_with_larger_logits(chunk, monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_ROWS", chunk)
+    hidden, weight, bias, labels, gold = make()
+    ranks = torch.zeros(len(labels), dtype=torch.long)
+    with_ranks, without = (
+        read_head(hidden, weight, bias, labels, gold, ranks),
+        read_head(hidden, weight, bias, labels, gold),
+    )
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    expected = [1 + sum(logits[n] > logits[n, label]).item() for n, label in enumerate(labels.tolist())]
+    assert ranks.tolist() == expected
+    assert len(set(expected)) > 1
+    for one, other in zip(with_ranks, without, strict=True):
+        assert torch.equal(one, other)

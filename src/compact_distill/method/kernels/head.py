@@ -20,7 +20,12 @@ KEEP_NUMBERS = 2**22
 
 
 def read_head(
-    hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, gold_NA: Tensor
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    labels_N: Tensor,
+    gold_NA: Tensor,
+    rank_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability of each row's label, belief in the gold answer after it, and whole distributions of some rows.
 
@@ -29,6 +34,7 @@ def read_head(
         weight_VD: the LM head's weight; bias_V its bias or None.
         labels_N: token ids.
         gold_NA: gold-answer tokens of the row's problem, padded with -1.
+        rank_N: filled, where given, with the label's rank among all tokens: 1 + how many have a larger logit.
 
     Returns:
         (log-probabilities of the labels [N] in nats, differentiable; mean over gold tokens of log softmax(W h)[g], [N]
@@ -38,13 +44,19 @@ def read_head(
         dtype = torch.get_autocast_dtype(hidden_MD.device.type)
         hidden_MD, weight_VD = hidden_MD.to(dtype), weight_VD.to(dtype)
         bias_V = bias_V if bias_V is None else bias_V.to(dtype)
-    return cast(tuple[Tensor, Tensor, Tensor], _Head.apply(hidden_MD, weight_VD, bias_V, labels_N, gold_NA))
+    return cast(tuple[Tensor, Tensor, Tensor], _Head.apply(hidden_MD, weight_VD, bias_V, labels_N, gold_NA, rank_N))
 
 
 class _Head(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, gold_NA: Tensor
+        ctx: Any,
+        hidden_MD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        gold_NA: Tensor,
+        rank_N: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         count = len(labels_N)
         trained = any(ctx.needs_input_grad[1:3])
@@ -55,6 +67,8 @@ class _Head(torch.autograd.Function):
             logits_NV = _logits(hidden_MD[part], weight_VD, bias_V)
             labels_N1, gold_CA = labels_N[part, None], gold_NA[part]
             label_N1, of_gold_NA = logits_NV.gather(1, labels_N1), logits_NV.gather(1, gold_CA.clamp_min(0))
+            if rank_N is not None:
+                rank_N[part] = 1 + (logits_NV > label_N1).sum(-1)
             top_N1 = logits_NV.amax(-1, keepdim=True)
             exp_NV = logits_NV.sub_(top_N1).exp_()  # logits are 0 at most, so nothing overflows
             sum_N1 = exp_NV.sum(-1, keepdim=True)
@@ -102,7 +116,7 @@ class _Head(torch.autograd.Function):
                 grad_NV = exp_NV.mul_(-grad_N[part, None] / sum_N1[part])
                 own_N1 = -torch.expm1(logprob_N1[part]) * grad_N[part, None]
                 into.add(part, grad_NV.scatter_(1, labels_N[part, None], own_N1.to(grad_NV.dtype)))
-        return into.hidden, into.weight, into.bias, None, None
+        return into.hidden, into.weight, into.bias, None, None, None
 
 
 class _Gradients:
