@@ -190,6 +190,35 @@ def test_the_curve_while_training_reaches_the_reporters_and_leaves_the_training_
     assert last == read_rows(watched.eval_path / "student" / "sums.rows.jsonl")
 
 
+def test_a_run_retains_choices_and_texts_too_and_its_curve_shows_them(configure, files, tmp_path):
+    places = [problem(n, choices={str(n + 1): "bank", "no": "a library"}) for n in range(4, 9)]
+    write(tmp_path / "places.jsonl", places)
+    (tmp_path / "places.yaml").write_text(
+        f"name: places\nversion: 1\nkind: choice\ndata: {{path: {tmp_path / 'places.jsonl'}}}\nfewshot: 1\n"
+    )
+    (tmp_path / "notes.txt").write_text("Ann has 7 apples.\n\nSo it is 12.\n")
+    retained = [str(tmp_path / "places.yaml"), files["even"], str(tmp_path / "notes.txt")]
+    folder = pipeline.run(configure(eval={"retained": retained, "every_epoch": True}))
+    evals = folder.eval_path
+    changes = {change["task"]: change for change in read_result(evals / "changes.json")["changes"]}
+    assert {name: change["metric"] for name, change in changes.items()} == {
+        "sums": "accuracy",
+        "even": "accuracy",
+        "places": "acc_norm",
+        "notes": "bits_per_byte",
+    }
+    assert changes["notes"]["difference"] != 0
+    after = read_result(evals / "student" / "notes.json")["result"]["metrics"]["bits_per_byte"]["value"]
+    assert folder.stage_summary("eval")["student"]["notes"] == after
+    [retained_set] = [found for found in read_result(evals / "drift.json")["sets"] if found["role"] == "retained"]
+    assert {task["name"] for task in retained_set["tasks"]} == {"places", "even"}, "texts have no prompts"
+    last = read_result(evals / "checkpoint-4" / "notes.json")["result"]["metrics"]["bits_per_byte"]["value"]
+    assert last == pytest.approx(after, rel=1e-5)
+    out = invoke("eval", folder.path)[1]
+    assert any(line.startswith("notes, student: ") and "bits a byte" in line for line in out)
+    assert any(line.startswith("places, base: acc ") and "acc_norm" in line for line in out)
+
+
 def test_everything_wrong_with_the_benchmarks_stands_beside_the_rest(configure, files, tmp_path):
     bad = write(tmp_path / "bad.jsonl", [{"id": "a", "question": "What?"}])
     config = configure(

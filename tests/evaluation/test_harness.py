@@ -27,6 +27,8 @@ class Script:
         self.replies, self.fail_after = replies, fail_after
         self.asked: list[int] = []
 
+    at_once = 1
+
     def settings(self):
         return {"backend": "script"}
 
@@ -41,7 +43,7 @@ class Script:
                 raise RunError("the machine stopped")
             self.asked.append(index)
             reply = self.replies[index]
-            yield index, reply if isinstance(reply, Reply) else Reply(reply, True, 5, len(reply))
+            yield [(index, reply if isinstance(reply, Reply) else Reply(reply, True, 5, len(reply)))]
 
 
 def rows_of(count: int, task: Task | None = None) -> TaskRows:
@@ -68,6 +70,8 @@ def test_verdicts_parse_failures_and_truncations_are_counted_beside_the_accuracy
         "rows": 6,
         "samples": 1,
         "attempts": 6,
+        "metric": "accuracy",
+        "metrics": {"accuracy": {"value": 0.5, "low": wilson(0.5, 6).low, "high": wilson(0.5, 6).high}},
         "accuracy": 0.5,
         "low": wilson(0.5, 6).low,
         "high": wilson(0.5, 6).high,
@@ -88,6 +92,7 @@ def test_all_that_decides_a_result_is_pinned_in_it(tmp_path):
     task = Task(name="sums", version=3, data={"path": "sums.jsonl"}, prompt="{{ question }} Think.", max_new_tokens=9)
     document = evaluate_task(Script([right(0)]), BASE, rows_of(1, task), tmp_path, seed=5)
     assert document["task"] == {
+        "kind": "generate",
         "name": "sums",
         "version": 3,
         "prompt": "{{ question }} Think.",
@@ -187,7 +192,7 @@ def test_replies_to_other_settings_are_not_taken(tmp_path):
 def test_rows_without_reply_make_no_result(tmp_path):
     class Deaf(Script):
         def write(self, requests, decoding, done):
-            yield 0, Reply(right(0), True, 1, 1)
+            yield [(0, Reply(right(0), True, 1, 1))]
 
     with pytest.raises(RunError, match="2 of 3 rows got no reply; the same command asks for them again"):
         evaluate_task(Deaf([]), BASE, rows_of(3), tmp_path)
@@ -246,17 +251,21 @@ def test_two_evaluations_of_one_seed_are_the_same_bytes_and_another_seed_samples
 
 def test_a_batch_that_was_cut_off_is_written_again_whole(tiny, monkeypatch):
     task = Task(name="sums", version=1, data={"path": "x"}, max_new_tokens=4)
-    from compact_distill.evaluation.harness import _requests
+    from compact_distill.evaluation.harness import to_attempts
     from compact_distill.students.generate import Decoding
 
-    requests = _requests(rows_of(4, task).rows, task, 42)
+    requests = to_attempts(rows_of(4, task).rows, task, 42)
     writer = StudentWriter(*tiny, batch_tokens=2 * (4 + 20))
-    batches = [index for index, _ in writer.write(requests, Decoding(4), set())]
-    assert [index for index, _ in writer.write(requests, Decoding(4), set(batches[:2]))] == batches[2:]
+    batches = [index for replies in writer.write(requests, Decoding(4), set()) for index, _ in replies]
+
+    def indices(done: set[int]) -> list[int]:
+        return [index for replies in writer.write(requests, Decoding(4), done) for index, _ in replies]
+
+    assert indices(set(batches[:2])) == batches[2:]
     written: list[int] = []
     write = Generator.__call__
     monkeypatch.setattr(Generator, "__call__", lambda self, p, s=None: written.append(len(p)) or write(self, p, s))
-    assert [index for index, _ in writer.write(requests, Decoding(4), set(batches[:3]))] == batches[3:]
+    assert indices(set(batches[:3])) == batches[3:]
     assert written == [2], "the third prompt's neighbour was not written beside it"
 
 

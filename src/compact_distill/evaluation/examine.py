@@ -21,6 +21,7 @@ from compact_distill.evaluation.result_files import (
     STUDENT,
     compare_students,
     describe_changes,
+    main_value,
     read_result,
     result_path,
     rows_path,
@@ -91,9 +92,8 @@ def prepare_exam(
     wrong: list[str] = []
     for task, role in zip(load_tasks(roles), roles.values(), strict=True):
         try:
-            asked = task.changed(
-                samples=settings.samples, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens
-            )
+            decoding = settings.model_dump(include={"samples", "temperature", "max_new_tokens"})
+            asked = task.changed(**decoding) if task.kind == "generate" else task
             rows.append((role, read_task(asked, settings.limit, training)))
         except InputError as error:
             wrong += error.problems
@@ -112,7 +112,9 @@ def examine(writer: Writer, subject: Subject, exam: Exam, folder: Path) -> list[
         folder: where results go, such as RUN/eval/base.
     """
     _forget_others(folder, subject.hash)
-    return [evaluate_task(writer, subject, rows, folder, role=role, seed=exam.seed) for role, rows in exam.rows]
+    # Reading likelihoods puts other layers into the student, so whatever is written comes first.
+    order = sorted(exam.rows, key=lambda pair: pair[1].task.kind != "generate")
+    return [evaluate_task(writer, subject, rows, folder, role=role, seed=exam.seed) for role, rows in order]
 
 
 def examine_student(student: str, subject: Subject, exam: Exam, folder: Path) -> list[dict[str, Any]]:
@@ -132,7 +134,7 @@ def examine_run(base: str, student: Path, exam: Exam, folder: Path) -> dict[str,
         folder: RUN/eval.
 
     Returns:
-        For the stage's summary: accuracy by student and task.
+        For the stage's summary: the measure that counts, by student and task.
     """
     documents = examine_student(base, Subject(BASE, base, student_hash(base), 0, 0.0), exam, folder / BASE)
     documents += examine_student(str(student), trained_subject(student, STUDENT), exam, folder / STUDENT)
@@ -145,7 +147,7 @@ def examine_run(base: str, student: Path, exam: Exam, folder: Path) -> dict[str,
     summary: dict[str, Any] = {}
     for document in documents:
         of_student = summary.setdefault(document["student"]["label"], {})
-        of_student[document["task"]["name"]] = document["result"]["accuracy"]
+        of_student[document["task"]["name"]] = main_value(document)
     return summary
 
 
@@ -173,9 +175,10 @@ def examine_drift(base: str, student: str, exam: Exam, folder: Path, benchmarks:
 
 
 def drift_sets(exam: Exam) -> dict[str, list[TaskRows]]:
-    """The prompts that drift is measured on, by role: the first `drift_rows` of each benchmark."""
+    """The prompts that drift is measured on, by role: the first `drift_rows` of each benchmark; texts have none."""
     count = exam.settings.drift_rows
-    sets = {role: [rows.first(count) for own, rows in exam.rows if own == role and count] for role in ROLES}
+    asked = [(role, rows.first(count)) for role, rows in exam.rows if count and rows.task.kind != "likelihood"]
+    sets = {role: [rows for own, rows in asked if own == role] for role in ROLES}
     return {role: rows for role, rows in sets.items() if rows}
 
 

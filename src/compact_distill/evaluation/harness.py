@@ -5,25 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from compact_distill.answers import Verifier, find_answer
-from compact_distill.errors import RunError
+from compact_distill.errors import InputError, RunError
+from compact_distill.evaluation.likelihood import LikelihoodMeasure
 from compact_distill.evaluation.result_files import (
     FORMAT,
+    UNITS,
+    as_plain,
+    measures,
     partial_path,
     read_result,
     result_path,
     rows_path,
     write_result,
 )
-from compact_distill.evaluation.statistics import share_of_rows
 from compact_distill.evaluation.task import Task
 from compact_distill.evaluation.task_rows import TaskRow, TaskRows
-from compact_distill.evaluation.writers import Attempt, Reply, Writer
+from compact_distill.evaluation.writers import Attempt, Reply, StudentWriter, Writer
 from compact_distill.records import Verdict
 from compact_distill.runs.environment import versions
 from compact_distill.runs.files import atomic_write, content_hash, cut_torn_line, fingerprint, json_line
@@ -66,10 +69,9 @@ def evaluate_task(
         RunError: rows that got no reply; a later call asks only for those.
     """
     task = rows.task
-    asked = Decoding(task.max_new_tokens, task.temperature, task.top_p)
-    decoding = writer.decoding(asked)
+    measure = _measure(writer, rows, seed)
     pinned = {
-        "task": {**task.model_dump(mode="json", include={"name", "version", "prompt"}), "parser": list(task.parser)},
+        "task": _task_settings(task),
         "student": {"label": subject.label, "name": subject.name, "hash": subject.hash}
         | {"step": subject.step, "epoch": subject.epoch, **writer.settings()},
         "data": {
@@ -80,7 +82,7 @@ def evaluate_task(
             "seen_in_training": rows.seen_in_training,
             "hash": rows.hash,
         },
-        "decoding": {**asdict(decoding), "stop": list(decoding.stop), "samples": task.samples, "seed": seed},
+        "decoding": measure.decoding,
     }
     key = _key(pinned)
     found = _found(folder, task.name, key)
@@ -90,17 +92,17 @@ def evaluate_task(
             write_result(result_path(folder, task.name), found)
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    requests = _requests(rows.rows, task, seed)
+    label = f"eval {task.name}, {subject.label}"
     with _Partial(partial_path(folder, task.name), key) as partial:
-        _ask(writer, requests, decoding, partial, f"eval {task.name}, {subject.label}")
-        attempts = _judge(rows.rows, task, [partial.replies[i] for i in range(len(requests))])
+        _ask(measure, partial, label)
+        attempts = measure.judge([partial.found[index] for index in range(len(measure.requests))])
     text = "".join(json_line(attempt) for attempt in attempts)
     document = {
         "format": FORMAT,
         "key": key,
         "role": role,
         **pinned,
-        "result": _count(attempts, task),
+        "result": measure.count(attempts),
         "rows_hash": hashlib.sha256(text.encode()).hexdigest(),
         "versions": versions(),
     }
@@ -112,12 +114,14 @@ def evaluate_task(
 
 
 def describe(document: Mapping[str, Any]) -> str:
-    """One line of a result: accuracy with its interval, and what was not read or cut."""
-    result = document["result"]
-    parts = [
-        f"{document['task']['name']}, {document['student']['label']}: {100 * result['accuracy']:.1f} % correct "
-        f"({100 * result['low']:.1f} to {100 * result['high']:.1f}) of {result['rows']} rows"
-    ]
+    """One line of a result: its measures with their intervals, and what was not read or cut."""
+    result, kind = document["result"], document["task"]["kind"]
+    line = f"{document['task']['name']}, {document['student']['label']}: "
+    if kind == "generate":
+        line += f"{100 * result['accuracy']:.1f} % correct ({100 * result['low']:.1f} to {100 * result['high']:.1f})"
+    else:
+        line += ", ".join(_measured(name, value) for name, value in result["metrics"].items())
+    parts = [f"{line} of {result['rows']} rows"]
     parts += [f"{result['samples']} samples each"] if result["samples"] > 1 else []
     verdicts = result["verdicts"]
     parts += [f"{verdicts[v]} {v}" for v in (Verdict.UNPARSED, Verdict.TIMED_OUT) if verdicts[v]]
@@ -125,6 +129,61 @@ def describe(document: Mapping[str, Any]) -> str:
     left_out = document["data"]["seen_in_training"]
     parts += [f"{left_out} rows left out: the student was trained on them"] if left_out else []
     return ", ".join(parts)
+
+
+def _measured(name: str, found: Mapping[str, float]) -> str:
+    value, low, high = (found[part] for part in ("value", "low", "high"))
+    if name in UNITS:
+        return f"{value:.4f} {UNITS[name]} ({low:.4f} to {high:.4f})"
+    return f"{name} {100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+class Measure(Protocol):
+    """What a kind of task asks of a student, and how the replies count."""
+
+    @property
+    def requests(self) -> Sequence[Any]:
+        """What the student is asked, one by one."""
+        ...
+
+    @property
+    def decoding(self) -> dict[str, Any] | None:
+        """How the student writes, as the result has it; None where it writes nothing."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """How many requests are under way together: nobody knows how long all take before so many are done."""
+        ...
+
+    def ask(self, done: Collection[int]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+        """Yield (index of the request, what came back as plain JSON), as many as came back together."""
+        ...
+
+    def judge(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The objects of the rows file."""
+        ...
+
+    def count(self, attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The `result` of the result file."""
+        ...
+
+
+def _measure(writer: Writer, rows: TaskRows, seed: int) -> Measure:
+    if rows.task.kind == "generate":
+        return Generation(writer, rows, seed)
+    if not isinstance(writer, StudentWriter):
+        raise InputError(
+            f"task {rows.task.name} measures likelihoods (kind: {rows.task.kind}), which no server tells; evaluate the "
+            "student in this process, by folder or hub name and without --base-url, or leave the task out"
+        )
+    return LikelihoodMeasure(writer, rows.task, rows.rows, seed)
+
+
+def _task_settings(task: Task) -> dict[str, Any]:
+    """The definition without what stands elsewhere in the result."""
+    elsewhere = ("data", "max_new_tokens", "temperature", "top_p", "samples")
+    return {"kind": task.kind, **{key: value for key, value in task.definition().items() if key not in elsewhere}}
 
 
 def _key(pinned: Mapping[str, Any]) -> str:
@@ -144,74 +203,107 @@ def _found(folder: Path, task: str, key: str) -> dict[str, Any] | None:
     return document if whole and document.get("key") == key else None
 
 
-def _requests(rows: Sequence[TaskRow], task: Task, seed: int) -> list[Attempt]:
+class Generation:
+    """A task of kind `generate` for one student: it writes, and its answers are found and verified."""
+
+    def __init__(self, writer: Writer, rows: TaskRows, seed: int) -> None:
+        self.writer, self.rows, self.task, self.seed = writer, rows.rows, rows.task, seed
+        self._attempts = to_attempts(rows.rows, rows.task, seed)
+        asked = Decoding(self.task.max_new_tokens, self.task.temperature, self.task.top_p)
+        self._decoding = writer.decoding(asked)
+
+    @property
+    def requests(self) -> Sequence[Any]:
+        return self._attempts
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        decoding = {**asdict(self._decoding), "stop": list(self._decoding.stop)}
+        return {**decoding, "samples": self.task.samples, "seed": self.seed}
+
+    @property
+    def at_once(self) -> int:
+        return self.writer.at_once
+
+    def ask(self, done: Collection[int]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+        for replies in self.writer.write(self._attempts, self._decoding, done):
+            yield [(index, asdict(reply)) for index, reply in replies]
+
+    def judge(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        task = self.task
+        attempts: list[dict[str, Any]] = []
+        for index, fields in enumerate(found):
+            row, reply = self.rows[index // task.samples], Reply(**fields)
+            answer, parsed_by = find_answer(reply.text, reply.finished, task.parser, row.choices)
+            attempts.append(
+                {
+                    "id": row.id,
+                    "sample": index % task.samples,
+                    "question": row.question,
+                    **({"choices": dict(row.choices)} if row.choices else {}),
+                    "gold": row.gold,
+                    "text": reply.text,
+                    "answer": answer,
+                    "parsed_by": parsed_by,
+                    "verdict": None,
+                    "finished": reply.finished,
+                    "prompt_tokens": reply.prompt_tokens,
+                    "completion_tokens": reply.tokens,
+                }
+            )
+        with Verifier() as verifier:
+            verdicts = verifier.verify_many((attempt["answer"], attempt["gold"]) for attempt in attempts)
+        return [{**attempt, "verdict": str(verdict)} for attempt, verdict in zip(attempts, verdicts, strict=True)]
+
+    def count(self, attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        [accuracy] = measures("generate", attempts, self.task.samples).values()
+        estimate = accuracy.estimate(self.seed)
+        verdicts = Counter(attempt["verdict"] for attempt in attempts)
+        finders = Counter(attempt["parsed_by"] for attempt in attempts if attempt["parsed_by"])
+        tokens = [attempt["completion_tokens"] for attempt in attempts]
+        return {
+            "rows": len(self.rows),
+            "samples": self.task.samples,
+            "attempts": len(attempts),
+            "metric": "accuracy",
+            "metrics": {"accuracy": as_plain(estimate)},
+            "accuracy": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "verdicts": {str(verdict): verdicts[verdict] for verdict in Verdict},
+            "truncated": sum(not attempt["finished"] for attempt in attempts),
+            "parsed_by": {name: finders[name] for name in self.task.parser},
+            "completion_tokens": sum(tokens) if None not in tokens else None,
+        }
+
+
+def to_attempts(rows: Sequence[TaskRow], task: Task, seed: int) -> list[Attempt]:
     """One a row and sample, samples of a row together; each has its own seed, the same in every run."""
-    requests = []
+    attempts = []
     for row in rows:
         for sample in range(task.samples):
             digest = hashlib.sha256(f"{seed}/{task.name}/{row.id}/{sample}".encode()).digest()
-            requests.append(Attempt(row.id, sample, row.prompt, int.from_bytes(digest[:4], "big") & 0x7FFFFFFF))
-    return requests
-
-
-def _ask(writer: Writer, requests: Sequence[Attempt], decoding: Decoding, partial: _Partial, label: str) -> None:
-    with progress(label, len(requests), len(partial.replies)) as shown:
-        for index, reply in writer.write(requests, decoding, partial.replies.keys()):
-            partial.append(index, reply)
-            shown.advance()
-    missing = len(requests) - len(partial.replies)
-    if missing:
-        raise RunError(f"{label}: {missing} of {len(requests)} rows got no reply; the same command asks for them again")
-
-
-def _judge(rows: Sequence[TaskRow], task: Task, replies: Sequence[Reply]) -> list[dict[str, Any]]:
-    """One object an attempt, as the rows file holds it."""
-    attempts: list[dict[str, Any]] = []
-    for index, reply in enumerate(replies):
-        row = rows[index // task.samples]
-        answer, parsed_by = find_answer(reply.text, reply.finished, task.parser, row.choices)
-        attempts.append(
-            {
-                "id": row.id,
-                "sample": index % task.samples,
-                "question": row.question,
-                **({"choices": dict(row.choices)} if row.choices else {}),
-                "gold": row.gold,
-                "text": reply.text,
-                "answer": answer,
-                "parsed_by": parsed_by,
-                "verdict": None,
-                "finished": reply.finished,
-                "prompt_tokens": reply.prompt_tokens,
-                "completion_tokens": reply.tokens,
-            }
-        )
-    with Verifier() as verifier:
-        verdicts = verifier.verify_many((attempt["answer"], attempt["gold"]) for attempt in attempts)
-    for attempt, verdict in zip(attempts, verdicts, strict=True):
-        attempt["verdict"] = str(verdict)
+            attempts.append(Attempt(row.id, sample, row.prompt, int.from_bytes(digest[:4], "big") & 0x7FFFFFFF))
     return attempts
 
 
-def _count(attempts: Sequence[Mapping[str, Any]], task: Task) -> dict[str, Any]:
-    correct = [attempt["verdict"] == Verdict.CORRECT for attempt in attempts]
-    shares = [sum(correct[i : i + task.samples]) / task.samples for i in range(0, len(correct), task.samples)]
-    accuracy = share_of_rows(shares, task.samples)
-    verdicts = Counter(attempt["verdict"] for attempt in attempts)
-    finders = Counter(attempt["parsed_by"] for attempt in attempts if attempt["parsed_by"])
-    tokens = [attempt["completion_tokens"] for attempt in attempts]
-    return {
-        "rows": len(shares),
-        "samples": task.samples,
-        "attempts": len(attempts),
-        "accuracy": accuracy.value,
-        "low": accuracy.low,
-        "high": accuracy.high,
-        "verdicts": {str(verdict): verdicts[verdict] for verdict in Verdict},
-        "truncated": sum(not attempt["finished"] for attempt in attempts),
-        "parsed_by": {name: finders[name] for name in task.parser},
-        "completion_tokens": sum(tokens) if None not in tokens else None,
-    }
+def _ask(measure: Measure, partial: _Partial, label: str) -> None:
+    total = len(measure.requests)
+    with progress(label, total, len(partial.found)) as shown:
+        waiting, started = 0, False
+        for replies in measure.ask(partial.found.keys()):
+            for index, fields in replies:
+                partial.append(index, fields)
+            waiting += len(replies)
+            # Replies that come back first say little about how long the others beside them take.
+            started = started or waiting >= min(measure.at_once, total - len(partial.found) + waiting)
+            if started:
+                shown.advance(waiting)
+                waiting = 0
+        shown.advance(waiting)
+    missing = total - len(partial.found)
+    if missing:
+        raise RunError(f"{label}: {missing} of {total} rows got no reply; the same command asks for them again")
 
 
 class _Partial:
@@ -219,24 +311,23 @@ class _Partial:
 
     def __init__(self, path: Path, key: str) -> None:
         self.path = path
-        self.replies: dict[int, Reply] = {}
+        self.found: dict[int, dict[str, Any]] = {}
         cut_torn_line(path)
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         if lines and lines[0] + "\n" == json_line({"key": key}):
             for line in lines[1:]:
                 fields = json.loads(line)
-                index = fields.pop("request")
-                self.replies[index] = Reply(**fields)
+                self.found[fields.pop("request")] = fields
             self._file = path.open("a", encoding="utf-8")
         else:
             self._file = path.open("w", encoding="utf-8")
             self._file.write(json_line({"key": key}))
             self._file.flush()
 
-    def append(self, index: int, reply: Reply) -> None:
+    def append(self, index: int, fields: dict[str, Any]) -> None:
         """Keep a reply; it is in the file when this returns (in the system's cache, not yet on disk)."""
-        self.replies[index] = reply
-        self._file.write(json_line({"request": index, **asdict(reply)}))
+        self.found[index] = fields
+        self._file.write(json_line({"request": index, **fields}))
         self._file.flush()
 
     def __enter__(self) -> _Partial:

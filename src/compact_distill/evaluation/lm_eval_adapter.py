@@ -27,7 +27,7 @@ TASKS = Path(__file__).with_name("lm_eval_tasks")
 
 
 def _dataset(name: str, **metadata: Any) -> dict[str, Dataset]:
-    """lm-eval's `custom_dataset`: a task's rows as `{task, id, prompt, gold, choices}`, in the split `test`.
+    """lm-eval's `custom_dataset`: a task's rows as `{task, id, prompt, gold, choices ...}`, in the split `test`.
 
     Other data than the hub's comes by the command line: `--metadata '{"gsm8k": "gsm8k_test.jsonl"}'`.
     """
@@ -36,7 +36,15 @@ def _dataset(name: str, **metadata: Any) -> dict[str, Dataset]:
     task = load_task(f"{name}={metadata[name]}" if name in metadata else name)
     rows = [
         # Choices as JSON: a dataset's column holds objects of one kind only.
-        {"task": name, "id": row.id, "prompt": row.prompt, "gold": row.gold, "choices": json.dumps(dict(row.choices))}
+        {
+            "task": name,
+            "id": row.id,
+            "prompt": row.prompt,
+            "gold": row.gold,
+            "choices": json.dumps(dict(row.choices)),
+            "texts": list(row.choices.values()),
+            "target": list(row.choices).index(row.gold) if row.choices else None,
+        }
         for row in read_task(task).rows
     ]
     return {"test": Dataset.from_list(rows)}
@@ -44,6 +52,9 @@ def _dataset(name: str, **metadata: Any) -> dict[str, Dataset]:
 
 gsm8k, svamp, math500, csqa, strategyqa = (
     partial(_dataset, name) for name in ("gsm8k", "svamp", "math500", "csqa", "strategyqa")
+)
+csqa_likelihood, strategyqa_likelihood = (
+    partial(_dataset, name) for name in ("csqa_likelihood", "strategyqa_likelihood")
 )
 
 

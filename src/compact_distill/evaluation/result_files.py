@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compact_distill.errors import RunError
-from compact_distill.evaluation.statistics import RESAMPLES, bootstrap_mean, mcnemar
+from compact_distill.evaluation.statistics import (
+    RESAMPLES,
+    Estimate,
+    bootstrap_mean,
+    bootstrap_ratio,
+    mcnemar,
+    share_of_rows,
+)
 from compact_distill.records import Verdict
 from compact_distill.runs.files import atomic_write
 
 FORMAT = 1
 BASE, STUDENT = "base", "student"
+UNITS = {"bits_per_byte": "bits a byte", "nats_per_token": "nats a token"}
 CHANGES, DRIFT = "changes.json", "drift.json"
 
 
@@ -87,6 +97,76 @@ def _lines(path: Path) -> Iterator[str]:
         raise RunError(f"{path} cannot be read: {error.strerror}; evaluate again") from error
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One measure, row by row: a share of right answers, or (with `under`) a sum over a sum, such as nats over tokens.
+
+    A share is better where it is large, the other kind where it is small.
+    """
+
+    over: tuple[float, ...]
+    under: tuple[float, ...] | None = None
+    samples: int = 1
+
+    def estimate(self, seed: int) -> Estimate:
+        """The value over all rows with its 95 % interval: Wilson's of a share, else a bootstrap over rows."""
+        if self.under is None:
+            return share_of_rows(self.over, self.samples)
+        return bootstrap_ratio(self.over, self.under, seed)
+
+    def change(self, after: Measured, seed: int) -> dict[str, Any] | None:
+        """From this student to another one on the same rows; None where they do not count by the same (tokens)."""
+        if self.under != after.under:
+            return None
+        differences = [b - a for a, b in zip(self.over, after.over, strict=True)]
+        if self.under is None:
+            found = bootstrap_mean(differences, seed)
+        else:
+            found = bootstrap_ratio(differences, self.under, seed)
+        verdicts = self.under is None and self.samples == 1
+        gained, lost = (sum(d > 0 for d in differences), sum(d < 0 for d in differences)) if verdicts else (None, None)
+        return {
+            "before": as_plain(self.estimate(seed)),
+            "after": as_plain(after.estimate(seed)),
+            "difference": found.value,
+            "low": found.low,
+            "high": found.high,
+            "gained": gained,
+            "lost": lost,
+            "mcnemar_p": None if gained is None or lost is None else mcnemar(gained, lost),
+        }
+
+
+def measures(kind: str, rows: Sequence[Mapping[str, Any]], samples: int = 1) -> dict[str, Measured]:
+    """Every measure of a task of this kind, from the objects of its rows file (docs/evaluation.md, Numbers)."""
+
+    def column(name: str, factor: float = 1.0) -> tuple[float, ...]:
+        return tuple(factor * row[name] for row in rows)
+
+    if kind == "generate":
+        correct = [row["verdict"] == Verdict.CORRECT for row in rows]
+        shares = [sum(correct[i : i + samples]) / samples for i in range(0, len(correct), samples)]
+        return {"accuracy": Measured(tuple(shares), samples=samples)}
+    if kind == "choice":
+        shares_of = {name: Measured(column(name)) for name in ("acc", "acc_norm")}
+        return {**shares_of, "nats_per_token": Measured(column("gold_nats"), column("gold_tokens"))}
+    return {
+        "bits_per_byte": Measured(column("nats", 1 / math.log(2)), column("bytes")),
+        "nats_per_token": Measured(column("nats"), column("tokens")),
+    }
+
+
+def main_value(document: Mapping[str, Any]) -> float:
+    """Of a result: the value of the measure that counts."""
+    result = document["result"]
+    return float(result["metrics"][result["metric"]]["value"])
+
+
+def as_plain(estimate: Estimate) -> dict[str, float]:
+    """As the result files hold it."""
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
 def compare_students(before: Path, after: Path, seed: int = 42, names: tuple[str, str] | None = None) -> dict[str, Any]:
     """Compare two students on every task that one of them has done, as `changes.json` has it.
 
@@ -120,26 +200,25 @@ def compare_results(before: Path, after: Path, task: str, seed: int = 42) -> dic
         results.append(read_result(result_path(folder, task)))
     first, second = results
     _same(first, second, before, after)
-    samples = first["result"]["samples"]
-    shares = [_shares(read_rows(rows_path(folder, task)), samples) for folder in (before, after)]
-    differences = [b - a for a, b in zip(*shares, strict=True)]
-    difference = bootstrap_mean(differences, seed)
-    gained = sum(d > 0 for d in differences) if samples == 1 else None
-    lost = sum(d < 0 for d in differences) if samples == 1 else None
+    kind, samples = first["task"]["kind"], first["result"]["samples"]
+    one, other = (measures(kind, read_rows(rows_path(folder, task)), samples) for folder in (before, after))
+    found = {name: one[name].change(other[name], seed) for name in one}
+    main = second["result"]["metric"]
+    changes = {name: change for name, change in found.items() if change is not None}
+    share = one[main].under is None
     return {
         "task": task,
         "version": first["task"]["version"],
         "role": second["role"],
-        "rows": len(differences),
+        "kind": kind,
+        "metric": main,
+        "better": "higher" if share else "lower",
+        "rows": first["result"]["rows"],
         "samples": samples,
         "before": _accuracy(first),
         "after": _accuracy(second),
-        "difference": difference.value,
-        "low": difference.low,
-        "high": difference.high,
-        "gained": gained,
-        "lost": lost,
-        "mcnemar_p": None if gained is None or lost is None else mcnemar(gained, lost),
+        **{name: changes[main][name] for name in ("difference", "low", "high", "gained", "lost", "mcnemar_p")},
+        "metrics": changes,
         "resamples": RESAMPLES,
         "seed": seed,
     }
@@ -150,11 +229,15 @@ def describe_changes(document: Mapping[str, Any]) -> list[str]:
     lines = []
     for change in document["changes"]:
         test = "" if change["mcnemar_p"] is None else f", McNemar p = {change['mcnemar_p']:.3g}"
-        before, after, points = change["before"]["accuracy"], change["after"]["accuracy"], change["difference"]
-        lines.append(
-            f"{change['task']}: {100 * before:.1f} -> {100 * after:.1f} %, {100 * points:+.1f} points "
-            f"({100 * change['low']:+.1f} to {100 * change['high']:+.1f}), {change['rows']} rows{test}"
-        )
+        main = change["metrics"][change["metric"]]
+        before, after = main["before"]["value"], main["after"]["value"]
+        if change["better"] == "higher":
+            moved = f"{100 * before:.1f} -> {100 * after:.1f} %, {100 * change['difference']:+.1f} points "
+            moved += f"({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
+        else:
+            moved = f"{before:.4f} -> {after:.4f} {UNITS[change['metric']]}, {change['difference']:+.4f} "
+            moved += f"({change['low']:+.4f} to {change['high']:+.4f}; less is better)"
+        lines.append(f"{change['task']}: {moved}, {change['rows']} rows{test}")
     return lines + [f"{entry['task']}: not compared, {entry['why']}" for entry in document["missing"]]
 
 
@@ -162,7 +245,7 @@ def _same(first: Mapping[str, Any], second: Mapping[str, Any], before: Path, aft
     """Raise RunError unless both students were asked the same."""
 
     def asked(result: Mapping[str, Any]) -> dict[str, Any]:
-        decoding = {k: v for k, v in result["decoding"].items() if k not in ("stop", "seed")}
+        decoding = {k: v for k, v in (result["decoding"] or {}).items() if k not in ("stop", "seed")}
         return {**result["task"], "data": result["data"]["hash"], **decoding}
 
     one, other = asked(first), asked(second)
@@ -172,11 +255,6 @@ def _same(first: Mapping[str, Any], second: Mapping[str, Any], before: Path, aft
             f"{before.name} and {after.name} were not asked the same on {first['task']['name']} "
             f"({', '.join(differing)} differ); evaluate one of them again"
         )
-
-
-def _shares(rows: Sequence[Mapping[str, Any]], samples: int) -> list[float]:
-    correct = [row["verdict"] == Verdict.CORRECT for row in rows]
-    return [sum(correct[i : i + samples]) / samples for i in range(0, len(correct), samples)]
 
 
 def _accuracy(result: Mapping[str, Any]) -> dict[str, float]:

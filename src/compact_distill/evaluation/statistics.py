@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -64,16 +65,35 @@ def bootstrap_mean(values: Sequence[float], seed: int, resamples: int = RESAMPLE
     With the differences of two students on the same rows as values, this is the paired bootstrap.
     """
     array = np.asarray(values, dtype=np.float64)
-    if array.size == 0:
+    means = [array[rows].mean(axis=1) for rows in _resampled(array.size, seed, resamples)]
+    return _percentiles(float(array.mean()), np.concatenate(means))
+
+
+def bootstrap_ratio(
+    numerators: Sequence[float], denominators: Sequence[float], seed: int, resamples: int = RESAMPLES
+) -> Estimate:
+    """Sum over sum, such as nats over tokens, with the same interval: rows are drawn, not tokens.
+
+    With two students' differences on the same rows as numerators, this is the paired bootstrap of their ratios.
+    """
+    over, under = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    ratios = [over[rows].sum(axis=1) / under[rows].sum(axis=1) for rows in _resampled(over.size, seed, resamples)]
+    return _percentiles(float(over.sum() / under.sum()), np.concatenate(ratios))
+
+
+def _resampled(count: int, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
+    """Rows drawn with replacement, [some resamples, count] at a time; the same for the same seed."""
+    if count == 0:
         raise ValueError("values must hold at least one row, got none")
     random = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    step = max(1, _DRAWN_AT_ONCE // array.size)
+    step = max(1, _DRAWN_AT_ONCE // count)
     for start in range(0, resamples, step):
-        count = min(step, resamples - start)
-        means[start : start + count] = array[random.integers(0, array.size, (count, array.size))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(array.mean()), float(low), float(high))
+        yield random.integers(0, count, (min(step, resamples - start), count))
+
+
+def _percentiles(value: float, resampled: NDArray[np.float64]) -> Estimate:
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high))
 
 
 def mcnemar(gained: int, lost: int) -> float:

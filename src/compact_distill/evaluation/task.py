@@ -22,6 +22,10 @@ from compact_distill.errors import ConfigError, nearest
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)  # prompts are plain text
 _FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet")
+TEXT_SUFFIXES = (".txt", ".md")
+"""Files of plain text: a text ends where a line is empty."""
+_YOURS = "FILE"
+"""Stands for the path in definitions that have no data of their own."""
 
 
 class _Definition(BaseModel):
@@ -31,14 +35,14 @@ class _Definition(BaseModel):
 class TaskData(_Definition):
     """Where a task's rows are: a file, a `datasets` folder or a hub name (`path`), or the embedded world (`lab`).
 
-    `fields` makes the row's id, question, answer and choices where they have other names; each is a Jinja template
+    `fields` makes the row's id, question, answer and text where they have other names; each is a Jinja template
     that sees the row's fields and its number `row` (from 0).
     """
 
     path: str | None = None
     lab: Literal["arithmetic", "facts", "yes_no"] | None = None
     split: str = "test"
-    fields: dict[Literal["id", "question", "answer"], str] = {}
+    fields: dict[Literal["id", "question", "answer", "text"], str] = {}
 
     @field_validator("fields")
     @classmethod
@@ -58,13 +62,20 @@ class Task(_Definition):
     """A benchmark. Who changes anything here but the data's place gives it a new version.
 
     `prompt` is a Jinja template of what the student is asked; it sees id, question, choices and the row's other
-    fields. The student's chat template or prompt template is put around it. `parser` names the finders that look for
-    the answer, one after the other (see `find_answer`). Temperature 0 is greedy decoding; `samples` answers are
-    written for each row.
+    fields. `kind` says how it is examined:
+
+    - `generate`: the student writes an answer; its chat template or prompt template is put around the prompt. `parser`
+      names the finders that look for the answer, one after the other (see `find_answer`). Temperature 0 is greedy
+      decoding; `samples` answers are written for each row.
+    - `choice`: of the row's choices (or those of `choices`, where it has none) the one counts as the student's answer
+      that it finds most likely after the prompt, as `metric` measures it. `fewshot` solved examples stand before it.
+      The prompt is read as it is, as lm-eval does by default; with `chat: true` in the student's chat template.
+    - `likelihood`: how likely the student finds whole texts, read in windows of at most `window` tokens.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.\-]*$")
     version: int = Field(ge=1)
+    kind: Literal["generate", "choice", "likelihood"] = "generate"
     data: TaskData
     prompt: str = "{{ question }}"
     parser: tuple[Literal["statement", "last_number", "choice", "yes_no"], ...] = Field(("statement",), min_length=1)
@@ -72,6 +83,11 @@ class Task(_Definition):
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     samples: int = Field(1, ge=1)
+    choices: dict[str, str] = {}
+    metric: Literal["acc", "acc_norm"] = "acc_norm"
+    fewshot: int = Field(0, ge=0)
+    chat: bool = False
+    window: int = Field(2048, ge=2)
 
     @field_validator("prompt")
     @classmethod
@@ -86,10 +102,30 @@ class Task(_Definition):
             )
         return self
 
+    @model_validator(mode="after")
+    def _settings_are_of_the_kind(self) -> Task:
+        foreign = sorted(self.model_fields_set - _SETTINGS[self.kind] - {"name", "version", "kind", "data"})
+        if foreign:
+            raise ValueError(f"{', '.join(foreign)} says nothing where kind is {self.kind}; remove it")
+        return self
+
+    def definition(self) -> dict[str, Any]:
+        """All that decides what is asked and how it counts, as plain JSON; not where the data is."""
+        kind = {} if self.kind == "generate" else {"kind"}
+        settings = self.model_dump(mode="json", include={"name", "version", *kind, *_SETTINGS[self.kind]})
+        return {**settings, "data": self.data.model_dump(mode="json", exclude={"path"})}
+
     def changed(self, **settings: Any) -> Task:
         """The same task with other decoding settings; those that are None stay. Raises ConfigError."""
         given = {key: value for key, value in settings.items() if value is not None}
-        return _validated({**self.model_dump(), **given}, f"task {self.name}")
+        return _validated({**self.model_dump(exclude_unset=True), **given}, f"task {self.name}")
+
+
+_SETTINGS = {
+    "generate": {"prompt", "parser", "max_new_tokens", "temperature", "top_p", "samples"},
+    "choice": {"prompt", "choices", "metric", "fewshot", "chat"},
+    "likelihood": {"window"},
+}
 
 
 def task_names() -> list[str]:
@@ -101,7 +137,7 @@ def load_task(name: str) -> Task:
     """A task by its name: `gsm8k`, `gsm8k=FILE` (its definition, other data), `mine.yaml`, or `mine.jsonl`.
 
     A file of problems (also a `datasets` folder or a hub name such as `me/problems`) is asked as it stands: the
-    question is the prompt.
+    question is the prompt. Of a file of plain text (`notes.txt`) the likelihood is measured.
 
     Raises:
         ConfigError: an unknown task, or a definition that breaks a rule.
@@ -112,13 +148,17 @@ def load_task(name: str) -> Task:
         task = _read(short, known[short])
         if equals and not source:
             raise ConfigError(f"task {name!r} names no data after '='; write {short}=FILE or {short} alone")
+        if task.data.path == _YOURS and not equals:
+            raise ConfigError(f"task {short} has no data of its own; write {short}=FILE")
         return task.model_copy(update={"data": TaskData(path=source)}) if equals else task
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return _read(name, _text_of(path))
-    if path.suffix in _FILE_SUFFIXES or path.exists() or re.fullmatch(r"[\w.\-]+/[\w.\-]+(?::[\w.\-]+)?", name):
+    hub = re.fullmatch(r"[\w.\-]+/[\w.\-]+(?::[\w.\-]+)?", name)
+    if path.suffix in (*_FILE_SUFFIXES, *TEXT_SUFFIXES) or path.exists() or hub:
         stem = re.sub(r"[^\w.\-]+", "_", path.stem).strip("._-") or "problems"
-        return _validated({"name": stem, "version": 1, "data": {"path": name}}, name)
+        kind = {"kind": "likelihood"} if path.suffix in TEXT_SUFFIXES else {}
+        return _validated({"name": stem, "version": 1, "data": {"path": name}, **kind}, name)
     raise ConfigError(
         f"task must be one of {', '.join(known)}, or a file of problems or of a task; got {name!r}"
         f"{nearest(short, known) or '; check the name'}"

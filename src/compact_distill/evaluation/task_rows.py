@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from compact_distill.answers import choices_of, compare_answers
 from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
 from compact_distill.data.rows import to_problem
 from compact_distill.errors import DataError
-from compact_distill.evaluation.task import Task, render
-from compact_distill.records import Problem
+from compact_distill.evaluation.task import TEXT_SUFFIXES, Task, render
 from compact_distill.runs.files import fingerprint
 
 _LAB_ROWS, _LAB_SEED = 500, 0
+_FEWSHOT_SEED = 1234  # lm-eval's
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """One question: what the student is asked, and the gold answer (with `choices`, one of their labels)."""
+    """One question: what the student is asked, and the gold answer (with `choices`, one of their labels).
+
+    Of a text whose likelihood is measured, `question` and `prompt` are the text, and there is no answer.
+    """
 
     id: str
     question: str
@@ -40,8 +46,9 @@ class TaskRows:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of ids, prompts and gold answers, in order."""
-        return fingerprint([[row.id, row.prompt, row.gold] for row in self.rows])
+        """SHA-256 of ids, prompts and gold answers, in order; of choice tasks the choices' texts too."""
+        shown = self.task.kind == "choice"
+        return fingerprint([[r.id, r.prompt, r.gold, *([dict(r.choices)] if shown else [])] for r in self.rows])
 
     def first(self, count: int) -> TaskRows:
         """The same with its first rows only."""
@@ -55,8 +62,10 @@ class TaskRows:
                 f"task {self.task.name}: the student was trained on all {len(self.everything)} rows, so none is left "
                 "to examine it with; give other data"
             )
-        seen = len(self.everything) - len(unseen)
-        return replace(self, rows=tuple(unseen[: self.limit]), seen_in_training=seen)
+        seen, chosen = len(self.everything) - len(unseen), unseen[: self.limit]
+        if self.task.fewshot:
+            chosen = _with_examples(unseen, chosen, self.task)
+        return replace(self, rows=tuple(chosen), seen_in_training=seen)
 
 
 class Training:
@@ -83,9 +92,33 @@ def read_task(task: Task, limit: int | None = None, training: Training | None = 
         DataError: everything that is wrong with the rows, each with its line; no row is left.
     """
     faults = Faults(f"task {task.name}, {task.data.path}" if task.data.path else f"task {task.name}")
-    read = _lab_rows(task) if task.data.lab else read_rows(str(task.data.path), task.data.split, faults)
-    rows = _rows_of(task, read, faults)
+    rows = _rows_of(task, _source_rows(task, faults), faults)
     return TaskRows(task, (), 0, limit, tuple(rows)).apart_from(training or Training())
+
+
+def _source_rows(task: Task, faults: Faults) -> Iterable[Row]:
+    if task.data.lab:
+        return _lab_rows(task)
+    path = str(task.data.path)
+    if not path.endswith(TEXT_SUFFIXES):
+        return read_rows(path, task.data.split, faults)
+    if task.kind != "likelihood":
+        raise DataError(f"task {task.name}: {path} is plain text, which only kind: likelihood reads, got {task.kind}")
+    return _paragraphs(Path(path), faults)
+
+
+def _paragraphs(path: Path, faults: Faults) -> Iterator[Row]:
+    """The texts of a plain file: what stands between empty lines."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as text: {error}; check path and encoding") from error
+    texts = [part.strip("\n") for part in re.split(r"\n(?:[ \t]*\n)+", text.replace("\r\n", "\n"))]
+    texts = [part for part in texts if part.strip()]
+    if not texts:
+        faults.add("", "holds no text; write some, or name another file")
+    for index, found in enumerate(texts):
+        yield Row({"text": found}, index, f"text {index + 1}")
 
 
 def _rows_of(task: Task, read: Iterable[Row], faults: Faults) -> list[TaskRow]:
@@ -93,14 +126,15 @@ def _rows_of(task: Task, read: Iterable[Row], faults: Faults) -> list[TaskRow]:
     rows: list[TaskRow] = []
     for source in read:
         row = _mapped(source, task, faults)
-        problem = to_problem(row, faults) if row is not None else None
-        if problem is None:
+        made = None
+        if row is not None:
+            made = _to_text(row, faults) if task.kind == "likelihood" else _to_row(row, task, faults)
+        if made is None:
             continue
-        if problem.id in ids:
-            faults.add(source.where, f"id {problem.id!r} stands already in {ids[problem.id]}; give each row its own id")
-        ids.setdefault(problem.id, source.where)
-        made = _to_row(problem, task, source.where, faults)
-        rows += [made] if made is not None else []
+        if made.id in ids:
+            faults.add(source.where, f"id {made.id!r} stands already in {ids[made.id]}; give each row its own id")
+        ids.setdefault(made.id, source.where)
+        rows.append(made)
     raise_if_any([faults])
     return rows
 
@@ -117,8 +151,8 @@ def _lab_rows(task: Task) -> Iterator[Row]:
 
 
 def _mapped(row: Row, task: Task, faults: Faults) -> Row | None:
-    """The row under the names that are read here; a row of mapped data without an id gets `task/number`."""
-    if not task.data.fields:
+    """The row under the names that are read here; of mapped data and texts, one without an id gets `task/number`."""
+    if not task.data.fields and task.kind != "likelihood":
         return row
     seen = {**row.fields, "row": row.index}
     fields = {"id": f"{task.name}/{row.index}", **row.fields}
@@ -130,10 +164,23 @@ def _mapped(row: Row, task: Task, faults: Faults) -> Row | None:
     return Row(fields, row.index, row.where)
 
 
-def _to_row(problem: Problem, task: Task, where: str, faults: Faults) -> TaskRow | None:
-    before = faults.count
-    choices = _choices(problem.extra.get("choices"), where, faults)
+def _to_text(row: Row, faults: Faults) -> TaskRow | None:
+    text, name = row.fields.get("text"), row.fields.get("id")
+    if not isinstance(text, str) or not text.strip():
+        faults.add(row.where, f"text must be the text that is read, got {text!r:.60}; mend the row or `fields`")
+        return None
+    return TaskRow(str(name), text, text, "", {})
+
+
+def _to_row(row: Row, task: Task, faults: Faults) -> TaskRow | None:
+    before, where = faults.count, row.where
+    problem = to_problem(row, faults)
+    if problem is None:
+        return None
+    choices = _choices(problem.extra.get("choices"), where, faults) or dict(task.choices)
     gold = problem.answer
+    if task.kind == "choice" and len(choices) < 2:
+        faults.add(where, f"choices must be two or more for kind: choice, got {len(choices)}; add them to row or task")
     if choices and gold not in choices:
         faults.add(where, f"answer must be one of the choices' labels {', '.join(choices)}, got {gold!r}; mend the row")
     try:
@@ -147,6 +194,26 @@ def _to_row(problem: Problem, task: Task, where: str, faults: Faults) -> TaskRow
         faults.add(where, f"{error}; mend `prompt` of the task, or the row")
         return None
     return TaskRow(problem.id, problem.question, prompt, gold, choices) if faults.count == before else None
+
+
+def _with_examples(known: Sequence[TaskRow], rows: Sequence[TaskRow], task: Task) -> list[TaskRow]:
+    """The rows with solved examples before their prompts: for each the same, but never the row itself.
+
+    They are drawn once, by a fixed seed, from all rows that the student was not trained on, so that neither the limit
+    nor the other rows change what a row is asked. One more than needed is drawn, for the rows that are among them.
+    """
+    order = sorted(known, key=lambda row: fingerprint([_FEWSHOT_SEED, task.name, row.id]))
+    made = []
+    for row in rows:
+        own = _squeezed(row.question)
+        others = islice((other for other in order if _squeezed(other.question) != own), task.fewshot)
+        shown = [f"{other.prompt} {other.choices[other.gold]}\n\n" for other in others]
+        if len(shown) < task.fewshot:
+            raise DataError(
+                f"task {task.name}: fewshot is {task.fewshot}, but only {len(shown)} other rows are there; lower it"
+            )
+        made.append(replace(row, prompt="".join(shown) + row.prompt))
+    return made
 
 
 def _choices(value: Any, where: str, faults: Faults) -> dict[str, str]:

@@ -44,6 +44,11 @@ class Reply:
 class Writer(Protocol):
     """Answers requests in any order."""
 
+    @property
+    def at_once(self) -> int:
+        """How many requests are under way together."""
+        ...
+
     def settings(self) -> dict[str, Any]:
         """What of this writer decides the text, as plain JSON: pinned in the result."""
         ...
@@ -54,8 +59,8 @@ class Writer(Protocol):
 
     def write(
         self, requests: Sequence[Attempt], decoding: Decoding, done: Collection[int]
-    ) -> Iterator[tuple[int, Reply]]:
-        """Yield (index of the request, reply) for each that is not `done`.
+    ) -> Iterator[list[tuple[int, Reply]]]:
+        """Yield (index of the request, reply) for each that is not `done`, as many as came back together.
 
         Raises:
             InputError: requests that cannot be answered, all of them told, before any is written.
@@ -79,6 +84,10 @@ class StudentWriter:
         self.encoder = Encoder(tokenizer, text)
         self.batch_tokens = batch_tokens
 
+    @property
+    def at_once(self) -> int:
+        return 1  # they come back by whole batches
+
     def settings(self) -> dict[str, Any]:
         chat = bool(self.encoder.tokenizer.chat_template)
         return {
@@ -100,7 +109,7 @@ class StudentWriter:
 
     def write(
         self, requests: Sequence[Attempt], decoding: Decoding, done: Collection[int]
-    ) -> Iterator[tuple[int, Reply]]:
+    ) -> Iterator[list[tuple[int, Reply]]]:
         import torch
 
         prompts = [self.encoder.encode_prompt(request.prompt) for request in requests]
@@ -117,9 +126,11 @@ class StudentWriter:
                     f"no memory for a batch of {len(batch)} rows and {decoding.max_new_tokens} new tokens; lower "
                     f"eval.batch_tokens (now {self.batch_tokens})"
                 ) from error
-            for index, reply in zip(batch, replies, strict=True):
-                if index not in done:
-                    yield index, Reply(reply.text, reply.finished, len(prompts[index]), reply.tokens)
+            yield [
+                (index, Reply(reply.text, reply.finished, len(prompts[index]), reply.tokens))
+                for index, reply in zip(batch, replies, strict=True)
+                if index not in done
+            ]
 
     def _check_lengths(self, requests: Sequence[Attempt], prompts: Sequence[Sequence[int]], limit: int) -> None:
         room = getattr(self.model.config, "max_position_embeddings", None)
@@ -159,6 +170,10 @@ class ServedWriter:
             raise ConfigError([text for _, text in messages(error, TeacherConfig)]) from error
         build([self.config], GenerationConfig())  # looks for the key now
 
+    @property
+    def at_once(self) -> int:
+        return self.config.concurrency
+
     def settings(self) -> dict[str, Any]:
         return {"backend": "openai", "base_url": self.config.base_url, "model": self.config.model}
 
@@ -167,7 +182,7 @@ class ServedWriter:
 
     def write(
         self, requests: Sequence[Attempt], decoding: Decoding, done: Collection[int]
-    ) -> Iterator[tuple[int, Reply]]:
+    ) -> Iterator[list[tuple[int, Reply]]]:
         pending = [index for index in range(len(requests)) if index not in done]
         faults: list[str] = []
         with asyncio.Runner() as runner:
@@ -175,7 +190,7 @@ class ServedWriter:
             try:
                 while True:
                     try:
-                        yield runner.run(anext(replies))
+                        yield [runner.run(anext(replies))]
                     except StopAsyncIteration:
                         break
             finally:

@@ -11,7 +11,7 @@ import contextlib
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,25 @@ def _teach_head(head: nn.Module) -> None:
 def read(model: nn.Module, layout: Layout, options: PassOptions) -> Reading:
     """Read a layout with a model that `attach` has taught; calls the model's own forward, whatever wraps it."""
     return model(compact_layout=layout, compact_options=options)
+
+
+@torch.no_grad()
+def read_labels(model: nn.Module, layout: Layout, rows: Sequence[int], labels: Sequence[int]) -> Tensor:
+    """Log-probability of a token after each of some rows of a layout, nats, [N]; for who reads without training.
+
+    Args:
+        model: one that `attach` has taught.
+        layout: the row of tokens; its `problems` and `branches` are not looked at.
+        rows: indices of tokens in the row.
+        labels: the token that each of them is to predict.
+    """
+    core: Any = innermost(model)
+    hidden_TD = _hidden_states(core, layout, AttentionPlan.of(layout))
+    labels_N = torch.tensor(labels, device=hidden_TD.device)
+    none_N1 = torch.full_like(labels_N, -1)[:, None]
+    chosen_ND = hidden_TD.index_select(0, torch.tensor(rows, device=hidden_TD.device))
+    logprob_N, _, _ = core.get_output_embeddings()(chosen_ND, compact_rows=(labels_N, none_N1))
+    return cast(Tensor, logprob_N)
 
 
 def _read(core: Any, layout: Layout, options: PassOptions) -> Reading:

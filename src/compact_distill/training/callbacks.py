@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from compact_distill.evaluation.examine import Exam, examine
 from compact_distill.evaluation.harness import Subject
-from compact_distill.evaluation.result_files import STUDENT, checkpoint_label
+from compact_distill.evaluation.result_files import STUDENT, checkpoint_label, main_value
 from compact_distill.evaluation.writers import StudentWriter
 from compact_distill.runs.environment import peak_memory_mib
 from compact_distill.runs.files import StepLog, read_jsonl
@@ -109,10 +109,10 @@ def _plain(value: Any) -> Any:
 
 
 class ExamineEveryEpoch(TrainerCallback):
-    """Writes the results of each epoch to `eval/checkpoint-N` (N optimizer steps) and logs the accuracies.
+    """Writes the results of each epoch to `eval/checkpoint-N` (N optimizer steps) and logs what counts of each.
 
-    The logs reach tensorboard, wandb and trackio as `eval/TASK_accuracy`. Nothing random of the training is touched:
-    the student becomes the same as without this.
+    The logs reach tensorboard, wandb and trackio as `eval/TASK_accuracy` (or `.._bits_per_byte` ...). Nothing random
+    of the training is touched: the student becomes the same as without this.
 
     Args:
         trainer: whose student is examined.
@@ -134,7 +134,7 @@ class ExamineEveryEpoch(TrainerCallback):
         was_training = model.training
         model.eval()  # so that the trainer does not take this log for one of its training metrics
         try:
-            self.trainer.log({f"eval_{d['task']['name']}_accuracy": d["result"]["accuracy"] for d in documents})
+            self.trainer.log({f"eval_{d['task']['name']}_{d['result']['metric']}": main_value(d) for d in documents})
         finally:
             model.train(was_training)
 
