@@ -344,3 +344,34 @@ def test_importing_the_configuration_imports_no_torch():
 def test_yaml_scalars_are_read_as_written():
     data = parse("[off, 010, 1:30, 0x10, 1_000, -.5, .inf, ~, '']".join(["a: ", ""])).data["a"]
     assert data == ["off", "010", "1:30", 16, 1000, -0.5, math.inf, None, ""]
+
+
+def test_the_paper_preset_is_the_published_settings_and_is_written_out(load):
+    config = load(MINIMAL + "preset: paper\n")
+    scores = config.compatibility
+    assert (scores.consensus, scores.adaptability, scores.difficulty, scores.temperature) == (1.0, 1.0, 0.5, 1.0)
+    assert (scores.estimator, scores.gain, scores.off_weight) == ("lens", "positive", 0.1)
+    assert (scores.pool, scores.attention, scores.normalise) == ("last", "joint", "problem")
+    assert (config.weighting, config.consistency, config.max_length) == ("compact", 0.1, 2560)
+    assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (16, 32, 0.1)
+    train = config.train
+    assert (train["learning_rate"], train["num_train_epochs"]) == (1e-5, 5)
+    assert train["per_device_train_batch_size"] * train["gradient_accumulation_steps"] == 4
+    written = yaml.safe_load(dump_config(config))
+    assert written["compatibility"]["estimator"] == "lens"
+    assert load(dump_config(config)) == config
+
+
+def test_a_preset_fills_in_only_what_the_user_did_not_say(load):
+    own = "preset: paper\nlora: null\ntrain: {learning_rate: 2.0e-4}\ncompatibility: {estimator: probe}\n"
+    config = load(MINIMAL + own, {"compatibility.temperature": 0.5})
+    assert (config.compatibility.estimator, config.compatibility.temperature) == ("probe", 0.5)
+    assert config.compatibility.consensus == 1.0
+    assert config.lora is None
+    assert (config.train["learning_rate"], config.train["num_train_epochs"]) == (2e-4, 5)
+
+
+def test_an_unknown_preset_is_named(problems_of):
+    (problem,) = problems_of(MINIMAL + "preset: papper\n")
+    assert "preset must be" in problem
+    assert "papper" in problem
