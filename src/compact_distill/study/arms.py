@@ -1,0 +1,358 @@
+"""What a study compares: arms as changes of one base configuration, checked all at once before any work.
+
+An arm is a mapping of settings that replace the base's, and at most one of
+
+    merge: METHOD     one student a teacher, merged (see merge.py); `density`, `rounds`, `steps` belong to it
+    single: TEACHER   that teacher's rationales only; `best`: the teacher that does best on the tuning rows
+    mix: union        each rationale is an example of its own
+    mix: long_short   one rationale a problem: the longest for every fifth problem, the shortest for the others
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field, StrictFloat, StrictInt, ValidationError, field_validator
+
+from compact_distill.config.base import Strict
+from compact_distill.config.messages import messages
+from compact_distill.config.models import RunConfig, config_from
+from compact_distill.config.yaml import parse
+from compact_distill.errors import ConfigError, nearest
+from compact_distill.records import Instance
+from compact_distill.runs.files import fingerprint
+
+MergeMethod = Literal["task_arithmetic", "ties", "dare_ties", "dare_linear", "average", "mot"]
+Mix = Literal["union", "long_short"]
+BEST = "best"
+LONG_EVERY = 5  # long/short mix 1:4 (Li et al. 2025, arXiv 2502.12143)
+
+# Sections of the run whose keys are merged one by one; any other value of an arm replaces the base's whole.
+_SECTIONS = ("compatibility", "train", "eval", "lora", "text", "generation", "problems")
+# What the budget decides, so that an arm must not.
+_LENGTH = ("num_train_epochs", "max_steps")
+
+
+class ArmOptions(Strict):
+    """What an arm may say besides settings of the run."""
+
+    merge: MergeMethod | None = Field(None, description="train one student a teacher, and merge them")
+    density: StrictFloat = Field(0.5, gt=0, le=1, description="ties, dare: share of each change that is kept")
+    scale: StrictFloat | None = Field(None, description="factor of the merged change; null: the method's own")
+    rounds: StrictInt = Field(5, ge=1, description="mot: rounds of branches and average")
+    steps: StrictInt | None = Field(None, ge=1, description="mot: steps a branch and round; null: as the budget says")
+    single: str | None = Field(None, min_length=1, description="train on this teacher alone; best: chosen on `tune`")
+    mix: Mix | None = Field(None, description="another arrangement of the same rationales")
+
+
+class StudyConfig(Strict):
+    """A study: what is shared, what differs, how often."""
+
+    base: str | dict[str, Any] = Field(description="the run that all arms start from: a YAML file, or its keys here")
+    output: str = Field("runs/study", min_length=1, description="folder of the study")
+    arms: dict[str, dict[str, Any]] = Field(min_length=1, description="what is compared, by name")
+    seeds: tuple[StrictInt, ...] = Field((0, 1, 2), min_length=1, description="every arm runs once with each")
+    budget: Literal["tokens", "steps", "none"] = Field(
+        "tokens", description="equal for all arms: rationale tokens through the backward, or optimizer steps"
+    )
+    tune: tuple[str, ...] = Field((), description="benchmarks on which a best single teacher is chosen")
+    data: str | None = Field(None, min_length=1, description="folder where the base's files are looked for first")
+
+    @field_validator("seeds")
+    @classmethod
+    def _once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"must name each seed once, got {', '.join(map(str, twice))} twice; remove one of them")
+        return seeds
+
+    @field_validator("arms")
+    @classmethod
+    def _names_are_folders(cls, arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in arms:
+            if not name or not all(sign.isalnum() or sign in "_-" for sign in name) or len(name) > 60:
+                raise ValueError(f"must have names of letters, digits, - and _, got {name!r}; rename that arm")
+        return arms
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing that is compared: the run's settings, and what is done beyond an ordinary run.
+
+    `config` has no output and no seed of its own: each run of the arm gets them.
+    """
+
+    name: str
+    config: RunConfig
+    options: ArmOptions
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that makes this arm differ from another one; options without effect do not count."""
+        options = self.options.model_dump(mode="json")
+        if self.options.merge != "mot":
+            options.update(rounds=None, steps=None)
+        if self.options.merge in (None, "average", "mot"):
+            options.update(scale=None)
+        if self.options.merge not in ("ties", "dare_ties", "dare_linear"):
+            options.update(density=None)
+        return fingerprint([self.config.model_dump(mode="json", exclude={"output", "seed"}), options])
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that was read and checked as far as no data is needed."""
+
+    config: StudyConfig
+    arms: tuple[Arm, ...]
+    base: RunConfig
+
+    def only(self, arms: Sequence[str], seeds: Sequence[int]) -> Study:
+        """The study with some of its arms and seeds; empty means all.
+
+        Raises:
+            ConfigError: an arm that the study does not have, a seed twice.
+        """
+        known = [arm.name for arm in self.arms]
+        wrong = [f"no arm is named {name!r}; arms are {', '.join(known)}{nearest(name, known)}" for name in arms
+                 if name not in known]  # fmt: skip
+        wrong += [
+            f"--seeds names {seed} twice; name it once" for seed in sorted({s for s in seeds if seeds.count(s) > 1})
+        ]
+        if wrong:
+            raise ConfigError(wrong)
+        kept = tuple(arm for arm in self.arms if not arms or arm.name in arms)
+        config = self.config.model_copy(update={"seeds": tuple(seeds)}) if seeds else self.config
+        return replace(self, arms=kept, config=config)
+
+
+def load_study(path: str | Path, settings: Mapping[str, Any] | None = None, data: str | None = None) -> Study:
+    """Read a study's YAML and make its arms.
+
+    Args:
+        path: the file.
+        settings: values that replace those of the base, by dotted key.
+        data: folder that replaces the file's `data`.
+
+    Raises:
+        ConfigError: everything that is wrong with the study, its base and its arms.
+    """
+    study = _read_study(Path(path))
+    raw = study.base if isinstance(study.base, dict) else _read_yaml(Path(study.base), "base")
+    folder = data or study.data
+    base_data = _found_in(Path(folder), raw) if folder else raw
+    tune = tuple(_file_in(Path(folder), name) if folder else name for name in study.tune)
+    study = study.model_copy(update={"tune": tune})
+    try:
+        base = config_from(base_data, settings)
+    except ConfigError as error:
+        raise ConfigError([f"base: {problem}" for problem in error.problems]) from error
+    arms: list[Arm] = []
+    wrong: list[str] = []
+    for name, given in study.arms.items():
+        try:
+            arms.append(_arm(name, given, base_data, settings or {}, study))
+        except ConfigError as error:
+            wrong += [f"arm {name}: {problem}" for problem in error.problems]
+    wrong += _without_effect(arms)
+    if wrong:
+        raise ConfigError(wrong)
+    return Study(study, tuple(arms), base)
+
+
+def _read_study(path: Path) -> StudyConfig:
+    data = _read_yaml(path, "study")
+    try:
+        return StudyConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError([f"{path}: {text}" for _, text in messages(error, StudyConfig)]) from error
+
+
+def _read_yaml(path: Path, what: str) -> dict[str, Any]:
+    try:
+        document = parse(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{what} {path} cannot be read ({error}); `compact init --study` writes one") from error
+    except ConfigError as error:
+        raise ConfigError([f"{path}, {problem}" for problem in error.problems]) from error
+    if document.problems:
+        raise ConfigError([f"{path}, line {line}: {problem}" for line, problem in document.problems])
+    return document.data
+
+
+def _arm(name: str, given: Mapping[str, Any], base: Mapping[str, Any], settings: Mapping[str, Any],
+         study: StudyConfig) -> Arm:  # fmt: skip
+    own = {key: value for key, value in given.items() if key in ArmOptions.model_fields}
+    try:
+        options = ArmOptions.model_validate(own)
+    except ValidationError as error:
+        raise ConfigError([text for _, text in messages(error, ArmOptions)]) from error
+    kinds = [key for key in ("merge", "single", "mix") if getattr(options, key) is not None]
+    if len(kinds) > 1:
+        raise ConfigError(f"must have at most one of merge, single and mix, got {' and '.join(kinds)}; keep one")
+    changes = {key: value for key, value in given.items() if key not in own}
+    unknown = [key for key in changes if key not in RunConfig.model_fields]
+    if unknown:
+        known = [*ArmOptions.model_fields, *RunConfig.model_fields]
+        raise ConfigError([f"{key!r} is no setting of a run or an arm{nearest(key, known)}" for key in unknown])
+    for key in ("output", "seed", "teachers"):
+        if key in changes:
+            raise ConfigError(f"{key} is the study's own, and the same for all arms; remove it from the arm")
+    train = changes.get("train")
+    if study.budget != "none" and isinstance(train, dict) and (set_here := [key for key in _LENGTH if key in train]):
+        raise ConfigError(
+            f"train.{set_here[0]} is decided by `budget: {study.budget}`; set it in the base, or write `budget: none`"
+        )
+    if options.single == BEST and not study.tune:
+        raise ConfigError("single: best is chosen on tuning rows; name benchmarks for it under `tune:`")
+    # What the command line sets is the base's: an arm's own word counts more.
+    return Arm(name, config_from(_changed(_with(base, settings), changes)), options)
+
+
+def _with(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The base with values set by dotted key."""
+    data = dict(base)
+    for dotted, value in settings.items():
+        *parents, last = dotted.split(".")
+        section = data
+        for parent in parents:
+            section[parent] = section = dict(section.get(parent) or {})
+        section[last] = value
+    return data
+
+
+def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    changed = dict(base)
+    for key, value in changes.items():
+        before = changed.get(key)
+        merged = key in _SECTIONS and isinstance(value, dict) and isinstance(before, dict)
+        changed[key] = {**before, **value} if merged and isinstance(before, dict) else value
+    return changed
+
+
+def _without_effect(arms: Sequence[Arm]) -> list[str]:
+    first: dict[str, str] = {}
+    wrong = []
+    for arm in arms:
+        same = first.setdefault(arm.fingerprint, arm.name)
+        if same != arm.name:
+            wrong.append(f"arm {arm.name} is the same as arm {same}: its settings have no effect; remove one of them")
+    return wrong
+
+
+def _found_in(folder: Path, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The base with its files taken from `folder` where they are there; other names stay as they are."""
+    data = dict(base)
+    sources = data.get("rationales")
+    if isinstance(sources, str):
+        data["rationales"] = _file_in(folder, sources)
+    elif isinstance(sources, list):
+        data["rationales"] = [_file_in(folder, name) for name in sources]
+    if isinstance(data.get("problems"), dict) and isinstance(data["problems"].get("path"), str):
+        data["problems"] = {**data["problems"], "path": _file_in(folder, data["problems"]["path"])}
+    if isinstance(data.get("eval"), dict):
+        data["eval"] = {
+            key: [_file_in(folder, name) for name in value] if isinstance(value, list) else value
+            for key, value in data["eval"].items()
+        }
+    return data
+
+
+def _file_in(folder: Path, name: Any) -> Any:
+    """`csqa=FILE` and `FILE` with the file in `folder`, where it is there."""
+    if not isinstance(name, str):
+        return name
+    task, equals, file = name.rpartition("=")
+    inside = folder / file
+    return f"{task}{equals}{inside}" if file and inside.exists() else name
+
+
+# ---- the same rationales, arranged otherwise
+
+
+def only_teacher(instances: Iterable[Instance], teacher: str) -> list[Instance]:
+    """The problems with one teacher's rationales; those without any text are left out."""
+    kept = []
+    for instance in instances:
+        own = tuple(r for r in instance.rationales if r.teacher == teacher)
+        if any(r.text for r in own):
+            kept.append(replace(instance, rationales=own))
+    return kept
+
+
+def union(instances: Iterable[Instance]) -> list[Instance]:
+    """Each rationale as an example of its own, its id the problem's and the teacher's."""
+    return [
+        replace(instance, id=f"{instance.id}#{name}", rationales=(replace(rationale, sample=0),))
+        for instance in instances
+        for name, rationale in zip(instance.teachers, instance.rationales, strict=True)
+        if rationale.text
+    ]
+
+
+def long_short(instances: Iterable[Instance], tokens: Mapping[str, Sequence[int]]) -> list[Instance]:
+    """One rationale a problem: the longest for a fifth of the problems (by the hash of their ids), else the shortest.
+
+    Args:
+        instances: problems.
+        tokens: of each problem, by id: tokens of its rationales, 0 where one takes no part.
+    """
+    usable = [instance for instance in instances if any(tokens[instance.id])]
+    order = sorted(usable, key=lambda instance: hashlib.sha256(instance.id.encode()).digest())
+    long = {instance.id for instance in order[::LONG_EVERY]}
+    mixed = []
+    for instance in usable:
+        present = [(count, k) for k, count in enumerate(tokens[instance.id]) if count]
+        _, chosen = max(present) if instance.id in long else min(present)
+        mixed.append(replace(instance, rationales=(instance.rationales[chosen],)))
+    return mixed
+
+
+def as_row(instance: Instance) -> dict[str, Any]:
+    """An instance as a line of training data."""
+    rationales = [
+        {**r.extra, "teacher": r.teacher, "sample": r.sample, "text": r.text, "answer": r.answer, "verdict": r.verdict}
+        for r in instance.rationales
+    ]
+    own = {"id": instance.id, "question": instance.question, "answer": instance.answer, "rationales": rationales}
+    return {**instance.extra, **own}
+
+
+def teachers_of(instances: Iterable[Instance]) -> list[str]:
+    """Names of all teachers with a rationale, in the order of their first appearance."""
+    return list(dict.fromkeys(r.teacher for instance in instances for r in instance.rationales if r.text))
+
+
+def study_template() -> str:
+    """A commented study file, as `compact init --study` writes it."""
+    return _TEMPLATE.format(merges=" | ".join(get_args(MergeMethod)), mixes=" | ".join(get_args(Mix)))
+
+
+_TEMPLATE = """\
+# A study of compact-distill: arms x seeds, one table.   Start it:  compact study THIS_FILE --jobs 2
+# Stopped or killed, the same command goes on. Relative paths start at the current folder.
+
+base: run.yaml        # student, data, train, eval of all arms: a file (see `compact init`), or its keys here
+output: runs/study    # every run is an ordinary run folder below it
+# data: data          # folder where the base's files are looked for first; --data and COMPACT_DATA replace it
+
+# An arm is what differs from the base. --arms runs some of them.
+arms:
+  compact: {{}}                       # the base as it is
+  equal: {{weighting: equal}}         # plain averaging: the baseline
+  verified: {{weighting: verified}}   # equal over the right rationales
+  # paper: {{preset: paper}}
+  # gate: {{weighting: {{gate: compact}}}}
+  # grape: {{weighting: {{best: difficulty}}}}
+  # ties: {{merge: ties, density: 0.5}}     # one student a teacher, merged: {merges}
+  # one: {{single: best}}                   # one teacher alone: its name, or the best on `tune`
+  # union: {{mix: union}}                   # {mixes}
+
+seeds: [0, 1, 2]
+budget: tokens        # tokens | steps | none: what is equal for all arms that read other rationales than the base
+# tune: [tune.jsonl]  # benchmark for choosing a best single teacher; shares no row with eval
+"""

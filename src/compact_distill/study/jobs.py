@@ -1,0 +1,171 @@
+"""Steps of a study as processes: what waits for what, several at a time; none outlives the study that started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from compact_distill.runs.progress import duration, say
+
+# The study holds the other end of each step's standard input: it is closed when the study ends, even by kill -9.
+_CHILD = """
+import importlib, os, sys, threading
+def _end_with_the_study():
+    sys.stdin.buffer.read()
+    os._exit(1)
+threading.Thread(target=_end_with_the_study, daemon=True).start()
+module, _, name = sys.argv.pop(1).partition(":")
+getattr(importlib.import_module(module), name)()
+"""
+_REASON_LETTERS = 300
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step.
+
+    Attributes:
+        name: what the user sees, and the name of its log.
+        command: makes `module:function` and its arguments when it is its turn; None: there is nothing to do.
+        needs: names of steps that must have gone well before.
+    """
+
+    name: str
+    command: Callable[[], Sequence[str] | None]
+    needs: tuple[str, ...] = ()
+
+
+def run_jobs(
+    jobs: Sequence[Job], at_once: int, environment: Mapping[str, str], logs: Path, lock: int | None = None
+) -> dict[str, str]:
+    """Run steps, `at_once` at a time, each as soon as what it needs is done; one that fails does not stop the others.
+
+    Args:
+        jobs: the steps; what one needs stands before it.
+        at_once: how many processes.
+        environment: set for the processes, unless the user set it.
+        logs: folder of what they print.
+        lock: a file that stays open in the processes, so that its lock holds as long as one of them lives.
+
+    Returns:
+        For each step that failed, why: the last line that it printed, or what it needed.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: after the running steps were told to stop, and have stopped.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    failed: dict[str, str] = {}
+    done: set[str] = set()
+    waiting = list(jobs)
+    running: dict[Future[str | None], Job] = {}
+    processes = _Processes({**environment, **os.environ}, logs, lock)
+    with ThreadPoolExecutor(at_once) as pool, _sigterm_raises():
+        try:
+            while waiting or running:
+                for job in [job for job in waiting if len(running) < at_once]:
+                    broken = [name for name in job.needs if name in failed]
+                    if broken:
+                        failed[job.name] = f"needs {broken[0]}, which failed"
+                        waiting.remove(job)
+                    elif len(running) < at_once and all(name in done for name in job.needs):
+                        waiting.remove(job)
+                        running[pool.submit(processes.run, job)] = job
+                if not running:
+                    continue
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    job, reason = running.pop(future), future.result()
+                    if reason is None:
+                        done.add(job.name)
+                    else:
+                        failed[job.name] = reason
+        except BaseException:
+            processes.stop()
+            raise
+    return failed
+
+
+class _Processes:
+    """The processes that run now."""
+
+    def __init__(self, environment: Mapping[str, str], logs: Path, lock: int | None) -> None:
+        self._environment = dict(environment)
+        self._logs = logs
+        self._lock = lock
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._guard = threading.Lock()
+        self._stopped = False
+
+    def run(self, job: Job) -> str | None:
+        """Run a step to its end; returns why it failed, None where it did not."""
+        try:
+            command = job.command()
+        except Exception as error:  # a step that cannot even be made is that step's failure alone
+            return f"{type(error).__name__}: {error}"
+        if command is None:
+            return None
+        started = time.monotonic()
+        log = self._logs / f"{job.name.replace('/', '.')}.log"
+        say(f"study: {job.name} started")
+        with log.open("ab") as out:
+            with self._guard:
+                if self._stopped:
+                    return "stopped before it started"
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _CHILD, *command],
+                    stdin=subprocess.PIPE,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment,
+                    start_new_session=True,  # so that Ctrl-C in the terminal reaches it once, through stop()
+                    pass_fds=() if self._lock is None else (self._lock,),
+                )
+                self._running.add(process)
+            code = process.wait()
+        with self._guard:
+            self._running.discard(process)
+        if process.stdin is not None:
+            process.stdin.close()
+        took = duration(time.monotonic() - started)
+        if code == 0:
+            say(f"study: {job.name} done, {took}")
+            return None
+        reason = f"killed by signal {-code}" if code < 0 else _last_line(log) or f"exit code {code}"
+        say(f"study: {job.name} failed after {took}: {reason} (see {log})")
+        return reason
+
+    def stop(self) -> None:
+        """Ask all processes to stop in good order: a training saves a checkpoint."""
+        with self._guard:
+            self._stopped = True
+            for process in self._running:
+                process.send_signal(signal.SIGINT)
+        say("study: stopping; the same command goes on")
+
+
+class _sigterm_raises:
+    """Within the block SIGTERM raises SystemExit(143), so that it ends in good order; only in the main thread."""
+
+    def __enter__(self) -> None:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+    def __exit__(self, *error: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    found = errors[-1].removeprefix("error:").strip() if errors and errors[-1] in lines[-5:] else "".join(lines[-1:])
+    return found[:_REASON_LETTERS]

@@ -1,0 +1,178 @@
+"""What arms train on: the same rationales arranged otherwise, and how long, so that all arms have an equal budget."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from compact_distill.config.models import RunConfig
+from compact_distill.data import load_instances
+from compact_distill.records import Instance
+from compact_distill.runs.files import atomic_write, fingerprint, json_line
+from compact_distill.study.arms import Mix, as_row, long_short, only_teacher, teachers_of, union
+from compact_distill.training.preview import optimizer_steps
+
+
+@dataclass(frozen=True)
+class Material:
+    """Rationales that runs train on.
+
+    Attributes:
+        instances: problems with their rationales.
+        tokens: rationale tokens of an epoch: of those that take part in training.
+        problems: how many have one.
+        source: what a configuration names to read it: `rationales` and `problems`; empty: as it names them itself.
+    """
+
+    instances: tuple[Instance, ...]
+    tokens: int
+    problems: int
+    source: dict[str, Any]
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names of all teachers, in the order of their first appearance."""
+        return teachers_of(self.instances)
+
+
+class Workshop:
+    """Arranges material and fits runs to the budget of the base.
+
+    A token counts for the budget when its rationale is read with a backward, whatever weight a rule then gives it.
+
+    Args:
+        folder: where arrangements are written.
+        budget: what is equal.
+        base: the run that sets the budget.
+    """
+
+    def __init__(self, folder: Path, budget: Literal["tokens", "steps", "none"], base: RunConfig) -> None:
+        self._folder = folder
+        self._budget = budget
+        self._base = base
+        self._read: dict[str, tuple[list[Instance], dict[str, list[int]]]] = {}
+        self._made: dict[tuple[str, ...], Material] = {}
+
+    def material(self, config: RunConfig, mix: Mix | None = None, teacher: str | None = None) -> Material:
+        """What a configuration reads, as it is, mixed, or of one teacher; arrangements are written as files."""
+        key = self._key(config)
+        asked = (key, mix or "", teacher or "")
+        if asked not in self._made:
+            instances, tokens = self._lengths(config, key)
+            if mix is None and teacher is None:
+                used = [tokens[instance.id] for instance in instances]
+                source: dict[str, Any] = {}
+            else:
+                if teacher is not None:
+                    instances = only_teacher(instances, teacher)
+                elif mix == "union":
+                    instances = union(instances)
+                else:
+                    instances = long_short(instances, tokens)
+                source = {"rationales": (self._written(instances, mix or slug(teacher or "")),), "problems": None}
+                encoded = self._encode(config, instances)
+                used = [encoded[instance.id] for instance in instances]
+            self._made[asked] = Material(tuple(instances), sum(map(sum, used)), sum(map(any, used)), source)
+        return self._made[asked]
+
+    def fitted(
+        self, config: RunConfig, material: Material, run: Path, seed: int, parts: int = 1, share_of_own: bool = False
+    ) -> RunConfig:
+        """A run on this material, as long as the budget allows.
+
+        Args:
+            config: the arm's settings.
+            material: what it reads.
+            run: its run folder.
+            seed: of the run.
+            parts: into how many runs, one after the other, the budget is divided.
+            share_of_own: the budget is that of the material alone, as for one branch of several.
+        """
+        base = self.material(self._base)
+        train = dict(config.train)
+        epochs = _epochs(self._base, base.problems)
+        if self._budget == "tokens" and material.tokens:
+            whole = 1.0 if share_of_own else base.tokens / material.tokens
+            if whole != 1 or parts != 1:
+                train = {**train, "num_train_epochs": round(epochs * whole / parts, 4), "max_steps": -1}
+        elif self._budget == "steps":
+            steps = optimizer_steps(base.problems, self._base.train)
+            if share_of_own:
+                steps = round(steps * material.tokens / base.tokens)
+            if parts != 1 or share_of_own or optimizer_steps(material.problems, train) != steps:
+                train["max_steps"] = max(1, round(steps / parts))
+        return config.model_copy(update={**material.source, "output": str(run), "seed": seed, "train": train})
+
+    def rule_problems(self, config: RunConfig, material: Material) -> list[str]:
+        """Why a rule that goes by verdicts cannot work on this material, as messages."""
+        rule = getattr(config, "weighting", None)
+        name = rule if isinstance(rule, str) else next(iter(rule), None) if isinstance(rule, dict) else str(rule)
+        if name is None or not re.search("verified|gate", str(name)):
+            return []
+        from compact_distill.answers import Verifier, split_answer
+        from compact_distill.records import Verdict
+
+        rationales = [(instance.answer, r) for instance in material.instances for r in instance.rationales if r.text]
+        known = [r.verdict for _, r in rationales if r.verdict]
+        if Verdict.CORRECT in known:
+            return []
+        with Verifier() as verifier:
+            found = verifier.verify_many((r.answer or split_answer(r.text)[1], gold) for gold, r in rationales)
+            if Verdict.CORRECT in found:
+                return []
+        return [
+            f"weighting {name} needs gold answers, but none of the {len(rationales)} rationales is right by them; "
+            "give problems with gold answers, or another rule"
+        ]
+
+    def _lengths(self, config: RunConfig, key: str) -> tuple[list[Instance], dict[str, list[int]]]:
+        if key not in self._read:
+            source = config.problems
+            where: dict[str, Any] = (
+                {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
+            )
+            instances = load_instances(config.rationales, **where)
+            self._read[key] = instances, self._encode(config, instances)
+        return self._read[key]
+
+    def _encode(self, config: RunConfig, instances: Sequence[Instance]) -> dict[str, list[int]]:
+        """Tokens of each problem's rationales, by the problem's id; 0 where one takes no part."""
+        from compact_distill.method.encode import Encoder
+        from compact_distill.students.load import load_tokenizer
+
+        longest = min(config.max_length, config.max_tokens_per_pass)
+        encoder = Encoder(
+            load_tokenizer(config.student), config.text, longest, config.compatibility.thinking_expressions
+        )
+        return {p.id: [0 if b is None else len(b) for b in p.branches] for p in encoder.encode_all(instances)}
+
+    def _key(self, config: RunConfig) -> str:
+        read = {"student", "rationales", "problems", "text", "max_length", "max_tokens_per_pass"}
+        return fingerprint(config.model_dump(mode="json", include=read))
+
+    def _written(self, instances: Sequence[Instance], name: str) -> str:
+        rows = [as_row(instance) for instance in instances]
+        path = self._folder / f"{name}-{fingerprint(rows)[:8]}.jsonl"
+        if not path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                file.writelines(json_line(row) for row in rows)
+        return str(path)
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name; different names stay different."""
+    plain = re.sub(r"[^\w.\-]+", "_", name).strip("._")[:60]
+    return plain if plain == name else f"{plain}-{fingerprint(name)[:6]}"
+
+
+def _epochs(config: RunConfig, problems: int) -> float:
+    """Epochs of a run, also where it says steps."""
+    steps = config.train.get("max_steps", -1)
+    if steps is None or steps <= 0:
+        return float(config.train["num_train_epochs"])
+    per_epoch = optimizer_steps(problems, {**config.train, "max_steps": -1, "num_train_epochs": 1})
+    return float(steps / per_epoch)

@@ -1,0 +1,277 @@
+"""What a study found, from its run folders: accuracy with intervals, paired differences, weights, drift, cost.
+
+`study.json` and `study.csv` hold what the seeds decide, the same bytes whenever the study is run on one machine;
+`costs.json` holds what a clock measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compact_distill.errors import RunError
+from compact_distill.evaluation.results import read_result, read_rows, result_path, rows_path, tasks_done
+from compact_distill.evaluation.task import load_tasks
+from compact_distill.records import Verdict
+from compact_distill.runs.files import atomic_write
+from compact_distill.runs.folder import RunFolder, read_trace
+from compact_distill.study.arms import Study
+from compact_distill.study.statistics import Table, area, exact_p, holm, over_seeds_and_rows
+
+FORMAT = 1
+ROLES = ("learned", "retained")
+REFERENCES = ("equal", "compact")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was run.
+
+    Attributes:
+        out: the study's folder.
+        study: what was asked for.
+        runs: run folder by arm and seed.
+        parts: run folders whose training made a run's student, where they are others than the run itself.
+        failed: steps that failed, with the reason.
+        chosen: the teacher that an arm chose.
+    """
+
+    out: Path
+    study: Study
+    runs: Mapping[str, Mapping[int, Path]]
+    parts: Mapping[Path, Sequence[Path]]
+    failed: Mapping[str, str]
+    chosen: Mapping[str, str]
+
+
+def tune_accuracy(run: Path, tasks: Sequence[str]) -> float:
+    """Mean accuracy of a run's student on tuning benchmarks. Raises RunError where it has not done them."""
+    names = [task.name for task in load_tasks(tasks)]
+    return float(np.mean([read_result(result_path(run / "eval" / "student", n))["result"]["accuracy"] for n in names]))
+
+
+def collect(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read all runs that are done.
+
+    Returns:
+        What `study.json` and `costs.json` hold.
+
+    Raises:
+        RunError: arms that were not asked the same rows.
+    """
+    arms: dict[str, dict[str, Any]] = {}
+    tables: dict[str, dict[str, dict[str, Table]]] = {}  # arm, role, task: [S, N]
+    costs: dict[str, Any] = {}
+    rows: dict[str, list[str]] = {}
+    for name, runs in outcome.runs.items():
+        done = {seed: run for seed, run in runs.items() if _is_finished(run)}
+        arms[name] = {"runs": {str(seed): str(run.relative_to(outcome.out)) for seed, run in done.items()}}
+        if name in outcome.chosen:
+            arms[name]["teacher"] = outcome.chosen[name]
+        if done:
+            tables[name] = _tables(list(done.values()), rows)
+            arms[name] |= _of_arm(list(done.values()), tables[name], outcome)
+            costs[name] = _costs(list(done.values()), outcome)
+    document = {
+        "format": FORMAT,
+        "student": outcome.study.base.student,
+        "budget": outcome.study.config.budget,
+        "seeds": list(outcome.study.config.seeds),
+        "base": _base(outcome),
+        "arms": arms,
+        "differences": {ref: _differences(tables, arms, ref) for ref in REFERENCES if ref in tables},
+        "failed": dict(sorted(outcome.failed.items())),
+    }
+    return document, {"format": FORMAT, "arms": costs}
+
+
+def write_results(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Collect and write `study.json`, `study.csv` and `costs.json`; returns what the two JSON files hold."""
+    document, costs = collect(outcome)
+    for name, content in (("study.json", document), ("costs.json", costs)):
+        with atomic_write(outcome.out / name) as file:
+            json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+    with atomic_write(outcome.out / "study.csv") as file:
+        file.write(_csv(document))
+    return document, costs
+
+
+def _is_finished(run: Path) -> bool:
+    try:
+        return bool(RunFolder.open(run).manifest["finished"])
+    except RunError:
+        return False
+
+
+def _tables(runs: Sequence[Path], known: dict[str, list[str]]) -> dict[str, dict[str, Table]]:
+    """Share of correct samples by role and benchmark, [S, N]; all arms must have been asked the same rows."""
+    found: dict[str, dict[str, list[list[float]]]] = {role: {} for role in ROLES}
+    for run in runs:
+        for role, task, ids, shares in read_shares(run / "eval" / "student"):
+            if known.setdefault(task, ids) != ids:
+                raise RunError(f"{run} was not asked the same rows of {task} as other runs; evaluate it again")
+            found[role].setdefault(task, []).append(shares)
+    return {
+        role: {task: np.array(shares) for task, shares in tasks.items() if len(shares) == len(runs)}
+        for role, tasks in found.items()
+    }
+
+
+def read_shares(folder: Path) -> Iterator[tuple[str, str, list[str], list[float]]]:
+    """Role, benchmark, ids of its rows and each row's share of correct samples, of a student's results."""
+    for task in tasks_done(folder):
+        document = read_result(result_path(folder, task))
+        if document["role"] not in ROLES or "accuracy" not in document["result"]:
+            continue
+        samples = document["result"]["samples"]
+        rows = read_rows(rows_path(folder, task))
+        correct = [row["verdict"] == Verdict.CORRECT for row in rows]
+        shares = [sum(correct[i : i + samples]) / samples for i in range(0, len(correct), samples)]
+        yield document["role"], task, [row["id"] for row in rows[::samples]], shares
+
+
+def _of_arm(runs: Sequence[Path], tables: Mapping[str, Mapping[str, Table]], outcome: Outcome) -> dict[str, Any]:
+    found: dict[str, Any] = {"tasks": {}}
+    for role in ROLES:
+        if tables[role]:
+            found[role] = asdict(over_seeds_and_rows(list(tables[role].values())))
+        for task, table in tables[role].items():
+            estimate = asdict(over_seeds_and_rows([table]))
+            found["tasks"][task] = {"role": role, "rows": table.shape[1], **estimate}
+            found["tasks"][task]["by_seed"] = [float(value) for value in table.mean(axis=1)]
+    readings = [_readings([run for part in [run] for run in outcome.parts.get(part, [part])]) for run in runs]
+    found["tokens"] = [reading["tokens"] for reading in readings]
+    found["tokens_with_weight"] = [reading["tokens_with_weight"] for reading in readings]
+    found["auc"] = _auc([reading["areas"] for reading in readings])
+    found["drift"] = _drift(runs)
+    return found
+
+
+def _readings(parts: Sequence[Path]) -> dict[str, Any]:
+    """Rationale tokens that were read and those that had a weight, and for each problem the area of its weights."""
+    tokens = with_weight = 0
+    areas: dict[str, list[float]] = {}
+    for part in parts:
+        folder = RunFolder.open(part)
+        used = {row["id"]: row["rationales"] for row in read_trace(folder.data_path)}
+        for row in folder.read_scores():
+            rationales = used.get(row["id"], [])
+            present = [
+                (weight, rationale)
+                for weight, rationale in zip(row["weights"], rationales, strict=True)
+                if rationale["tokens"] is not None
+            ]
+            tokens += sum(rationale["tokens"] for _, rationale in present)
+            with_weight += sum(rationale["tokens"] for weight, rationale in present if weight > 0)
+            judged = [(w, r["verdict"] == Verdict.CORRECT) for w, r in present if r["verdict"] is not None]
+            found = area([w for w, _ in judged], [right for _, right in judged])
+            if found is not None:
+                areas.setdefault(row["id"], []).append(found)
+    return {
+        "tokens": tokens,
+        "tokens_with_weight": with_weight,
+        "areas": {name: float(np.mean(values)) for name, values in areas.items()},
+    }
+
+
+def _auc(areas: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
+    """Area of right over wrong rationales' weights, mean over problems that have both; None where none has."""
+    shared = sorted(set.intersection(*(set(of_seed) for of_seed in areas)))
+    if not shared:
+        return None
+    table = np.array([[of_seed[name] for name in shared] for of_seed in areas])
+    return {"problems": len(shared), **asdict(over_seeds_and_rows([table]))}
+
+
+def _drift(runs: Sequence[Path]) -> dict[str, dict[str, float]]:
+    """Mean over seeds of what drift.json says of each set of prompts: KL after the prompt, shift in the last layer."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        path = run / "eval" / "drift.json"
+        for part in read_result(path)["sets"] if path.is_file() else []:
+            last = part["layers"][-1]
+            values = {"kl": part["kl_last"]["mean"], "shift": last["centroid_shift"], "cka": last["cka"]}
+            for name, value in values.items():
+                if value is not None:
+                    found.setdefault(part["role"], {}).setdefault(name, []).append(value)
+    return {role: {name: float(np.mean(v)) for name, v in values.items()} for role, values in found.items()}
+
+
+def _base(outcome: Outcome) -> dict[str, Any]:
+    found: dict[str, Any] = {"tasks": {}}
+    tables: dict[str, list[Table]] = {}
+    for role, task, _, shares in read_shares(outcome.out / "base"):
+        table = np.array([shares])
+        tables.setdefault(role, []).append(table)
+        found["tasks"][task] = {"role": role, "rows": len(shares), **asdict(over_seeds_and_rows([table]))}
+    return found | {role: asdict(over_seeds_and_rows(parts)) for role, parts in tables.items()}
+
+
+def _differences(
+    tables: Mapping[str, Mapping[str, Mapping[str, Table]]], arms: Mapping[str, Any], reference: str
+) -> dict[str, Any]:
+    """Each arm minus the reference, on the seeds that both have done; p corrected over the arms, for each role."""
+    found: dict[str, Any] = {}
+    for role in ROLES:
+        p_values: dict[str, float] = {}
+        for name in tables:
+            if name == reference or not tables[name][role]:
+                continue
+            mine, theirs = (list(arms[arm]["runs"]) for arm in (name, reference))
+            both = [seed for seed in mine if seed in theirs]
+            tasks = [task for task in tables[name][role] if task in tables[reference][role]]
+            if not both or not tasks:
+                continue
+            a, b = ([row.index(seed) for seed in both] for row in (mine, theirs))
+            differences = [tables[name][role][t][a] - tables[reference][role][t][b] for t in tasks]
+            p_values[name] = exact_p(differences)
+            found.setdefault(name, {})[role] = {
+                "seeds": len(both),
+                **asdict(over_seeds_and_rows(differences)),
+                "p": p_values[name],
+            }
+        for name, p in holm(p_values).items():
+            found[name][role]["p_holm"] = p
+    return found
+
+
+def _costs(runs: Sequence[Path], outcome: Outcome) -> dict[str, Any]:
+    """Seconds of training and peak memory in GiB, by seed; of merged students, of all their parts."""
+    seconds, memory = [], []
+    for run in runs:
+        summaries = [RunFolder.open(part).stage_summary("train") for part in outcome.parts.get(run, [run])]
+        seconds.append(round(sum(summary.get("seconds", 0.0) for summary in summaries), 1))
+        memory.append(max(summary.get("peak_memory_gib", 0.0) for summary in summaries))
+    return {"train_seconds": seconds, "peak_memory_gib": memory}
+
+
+def _csv(document: Mapping[str, Any]) -> str:
+    """One line an arm and benchmark, and one for the mean of each role."""
+    text = io.StringIO()
+    numbers = ("mean", "low", "high")
+    against = [f"minus_{ref}_{n}" for ref in document["differences"] for n in (*numbers, "p", "p_holm")]
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(["arm", "seeds", "role", "benchmark", "rows", *numbers, *against, "auc", "tokens"])
+    for name, arm in [("base", document["base"]), *document["arms"].items()]:
+        for role in ROLES:
+            lines = [(task, found) for task, found in arm.get("tasks", {}).items() if found["role"] == role]
+            if role in arm:
+                lines.insert(0, ("all", arm[role]))
+            for task, found in lines:
+                cells: list[Any] = []
+                for differences in document["differences"].values():
+                    own = differences.get(name, {}).get(role) if task == "all" else None
+                    cells += [own[key] for key in ("value", "low", "high", "p", "p_holm")] if own else [""] * 5
+                auc = (arm.get("auc") or {}).get("value", "")
+                tokens = round(float(np.mean(arm["tokens"]))) if "tokens" in arm else ""
+                start = [name, len(arm.get("runs", {})) or "", role, task, found.get("rows", "")]
+                out.writerow([*start, found["value"], found["low"], found["high"], *cells, auc, tokens])
+    return text.getvalue()

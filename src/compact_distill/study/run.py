@@ -1,0 +1,424 @@
+"""Run a study: arms x seeds as ordinary run folders, several at a time, each step a process of its own.
+
+    OUT/inputs.json              what the study is made of; another study is refused
+    OUT/base/                    results of the base, evaluated once and copied into every run
+    OUT/teachers/                where the base asks teachers: one run, whose rationales all share
+    OUT/data/, OUT/configs/      the same rationales arranged for single teachers, unions, mixes; a YAML for each run
+    OUT/arms/ARM/seed-N/         run folders; OUT/singles and OUT/branches: of one teacher alone
+    OUT/logs/                    what each step printed
+    OUT/study.csv, study.json, costs.json, study.html    the result (results.py)
+
+Killed anywhere, the same command goes on: every step goes on from its own run folder, and a run that is finished is
+not started again. A step ends with the study that started it, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from compact_distill.config.models import RunConfig, dump_config, load_config
+from compact_distill.data import load_instances
+from compact_distill.errors import ConfigError, InputError, RunError
+from compact_distill.runs.files import atomic_write, content_hash, fingerprint
+from compact_distill.runs.folder import RunFolder
+from compact_distill.runs.progress import say
+from compact_distill.study.arms import BEST, Arm, Study
+from compact_distill.study.jobs import Job, run_jobs
+from compact_distill.study.material import Workshop, slug
+from compact_distill.study.results import Outcome, tune_accuracy
+
+_FORMAT = 1
+_COMPACT = "compact_distill.cli:app"
+_LOCK_SECONDS = 60.0  # for what is left of a killed study to end
+
+
+def run_study(study: Study, jobs: int = 1) -> Outcome:
+    """Run what is not done yet of a study.
+
+    Args:
+        study: what to run.
+        jobs: how many steps at a time; the cores are divided among them.
+
+    Returns:
+        The run folder of every arm and seed, and what failed with the reason.
+
+    Raises:
+        InputError: everything that is wrong, before any work.
+        RunError: the folder belongs to another study, or to a process that still runs.
+    """
+    out = Path(study.config.output)
+    with _claim(out) as lock:
+        threads = _same_study(study, out, max(1, (os.cpu_count() or 1) // jobs))
+        environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        plan = Plan(study, out)
+        if study.base.teachers:
+            failed = run_jobs([plan.ask_teachers()], 1, environment, out / "logs", lock)
+            if failed:
+                raise RunError(f"the teachers could not be asked: {failed['teachers']}")
+        plan.prepare()
+        failed = run_jobs(plan.jobs(), jobs, environment, out / "logs", lock)
+        return Outcome(out, study, plan.runs, plan.parts, failed, plan.chosen)
+
+
+class Plan:
+    """The steps of a study, and where their runs are.
+
+    Attributes:
+        runs: run folder by arm and seed; of an arm that chooses its teacher, filled in when it has chosen.
+        parts: run folders whose training made an arm's student, where they are others than its own.
+        chosen: the teacher that each such arm chose.
+    """
+
+    def __init__(self, study: Study, out: Path) -> None:
+        self.study = study
+        self.out = out
+        self.runs: dict[str, dict[int, Path]] = {arm.name: {} for arm in study.arms}
+        self.parts: dict[Path, list[Path]] = {}
+        self.chosen: dict[str, str] = {}
+        self.workshop = Workshop(out / "data", study.config.budget, self._shared(study.base))
+        self._jobs: dict[str, Job] = {}
+        self._exam_key: str | None = None
+
+    def ask_teachers(self) -> Job:
+        """The step that gets rationales, where the base asks teachers."""
+        config = self.study.base.model_copy(update={"output": str(self.out / "teachers")})
+        return Job("teachers", lambda: [_COMPACT, "generate", str(self._write("teachers", config))])
+
+    def _shared(self, config: RunConfig) -> RunConfig:
+        """A configuration that reads what the study's teachers wrote, where it would ask teachers."""
+        if not config.teachers:
+            return config
+        file = str(RunFolder(self.out / "teachers", None, {}).training_path)
+        return config.model_copy(update={"teachers": (), "rationales": (file,), "problems": None})
+
+    def prepare(self) -> None:
+        """Read the data and check all that a run would trip over. Raises InputError with everything that is wrong."""
+        from compact_distill import pipeline
+
+        wrong: list[str] = []
+        self._exam_key = _check_benchmarks(self._shared(self.study.base), self.study.config.tune, wrong)
+        for arm in self.study.arms:
+            config = self._shared(arm.config)
+            try:
+                found = pipeline.validate_run(config.model_copy(update={"output": str(self.out / "arms" / arm.name)}))
+                wrong += [f"arm {arm.name}: {problem}" for problem in found if f"base: {problem}" not in wrong]
+                if not found:
+                    wrong += [f"arm {arm.name}: {problem}" for problem in self._material_problems(arm, config)]
+            except InputError as error:
+                wrong += [f"arm {arm.name}: {problem}" for problem in error.problems]
+        if wrong:
+            raise InputError(list(dict.fromkeys(wrong)))
+
+    def _material_problems(self, arm: Arm, config: RunConfig) -> list[str]:
+        material = self.workshop.material(config)
+        teachers = material.teachers
+        if (arm.options.merge or arm.options.single == BEST) and len(teachers) < 2:
+            what = "merge" if arm.options.merge else "choice of the best single teacher"
+            return [f"a {what} needs at least two teachers, but the rationales are all of {', '.join(teachers)}"]
+        if arm.options.single not in (None, BEST) and arm.options.single not in teachers:
+            return [f"no rationale is of teacher {arm.options.single!r}; teachers are {', '.join(teachers)}"]
+        return self.workshop.rule_problems(config, material)
+
+    def jobs(self) -> list[Job]:
+        """All steps, in an order in which each comes after what it needs."""
+        self._add(Job("base", self._base))
+        for seed in self.study.config.seeds:  # a first seed of all arms is worth more than all seeds of one
+            for arm in self.study.arms:
+                config = self._shared(arm.config)
+                if arm.options.merge:
+                    self._merge_jobs(arm, config, seed)
+                elif arm.options.single == BEST:
+                    continue  # below: it needs all seeds
+                elif arm.options.single:
+                    self.runs[arm.name][seed] = self._single(
+                        config, arm.options.single, seed, f"{arm.name}/seed-{seed}"
+                    )
+                else:
+                    self._ordinary(arm, config, seed)
+        for arm in self.study.arms:
+            if arm.options.single == BEST:
+                self._best_jobs(arm, self._shared(arm.config))
+        return list(self._jobs.values())
+
+    def _add(self, job: Job) -> None:
+        self._jobs.setdefault(job.name, job)
+
+    # ---- the kinds of arms
+
+    def _ordinary(self, arm: Arm, config: RunConfig, seed: int) -> None:
+        run = self.runs[arm.name][seed] = self.out / "arms" / arm.name / f"seed-{seed}"
+        fitted = self.workshop.fitted(config, self.workshop.material(config, arm.options.mix), run, seed)
+        self._add(Job(f"{arm.name}/seed-{seed}", lambda: self._start("run", fitted), ("base",)))
+
+    def _single(self, config: RunConfig, teacher: str, seed: int, name: str) -> Path:
+        fitted = self._of_teacher("singles", config, teacher, seed)
+        self._add(Job(name, lambda: self._start("run", fitted), ("base",)))
+        return Path(fitted.output)
+
+    def _of_teacher(
+        self, folder: str, config: RunConfig, teacher: str, seed: int, share_of_own: bool = False
+    ) -> RunConfig:
+        """A run on one teacher's rationales, with the whole budget or its own rationales' share of it."""
+        material = self.workshop.material(config, teacher=teacher)
+        kind = fingerprint(config.model_dump(mode="json", exclude={"output", "seed", "eval"}))[:8]
+        run = self.out / folder / f"{slug(teacher)}-{kind}" / f"seed-{seed}"
+        return self.workshop.fitted(config, material, run, seed, share_of_own=share_of_own)
+
+    def _best_jobs(self, arm: Arm, config: RunConfig) -> None:
+        """Train all singles, examine them on the tuning rows, then examine the best of them on the others."""
+        tune = [part for task in self.study.config.tune for part in ("--task", task)]
+        fitted = {
+            (teacher, seed): self._of_teacher("singles", config, teacher, seed)
+            for teacher in self.workshop.material(config).teachers
+            for seed in self.study.config.seeds
+        }
+        tuned = []
+        for (teacher, seed), own in fitted.items():
+            short, key = f"{slug(teacher)}/seed-{seed}", Path(own.output).parent.name
+            trained, examined = f"train/{key}/{short}", f"tune/{key}/{short}"
+            self._add(Job(trained, lambda own=own: self._start("train", own), ("base",)))
+            self._add(Job(examined, lambda own=own: self._tune(own, tune), (trained,)))
+            tuned.append(examined)
+        for seed in self.study.config.seeds:
+
+            def examine_best(seed: int = seed) -> list[str] | None:
+                accuracy = {
+                    teacher: [tune_accuracy(Path(fitted[teacher, s].output), self.study.config.tune)
+                              for s in self.study.config.seeds]
+                    for teacher, _ in fitted
+                }  # fmt: skip
+                best = max(accuracy, key=lambda teacher: sum(accuracy[teacher]))
+                self.chosen[arm.name] = best
+                self.runs[arm.name][seed] = Path(fitted[best, seed].output)
+                return self._start("run", fitted[best, seed])
+
+            self._add(Job(f"{arm.name}/seed-{seed}", examine_best, tuple(tuned)))
+
+    def _merge_jobs(self, arm: Arm, config: RunConfig, seed: int) -> None:
+        run = self.runs[arm.name][seed] = self.out / "arms" / arm.name / f"seed-{seed}"
+        final = config.model_copy(update={"output": str(run), "seed": seed})
+        teachers = self.workshop.material(config).teachers
+        rounds = arm.options.rounds if arm.options.merge == "mot" else 1
+        student, before = config.student, ("base",)
+        for number in range(1, rounds + 1):
+            branches = []
+            for teacher in teachers:
+                if arm.options.merge == "mot":
+                    own = self._mot_branch(arm, config, teacher, seed, number, student)
+                else:
+                    own = self._of_teacher("branches", config, teacher, seed, share_of_own=True)
+                name = f"branch/{Path(own.output).relative_to(self.out)}"
+                self._add(
+                    Job(name, lambda own=own: None if self._finished(final) else self._start("train", own), before)
+                )
+                branches.append((name, own))
+                self.parts.setdefault(run, []).append(Path(own.output))
+            last = number == rounds
+            merged = run / "student" if last else self.out / "mot" / arm.name / f"seed-{seed}" / f"merged-{number}"
+            task = {
+                "base": student, "students": [f"{own.output}/student" for _, own in branches], "out": str(merged),
+                "method": arm.options.merge, "density": arm.options.density, "scale": arm.options.scale, "seed": seed,
+                "whole": arm.options.merge == "mot",
+            }  # fmt: skip
+            name = f"{arm.name}/seed-{seed}" + ("" if last else f"/round-{number}")
+            self._add(Job(name, lambda t=task, last=last: self._merge(t, final, last), tuple(n for n, _ in branches)))
+            student, before = str(merged), (name,)
+
+    def _mot_branch(self, arm: Arm, config: RunConfig, teacher: str, seed: int, number: int, student: str) -> RunConfig:
+        """One branch of one round of MoT: from the merged student, other rows first in each round."""
+        run = self.out / "mot" / arm.name / f"seed-{seed}" / f"round-{number}-{slug(teacher)}"
+        material = self.workshop.material(config, teacher=teacher)
+        fitted = self.workshop.fitted(
+            config, material, run, seed * 1000 + number, arm.options.rounds, share_of_own=True
+        )
+        train = {**fitted.train, **({"max_steps": arm.options.steps} if arm.options.steps else {})}
+        return fitted.model_copy(update={"student": student, "train": train})
+
+    # ---- commands
+
+    def _base(self) -> list[str] | None:
+        if self._exam_key is None:
+            return None
+        mark = self.out / "base" / ".complete"
+        if mark.is_file() and mark.read_text(encoding="utf-8") == self._exam_key:
+            return None
+        config = self._write("base", self._shared(self.study.base))
+        command = ["compact_distill.study.run:examine_base", str(config), str(self.out / "base"), self._exam_key]
+        return [*command, *self.study.config.tune]
+
+    def _start(self, stage: str, config: RunConfig) -> list[str] | None:
+        """The command of a run's stage, its base's results in place; None where the run is finished."""
+        if self._finished(config, stage):
+            return None
+        run = Path(config.output)
+        with RunFolder.claim(run) as folder:
+            _copy_results(self.out / "base", folder.eval_path / "base")
+        return [_COMPACT, stage, str(self._write(str(run.relative_to(self.out)).replace("/", "."), config))]
+
+    def _merge(self, task: dict[str, Any], final: RunConfig, last: bool) -> list[str] | None:
+        if self._finished(final) or (not last and Path(task["out"]).is_dir()):
+            return None
+        name = str(Path(task["out"]).relative_to(self.out)).replace("/", ".")
+        if last:
+            with RunFolder.claim(final.output) as folder:
+                _copy_results(self.out / "base", folder.eval_path / "base")
+            task = {**task, "config": str(self._write(name, final))}
+        path = self.out / "configs" / f"{name}.json"
+        with atomic_write(path) as file:
+            json.dump(task, file, indent=1)
+        return ["compact_distill.study.merge:main", str(path)]
+
+    def _tune(self, config: RunConfig, tasks: list[str]) -> list[str] | None:
+        with contextlib.suppress(RunError):  # no results yet
+            tune_accuracy(Path(config.output), self.study.config.tune)
+            return None
+        return [_COMPACT, "eval", config.output, *tasks]
+
+    def _finished(self, config: RunConfig, stage: str = "run") -> bool:
+        """Whether a run has done this stage, or all of them, with this very configuration."""
+        try:
+            folder = RunFolder.open(config.output)
+            record = folder.manifest if stage == "run" else folder.manifest["stages"].get(stage, {})
+            return bool(record.get("finished")) and load_config(folder.config_path) == config
+        except (RunError, InputError, OSError):
+            return False
+
+    def _write(self, name: str, config: RunConfig) -> Path:
+        path = self.out / "configs" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(dump_config(config))
+        return path
+
+
+def examine_base() -> None:
+    """A step of a study: examine the base on all benchmarks. Arguments: config, folder, key, tuning benchmarks."""
+    from compact_distill.evaluation.examine import examine_folder, prepare
+    from compact_distill.evaluation.harness import Subject
+    from compact_distill.students.identity import student_hash
+
+    config_path, out, key, *tune = sys.argv[1:]
+    config = load_config(config_path)
+    instances = _instances(config)
+    subject = Subject("base", config.student, student_hash(config.student), 0, 0.0)
+    for only in ((), tune) if tune else ((),):
+        exam = prepare(config.eval, config.text, config.seed, instances, only)
+        if exam:
+            examine_folder(config.student, subject, exam, Path(out))
+    with atomic_write(Path(out) / ".complete") as file:
+        file.write(key)
+
+
+def _instances(config: RunConfig) -> list[Any]:
+    source = config.problems
+    where = {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
+    return load_instances(config.rationales, **where)  # type: ignore[arg-type]
+
+
+def _check_benchmarks(config: RunConfig, tune: tuple[str, ...], wrong: list[str]) -> str | None:
+    """Check benchmarks and that tuning and test rows differ; what identifies them, None where there are none."""
+    from compact_distill.evaluation.examine import prepare
+    from compact_distill.evaluation.rows import Training
+    from compact_distill.students.identity import student_hash
+
+    try:
+        instances = _instances(config)
+        test = prepare(config.eval, config.text, config.seed, instances)
+        tuning = prepare(config.eval, config.text, config.seed, instances, tune) if tune else None
+    except InputError as error:
+        wrong += [f"base: {problem}" for problem in error.problems]
+        return None
+    seen = Training([row for _, rows in tuning.rows for row in rows.rows] if tuning else [])
+    for _, rows in test.rows:
+        shared = [row.id for row in rows.rows if seen.holds(row)]
+        if shared:
+            wrong.append(
+                f"tune: {len(shared)} rows of {rows.task.name} are tuning rows too ({shared[0]!r} is one), so what is "
+                "chosen on them would be reported on them; give other rows"
+            )
+    keys = [test.fingerprint, tuning.fingerprint if tuning else None, student_hash(config.student)]
+    return fingerprint(keys) if test or tuning else None
+
+
+def _copy_results(source: Path, target: Path) -> None:
+    """Copy finished results that the target does not have; an evaluation that finds them does nothing."""
+    for file in sorted(source.glob("[!.]*")) if source.is_dir() else ():
+        if file.is_file() and ".partial." not in file.name and not (target / file.name).exists():
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / f".{file.name}.tmp")
+            (target / f".{file.name}.tmp").replace(target / file.name)
+
+
+@contextlib.contextmanager
+def _claim(out: Path) -> Iterator[int]:
+    """Hold the study's lock, which its processes hold as well; wait for those of a killed study to end."""
+    if out.exists() and not (out / "inputs.json").exists() and any(not p.name.startswith(".") for p in out.iterdir()):
+        raise ConfigError(f"output must be new, empty or a study's folder, but {out} holds other files; choose another")
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        started = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - started > _LOCK_SECONDS:
+                    raise RunError(f"{out} is in use by another study; wait for it or stop it") from None
+                time.sleep(0.2)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _same_study(study: Study, out: Path, threads: int) -> int:
+    """Note what the study is made of, or check that it is the one of this folder; returns the threads a step gets.
+
+    Arms and seeds can be added; an arm of the same name must stay what it was. Threads stay as they were at first,
+    since they decide the last digits.
+    """
+    base = study.base.model_dump(mode="json", exclude={"output", "seed"})
+    files = [*study.base.rationales, *([study.base.problems.path] if study.base.problems else [])]
+    made_of: dict[str, Any] = {
+        "format": _FORMAT,
+        "base": base,
+        "data": {name: content_hash(name) for name in files if Path(name).exists()},
+        "budget": study.config.budget,
+        "tune": list(study.config.tune),
+        "arms": {arm.name: arm.fingerprint for arm in study.arms},
+        "threads": threads,
+    }
+    path = out / "inputs.json"
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            differing = [key for key in ("format", "base", "data", "budget", "tune") if before[key] != made_of[key]]
+            changed = [name for name, key in made_of["arms"].items() if before["arms"].get(name, key) != key]
+            made_of["arms"] = {**before["arms"], **made_of["arms"]}
+            made_of["threads"] = before["threads"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} is damaged ({error!r}); choose another `output:`") from error
+        if differing:
+            raise ConfigError(
+                f"{out} belongs to another study ({', '.join(differing)} differ); choose another `output:`"
+            )
+        if changed:
+            raise ConfigError(
+                [f"arm {name} was something else when {out} was made; give it another name, or choose another `output:`"
+                 for name in changed]
+            )  # fmt: skip
+    if made_of["threads"] != threads:
+        say(f"study: {made_of['threads']} threads a step, as at its first start, so that results stay the same")
+    with atomic_write(path) as file:
+        json.dump(made_of, file, indent=1)
+        file.write("\n")
+    return int(made_of["threads"])
