@@ -38,10 +38,12 @@ def demo(
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("compact.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    study: Annotated[bool, typer.Option("--study", help="Write a study file instead: arms x seeds.")] = False,
 ) -> None:
     """Write a commented configuration.
 
-    Every key with its default and meaning; put your student and your rationales or teachers in.
+    Every key with its default and meaning; put your student and your rationales or teachers in. --study: what to
+    compare, starting from such a configuration.
 
     \b
     Example:
@@ -49,13 +51,15 @@ def init(
     """
     from compact_distill.config.template import template
     from compact_distill.runs.files import atomic_write
+    from compact_distill.study.arms import study_template
 
     if path.exists() and not force:
         raise ConfigError(f"{path} exists already; choose another name or pass --force to replace it")
     check_target(path)
     with atomic_write(path) as file:
-        file.write(template())
-    print(f"wrote {path}; edit it, then: compact validate {path} --dry-run")
+        file.write(study_template() if study else template())
+    then = f"compact study {path}" if study else f"compact validate {path} --dry-run"
+    print(f"wrote {path}; edit it, then: {then}")
 
 
 def validate(

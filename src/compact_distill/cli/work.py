@@ -16,6 +16,7 @@ from compact_distill.cli.options import (
     load,
     overrides,
 )
+from compact_distill.errors import ConfigError
 
 
 def generate(
@@ -138,6 +139,50 @@ def run(
     if not folder.is_follower:
         print(summary(read_run(folder.path)))
         print(f"report: {folder.report_path}")
+
+
+def study(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="YAML file; see `compact init --study`.")],
+    jobs: Annotated[int, typer.Option(min=1, help="Steps at a time; they share the cores.")] = 1,
+    arms: Annotated[list[str], typer.Option(help="Run this arm only; repeat it, or divide by commas.")] = [],  # noqa: B006
+    seeds: Annotated[list[str], typer.Option(help="Run this seed only; repeat it, or divide by commas.")] = [],  # noqa: B006
+    data: Annotated[
+        str | None, typer.Option(envvar="COMPACT_DATA", help="Folder where the base's files are looked for first.")
+    ] = None,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Compare ways to weigh rationales: arms x seeds, one table.
+
+    Every run is an ordinary run folder. Stopped or killed, the same command goes on; an arm that fails does not stop
+    the others. --set replaces values of the base.
+
+    \b
+    Example:
+      compact study my-study.yaml --jobs 2
+      compact study my-study.yaml --arms compact,equal --seeds 0 --set student=my-student
+    """
+    from compact_distill.study.arms import load_study
+    from compact_distill.study.results import describe, write_results
+    from compact_distill.study.run import run_study
+
+    asked = load_study(study_file, overrides(settings), data).only(_listed(arms), _numbers(seeds))
+    outcome = run_study(asked, jobs)
+    for line in describe(*write_results(outcome)):
+        print(line)
+    print(f"study: {outcome.out / 'study.json'}, study.csv and costs.json")
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _listed(values: list[str]) -> list[str]:
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def _numbers(values: list[str]) -> list[int]:
+    try:
+        return [int(value) for value in _listed(values)]
+    except ValueError:
+        raise ConfigError(f"--seeds must be whole numbers, got {', '.join(values)}; as in --seeds 0,1") from None
 
 
 def _with_every_epoch(settings: list[str], every_epoch: bool) -> list[str]:

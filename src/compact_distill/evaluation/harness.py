@@ -187,9 +187,14 @@ def _task_settings(task: Task) -> dict[str, Any]:
 
 
 def _key(pinned: Mapping[str, Any]) -> str:
-    """Hash of all that decides the result: not the student's name and label, nor where the same data came from."""
+    """Hash of all that decides the result: not the student's name and label, nor where the same data came from.
+
+    Greedy decoding draws nothing, so its seed decides nothing.
+    """
     student = {k: v for k, v in pinned["student"].items() if k not in ("label", "name", "step", "epoch")}
-    return fingerprint({**pinned, "student": student, "data": pinned["data"]["hash"]})
+    greedy = pinned["decoding"]["temperature"] == 0
+    decoding = {k: v for k, v in pinned["decoding"].items() if not (greedy and k == "seed")}
+    return fingerprint({**pinned, "student": student, "data": pinned["data"]["hash"], "decoding": decoding})
 
 
 def _found(folder: Path, task: str, key: str) -> dict[str, Any] | None:

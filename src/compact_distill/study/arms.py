@@ -18,8 +18,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, StrictFloat, StrictInt, ValidationError, field_validator
 
-from compact_distill.config.base import Strict
-from compact_distill.config.messages import messages
+from compact_distill.config.messages import Strict, messages
 from compact_distill.config.models import RunConfig, config_from
 from compact_distill.config.yaml import parse
 from compact_distill.errors import ConfigError, nearest

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from compact_distill.config.models import RunConfig
 from compact_distill.data import load_instances
+from compact_distill.data.preview import optimizer_steps
 from compact_distill.records import Instance
 from compact_distill.runs.files import atomic_write, fingerprint, json_line
 from compact_distill.study.arms import Mix, as_row, long_short, only_teacher, teachers_of, union
-from compact_distill.training.preview import optimizer_steps
 
 
 @dataclass(frozen=True)

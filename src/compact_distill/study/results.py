@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from compact_distill.errors import RunError
-from compact_distill.evaluation.results import read_result, read_rows, result_path, rows_path, tasks_done
+from compact_distill.evaluation.result_files import read_result, read_rows, result_path, rows_path, tasks_done
 from compact_distill.evaluation.task import load_tasks
 from compact_distill.records import Verdict
-from compact_distill.runs.files import atomic_write
-from compact_distill.runs.folder import RunFolder, read_trace
+from compact_distill.runs.files import atomic_write, read_jsonl
+from compact_distill.runs.folder import RunFolder
+from compact_distill.runs.progress import text_table
 from compact_distill.study.arms import Study
 from compact_distill.study.statistics import Table, area, exact_p, holm, over_seeds_and_rows
 
@@ -104,6 +105,37 @@ def write_results(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
     return document, costs
 
 
+def describe(document: Mapping[str, Any], costs: Mapping[str, Any]) -> list[str]:
+    """The table of a study as lines, and what failed."""
+    references = [ref for ref in REFERENCES if ref in document["differences"]]
+    head = ["arm", "runs", "learned %", "(95 %)", "retained %", "(95 %)"]
+    head += [f"learned - {ref} (95 %), p" for ref in references]
+    table = [[*head, "AUC", "1,000 tokens", "minutes", "GiB"]]
+    for name, arm in [("base", document["base"]), *document["arms"].items()]:
+        row = [name, str(len(arm["runs"])) if "runs" in arm else ""]
+        for role in ROLES:
+            found = arm.get(role)
+            row += [f"{100 * found['value']:.1f}", f"({_points(found, '.1f')})"] if found else ["-", ""]
+        for reference in references:
+            own = document["differences"][reference].get(name, {}).get("learned")
+            row.append(f"{100 * own['value']:+.1f} ({_points(own, '+.1f')}), {own['p_holm']:.2g}" if own else "-")
+        cost = costs["arms"].get(name, {"train_seconds": [], "peak_memory_gib": []})
+        row.append(f"{arm['auc']['value']:.2f}" if arm.get("auc") else "-")
+        row.append(f"{np.mean(arm['tokens']) / 1000:.1f}" if arm.get("tokens") else "-")
+        row.append(f"{np.mean(cost['train_seconds']) / 60:.1f}" if cost["train_seconds"] else "-")
+        row.append(f"{max(cost['peak_memory_gib']):.2f}" if cost["peak_memory_gib"] else "-")
+        table.append(row)
+    lines = text_table(table)
+    lines += [f"{name} chose {arm['teacher']}" for name, arm in document["arms"].items() if "teacher" in arm]
+    if references:
+        lines.append("p: exact, two-sided, over rows; corrected for the number of arms (Holm)")
+    return lines + [f"failed: {name}: {reason}" for name, reason in document["failed"].items()]
+
+
+def _points(estimate: Mapping[str, float], form: str) -> str:
+    return " to ".join(format(100 * estimate[end], form) for end in ("low", "high"))
+
+
 def _is_finished(run: Path) -> bool:
     try:
         return bool(RunFolder.open(run).manifest["finished"])
@@ -147,7 +179,7 @@ def _of_arm(runs: Sequence[Path], tables: Mapping[str, Mapping[str, Table]], out
             estimate = asdict(over_seeds_and_rows([table]))
             found["tasks"][task] = {"role": role, "rows": table.shape[1], **estimate}
             found["tasks"][task]["by_seed"] = [float(value) for value in table.mean(axis=1)]
-    readings = [_readings([run for part in [run] for run in outcome.parts.get(part, [part])]) for run in runs]
+    readings = [_readings(outcome.parts.get(run, [run])) for run in runs]
     found["tokens"] = [reading["tokens"] for reading in readings]
     found["tokens_with_weight"] = [reading["tokens_with_weight"] for reading in readings]
     found["auc"] = _auc([reading["areas"] for reading in readings])
@@ -161,7 +193,7 @@ def _readings(parts: Sequence[Path]) -> dict[str, Any]:
     areas: dict[str, list[float]] = {}
     for part in parts:
         folder = RunFolder.open(part)
-        used = {row["id"]: row["rationales"] for row in read_trace(folder.data_path)}
+        used = {row["id"]: row["rationales"] for row in read_jsonl(folder.data_path)}
         for row in folder.read_scores():
             rationales = used.get(row["id"], [])
             present = [

@@ -22,6 +22,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,8 @@ class Plan:
         for (teacher, seed), own in fitted.items():
             short, key = f"{slug(teacher)}/seed-{seed}", Path(own.output).parent.name
             trained, examined = f"train/{key}/{short}", f"tune/{key}/{short}"
-            self._add(Job(trained, lambda own=own: self._start("train", own), ("base",)))
-            self._add(Job(examined, lambda own=own: self._tune(own, tune), (trained,)))
+            self._add(Job(trained, partial(self._start, "train", own), ("base",)))
+            self._add(Job(examined, partial(self._tune, own, tune), (trained,)))
             tuned.append(examined)
         for seed in self.study.config.seeds:
 
@@ -217,9 +218,7 @@ class Plan:
                 else:
                     own = self._of_teacher("branches", config, teacher, seed, share_of_own=True)
                 name = f"branch/{Path(own.output).relative_to(self.out)}"
-                self._add(
-                    Job(name, lambda own=own: None if self._finished(final) else self._start("train", own), before)
-                )
+                self._add(Job(name, partial(self._branch, own, final), before))
                 branches.append((name, own))
                 self.parts.setdefault(run, []).append(Path(own.output))
             last = number == rounds
@@ -230,7 +229,7 @@ class Plan:
                 "whole": arm.options.merge == "mot",
             }  # fmt: skip
             name = f"{arm.name}/seed-{seed}" + ("" if last else f"/round-{number}")
-            self._add(Job(name, lambda t=task, last=last: self._merge(t, final, last), tuple(n for n, _ in branches)))
+            self._add(Job(name, partial(self._merge, task, final, last), tuple(n for n, _ in branches)))
             student, before = str(merged), (name,)
 
     def _mot_branch(self, arm: Arm, config: RunConfig, teacher: str, seed: int, number: int, student: str) -> RunConfig:
@@ -263,6 +262,9 @@ class Plan:
         with RunFolder.claim(run) as folder:
             _copy_results(self.out / "base", folder.eval_path / "base")
         return [_COMPACT, stage, str(self._write(str(run.relative_to(self.out)).replace("/", "."), config))]
+
+    def _branch(self, config: RunConfig, final: RunConfig) -> list[str] | None:
+        return None if self._finished(final) else self._start("train", config)
 
     def _merge(self, task: dict[str, Any], final: RunConfig, last: bool) -> list[str] | None:
         if self._finished(final) or (not last and Path(task["out"]).is_dir()):
@@ -302,7 +304,7 @@ class Plan:
 
 def examine_base() -> None:
     """A step of a study: examine the base on all benchmarks. Arguments: config, folder, key, tuning benchmarks."""
-    from compact_distill.evaluation.examine import examine_folder, prepare
+    from compact_distill.evaluation.examine import examine_student, prepare_exam
     from compact_distill.evaluation.harness import Subject
     from compact_distill.students.identity import student_hash
 
@@ -311,9 +313,9 @@ def examine_base() -> None:
     instances = _instances(config)
     subject = Subject("base", config.student, student_hash(config.student), 0, 0.0)
     for only in ((), tune) if tune else ((),):
-        exam = prepare(config.eval, config.text, config.seed, instances, only)
+        exam = prepare_exam(config.eval, config.text, config.seed, instances, only)
         if exam:
-            examine_folder(config.student, subject, exam, Path(out))
+            examine_student(config.student, subject, exam, Path(out))
     with atomic_write(Path(out) / ".complete") as file:
         file.write(key)
 
@@ -326,14 +328,14 @@ def _instances(config: RunConfig) -> list[Any]:
 
 def _check_benchmarks(config: RunConfig, tune: tuple[str, ...], wrong: list[str]) -> str | None:
     """Check benchmarks and that tuning and test rows differ; what identifies them, None where there are none."""
-    from compact_distill.evaluation.examine import prepare
-    from compact_distill.evaluation.rows import Training
+    from compact_distill.evaluation.examine import prepare_exam
+    from compact_distill.evaluation.task_rows import Training
     from compact_distill.students.identity import student_hash
 
     try:
         instances = _instances(config)
-        test = prepare(config.eval, config.text, config.seed, instances)
-        tuning = prepare(config.eval, config.text, config.seed, instances, tune) if tune else None
+        test = prepare_exam(config.eval, config.text, config.seed, instances)
+        tuning = prepare_exam(config.eval, config.text, config.seed, instances, tune) if tune else None
     except InputError as error:
         wrong += [f"base: {problem}" for problem in error.problems]
         return None
