@@ -17,13 +17,19 @@ from compact_distill.runs.progress import duration, say
 
 # The study holds the other end of each step's standard input: it is closed when the study ends, even by kill -9.
 _CHILD = """
-import importlib, os, sys, threading
+import importlib, os, sys, threading, traceback
 def _end_with_the_study():
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):
+        pass
     os._exit(1)
 threading.Thread(target=_end_with_the_study, daemon=True).start()
 module, _, name = sys.argv.pop(1).partition(":")
-getattr(importlib.import_module(module), name)()
+try:
+    getattr(importlib.import_module(module), name)()
+except Exception as error:
+    traceback.print_exc()
+    print("error:", (str(error).strip() or type(error).__name__).splitlines()[0], file=sys.stderr)
+    sys.exit(1)
 """
 _REASON_LETTERS = 300
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compact_distill.config.models import RunConfig
-from compact_distill.data import load_instances
 from compact_distill.data.preview import optimizer_steps
+from compact_distill.method.encode import Encoder
 from compact_distill.records import Instance
 from compact_distill.runs.files import atomic_write, fingerprint, json_line
+from compact_distill.students.load import load_tokenizer
 from compact_distill.study.arms import Mix, as_row, long_short, only_teacher, teachers_of, union
+from compact_distill.training.prepare import Prepared, read_instances
 
 
 @dataclass(frozen=True)
@@ -106,51 +108,32 @@ class Workshop:
                 train["max_steps"] = max(1, round(steps / parts))
         return config.model_copy(update={**material.source, "output": str(run), "seed": seed, "train": train})
 
-    def rule_problems(self, config: RunConfig, material: Material) -> list[str]:
-        """Why a rule that goes by verdicts cannot work on this material, as messages."""
-        rule = getattr(config, "weighting", None)
-        name = rule if isinstance(rule, str) else next(iter(rule), None) if isinstance(rule, dict) else str(rule)
-        if name is None or not re.search("verified|gate", str(name)):
+    def rule_problems(self, prepared: Prepared) -> list[str]:
+        """Why a weight rule that goes by verdicts cannot work on a run's rationales, as messages."""
+        if not prepared.scorer.needs_verdicts:
             return []
-        from compact_distill.answers import Verifier, split_answer
-        from compact_distill.records import Verdict
-
-        rationales = [(instance.answer, r) for instance in material.instances for r in instance.rationales if r.text]
-        known = [r.verdict for _, r in rationales if r.verdict]
-        if Verdict.CORRECT in known:
+        if any(prepared.scorer.rule.candidates(problem) for problem in prepared.encoded):
             return []
-        with Verifier() as verifier:
-            found = verifier.verify_many((r.answer or split_answer(r.text)[1], gold) for gold, r in rationales)
-            if Verdict.CORRECT in found:
-                return []
         return [
-            f"weighting {name} needs gold answers, but none of the {len(rationales)} rationales is right by them; "
-            "give problems with gold answers, or another rule"
+            f"weighting {prepared.config.weighting} needs gold answers, but no rationale is right by them; give "
+            "problems with gold answers, or another rule"
         ]
 
     def _lengths(self, config: RunConfig, key: str) -> tuple[list[Instance], dict[str, list[int]]]:
         if key not in self._read:
-            source = config.problems
-            where: dict[str, Any] = (
-                {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
-            )
-            instances = load_instances(config.rationales, **where)
+            instances = read_instances(config)
             self._read[key] = instances, self._encode(config, instances)
         return self._read[key]
 
     def _encode(self, config: RunConfig, instances: Sequence[Instance]) -> dict[str, list[int]]:
         """Tokens of each problem's rationales, by the problem's id; 0 where one takes no part."""
-        from compact_distill.method.encode import Encoder
-        from compact_distill.students.load import load_tokenizer
-
         longest = min(config.max_length, config.max_tokens_per_pass)
-        encoder = Encoder(
-            load_tokenizer(config.student), config.text, longest, config.compatibility.thinking_expressions
-        )
+        words = config.compatibility.thinking_expressions
+        encoder = Encoder(load_tokenizer(config.student), config.text, longest, words, config.answers.infer)
         return {p.id: [0 if b is None else len(b) for b in p.branches] for p in encoder.encode_all(instances)}
 
     def _key(self, config: RunConfig) -> str:
-        read = {"student", "rationales", "problems", "text", "max_length", "max_tokens_per_pass"}
+        read = {"student", "rationales", "problems", "text", "answers", "max_length", "max_tokens_per_pass"}
         return fingerprint(config.model_dump(mode="json", include=read))
 
     def _written(self, instances: Sequence[Instance], name: str) -> str:

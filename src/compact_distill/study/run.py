@@ -27,15 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.config.models import RunConfig, dump_config, load_config
-from compact_distill.data import load_instances
 from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.runs.files import atomic_write, content_hash, fingerprint
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import say
-from compact_distill.study.arms import BEST, Arm, Study
+from compact_distill.study.arms import BEST, Arm, Study, teachers_of
 from compact_distill.study.jobs import Job, run_jobs
 from compact_distill.study.material import Workshop, slug
 from compact_distill.study.results import Outcome, tune_accuracy
+from compact_distill.training.prepare import Prepared, prepare, read_exam, read_instances
 
 _FORMAT = 1
 _COMPACT = "compact_distill.cli:app"
@@ -103,31 +103,27 @@ class Plan:
 
     def prepare(self) -> None:
         """Read the data and check all that a run would trip over. Raises InputError with everything that is wrong."""
-        from compact_distill import pipeline
-
         wrong: list[str] = []
         self._exam_key = _check_benchmarks(self._shared(self.study.base), self.study.config.tune, wrong)
         for arm in self.study.arms:
             config = self._shared(arm.config)
             try:
-                found = pipeline.validate_run(config.model_copy(update={"output": str(self.out / "arms" / arm.name)}))
-                wrong += [f"arm {arm.name}: {problem}" for problem in found if f"base: {problem}" not in wrong]
-                if not found:
-                    wrong += [f"arm {arm.name}: {problem}" for problem in self._material_problems(arm, config)]
+                run = self.out / "arms" / arm.name / f"seed-{self.study.config.seeds[0]}"
+                prepared = prepare(config.model_copy(update={"output": str(run)}))
+                wrong += [f"arm {arm.name}: {problem}" for problem in self._material_problems(arm, prepared)]
             except InputError as error:
                 wrong += [f"arm {arm.name}: {problem}" for problem in error.problems]
         if wrong:
             raise InputError(list(dict.fromkeys(wrong)))
 
-    def _material_problems(self, arm: Arm, config: RunConfig) -> list[str]:
-        material = self.workshop.material(config)
-        teachers = material.teachers
+    def _material_problems(self, arm: Arm, prepared: Prepared) -> list[str]:
+        teachers = teachers_of(prepared.instances)
         if (arm.options.merge or arm.options.single == BEST) and len(teachers) < 2:
             what = "merge" if arm.options.merge else "choice of the best single teacher"
             return [f"a {what} needs at least two teachers, but the rationales are all of {', '.join(teachers)}"]
         if arm.options.single not in (None, BEST) and arm.options.single not in teachers:
             return [f"no rationale is of teacher {arm.options.single!r}; teachers are {', '.join(teachers)}"]
-        return self.workshop.rule_problems(config, material)
+        return self.workshop.rule_problems(prepared)
 
     def jobs(self) -> list[Job]:
         """All steps, in an order in which each comes after what it needs."""
@@ -304,38 +300,31 @@ class Plan:
 
 def examine_base() -> None:
     """A step of a study: examine the base on all benchmarks. Arguments: config, folder, key, tuning benchmarks."""
-    from compact_distill.evaluation.examine import examine_student, prepare_exam
+    from compact_distill.evaluation.examine import examine_student
     from compact_distill.evaluation.harness import Subject
     from compact_distill.students.identity import student_hash
 
     config_path, out, key, *tune = sys.argv[1:]
     config = load_config(config_path)
-    instances = _instances(config)
+    instances = read_instances(config)
     subject = Subject("base", config.student, student_hash(config.student), 0, 0.0)
     for only in ((), tune) if tune else ((),):
-        exam = prepare_exam(config.eval, config.text, config.seed, instances, only)
+        exam = read_exam(config, instances, only)
         if exam:
             examine_student(config.student, subject, exam, Path(out))
     with atomic_write(Path(out) / ".complete") as file:
         file.write(key)
 
 
-def _instances(config: RunConfig) -> list[Any]:
-    source = config.problems
-    where = {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
-    return load_instances(config.rationales, **where)  # type: ignore[arg-type]
-
-
 def _check_benchmarks(config: RunConfig, tune: tuple[str, ...], wrong: list[str]) -> str | None:
     """Check benchmarks and that tuning and test rows differ; what identifies them, None where there are none."""
-    from compact_distill.evaluation.examine import prepare_exam
     from compact_distill.evaluation.task_rows import Training
     from compact_distill.students.identity import student_hash
 
     try:
-        instances = _instances(config)
-        test = prepare_exam(config.eval, config.text, config.seed, instances)
-        tuning = prepare_exam(config.eval, config.text, config.seed, instances, tune) if tune else None
+        instances = read_instances(config)
+        test = read_exam(config, instances)
+        tuning = read_exam(config, instances, tune) if tune else None
     except InputError as error:
         wrong += [f"base: {problem}" for problem in error.problems]
         return None

@@ -1,0 +1,138 @@
+"""Arms: how they change the base, and every way in which a study file can be wrong, told before any work."""
+
+from __future__ import annotations
+
+import pytest
+
+from compact_distill.config.yaml import parse
+from compact_distill.errors import ConfigError
+from compact_distill.records import Instance, Rationale
+from compact_distill.study.arms import load_study, long_short, only_teacher, study_template, union
+
+BASE = {"student": "s", "rationales": "r.jsonl", "train": {"learning_rate": 1e-3, "num_train_epochs": 2}}
+
+
+def refused(path, **more):
+    with pytest.raises(ConfigError) as caught:
+        load_study(path, **more)
+    return "\n".join(caught.value.problems)
+
+
+def test_an_arm_changes_the_keys_that_it_names_and_no_others(write_study):
+    arms = {"compact": {}, "hot": {"compatibility": {"temperature": 2.0}, "train": {"learning_rate": 1e-4}}}
+    study = load_study(write_study(base=BASE, arms=arms))
+    plain, hot = (arm.config for arm in study.arms)
+    assert (hot.compatibility.temperature, hot.train["learning_rate"], hot.train["num_train_epochs"]) == (2.0, 1e-4, 2)
+    assert hot.compatibility.model_copy(update={"temperature": 1.0}) == plain.compatibility
+
+
+def test_what_the_command_line_sets_is_the_bases_and_an_arms_own_word_counts_more(write_study):
+    path = write_study(base=BASE, arms={"compact": {}, "slow": {"train": {"learning_rate": 1e-6}}})
+    study = load_study(path, {"student": "other", "train.learning_rate": 1e-2})
+    assert [arm.config.student for arm in study.arms] == ["other", "other"]
+    assert [arm.config.train["learning_rate"] for arm in study.arms] == [1e-2, 1e-6]
+
+
+def test_files_are_taken_from_the_data_folder_where_they_are_there(write_study, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("r.jsonl", "csqa.jsonl"):
+        (tmp_path / "data" / name).write_text("")
+    base = {**BASE, "eval": {"learned": ["csqa=csqa.jsonl", "gsm8k"]}}
+    study = load_study(write_study(base=base, arms={"compact": {}}), data=str(tmp_path / "data"))
+    assert study.base.rationales == (str(tmp_path / "data" / "r.jsonl"),)
+    assert study.base.eval.learned == (f"csqa={tmp_path / 'data' / 'csqa.jsonl'}", "gsm8k")
+
+
+def test_an_unknown_arm_is_named_with_the_nearest_one(write_study):
+    study = load_study(write_study(base=BASE, arms={"compact": {}}))
+    with pytest.raises(ConfigError, match=r"no arm is named 'compat'.*did you mean 'compact'"):
+        study.only(["compat"], [])
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [{"a": {}, "b": {"lora": {"r": 16}}}, {"a": {"merge": "average"}, "b": {"merge": "average", "density": 0.1}}],
+)
+def test_an_arm_without_effect_is_refused(write_study, arms):
+    assert "arm b is the same as arm a" in refused(write_study(base=BASE, arms=arms))
+
+
+def test_seeds_twice_are_refused_in_the_file_and_on_the_command_line(write_study):
+    assert "must name each seed once, got 1 twice" in refused(write_study(base=BASE, arms={"a": {}}, seeds=[1, 2, 1]))
+    with pytest.raises(ConfigError, match="names 3 twice"):
+        load_study(write_study(base=BASE, arms={"a": {}})).only([], [3, 3])
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"merge": "tie"}, "merge must be one of"),
+        ({"merge": "ties", "single": "x"}, "at most one of merge, single and mix, got merge and single"),
+        ({"wieghting": "equal"}, "'wieghting' is no setting of a run or an arm; did you mean 'weighting'?"),
+        ({"output": "x"}, "output is the study's own"),
+        ({"train": {"num_train_epochs": 3}}, "train.num_train_epochs is decided by `budget: tokens`"),
+        ({"single": "best"}, "single: best is chosen on tuning rows"),
+        ({"density": 0.0}, "density must be > 0, got 0.0"),
+    ],
+)  # fmt: skip
+def test_a_wrong_arm_is_told_with_its_name(write_study, arm, message):
+    told = refused(write_study(base=BASE, arms={"compact": {}, "wrong": arm}))
+    assert "arm wrong: " in told
+    assert message in told
+
+
+def test_all_that_is_wrong_is_told_at_once(write_study):
+    told = refused(write_study(base=BASE, arms={"a": {"merge": "tie"}, "b": {"nothing": 1}}))
+    assert "arm a: " in told
+    assert "arm b: " in told
+
+
+def test_an_arms_name_must_do_as_a_folder(write_study):
+    assert "letters, digits, - and _" in refused(write_study(base=BASE, arms={"../x": {}}))
+
+
+def test_the_template_is_a_valid_study_of_three_arms(tmp_path):
+    document = parse(study_template())
+    assert document.problems == []
+    assert list(document.data["arms"]) == ["compact", "equal", "verified"]
+    path = tmp_path / "study.yaml"
+    path.write_text(study_template().replace("base: run.yaml", "base: {student: s, rationales: r.jsonl}"))
+    assert len(load_study(path).arms) == 3
+
+
+ROWS = [
+    Instance(
+        f"p{i}",
+        f"q{i}",
+        "1",
+        (Rationale("a", "long text"), Rationale("b", "x" if i else ""), Rationale("a", "y", sample=1)),
+    )
+    for i in range(10)
+]
+
+
+def test_one_teachers_rationales_are_kept_with_all_its_samples():
+    assert [[(r.teacher, r.sample) for r in i.rationales] for i in only_teacher(ROWS, "a")] == [
+        [("a", 0), ("a", 1)]
+    ] * 10
+    assert [i.id for i in only_teacher(ROWS, "b")] == [f"p{i}" for i in range(1, 10)]
+
+
+def test_a_union_has_each_rationale_once_under_an_id_of_its_own():
+    rows = union(ROWS)
+    assert len(rows) == len({row.id for row in rows}) == 29
+    assert [row.id for row in rows[:2]] == ["p0#a", "p0#a#1"]
+    assert all(len(row.rationales) == 1 for row in rows)
+
+
+def test_a_fifth_of_the_problems_keep_their_longest_rationale_the_others_their_shortest():
+    tokens = {f"p{i}": [9, 0 if i == 0 else 3, 5] for i in range(10)}
+    lengths = [
+        tokens[row.id][
+            next(k for k, r in enumerate(ROWS[0].rationales) if (r.teacher, r.sample) == (x.teacher, x.sample))
+        ]
+        for row in long_short(ROWS, tokens)
+        for x in row.rationales
+    ]
+    assert sorted(lengths).count(9) == 2
+    assert set(lengths) <= {9, 3, 5}

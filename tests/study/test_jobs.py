@@ -1,0 +1,71 @@
+"""Steps as processes: order, failure of one alone, and that none outlives its study."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from compact_distill.study.jobs import Job, run_jobs
+
+FINE = ["platform:python_version"]
+FAILS = ["compact_distill.errors:nearest"]  # called without its arguments
+
+
+def test_a_step_waits_for_what_it_needs_and_one_that_fails_stops_only_those_that_need_it(tmp_path):
+    order = []
+
+    def noted(name, command):
+        return Job(name, lambda: order.append(name) or command, {"b": ("a",), "d": ("c",), "e": ("d",)}.get(name, ()))
+
+    jobs = [noted("a", FINE), noted("b", FINE), noted("c", FAILS), noted("d", FINE), noted("e", FINE), noted("f", FINE)]
+    failed = run_jobs(jobs, 2, {}, tmp_path)
+    assert order.index("a") < order.index("b")
+    assert set(order) == {"a", "b", "c", "f"}
+    assert set(failed) == {"c", "d", "e"}
+    assert "missing 2 required positional arguments" in failed["c"]
+    assert (failed["d"], failed["e"]) == ("needs c, which failed", "needs d, which failed")
+
+
+def test_a_step_with_nothing_to_do_counts_as_done(tmp_path):
+    assert run_jobs([Job("a", lambda: None), Job("b", lambda: FINE, ("a",))], 1, {}, tmp_path) == {}
+
+
+def test_a_step_that_cannot_be_made_fails_alone(tmp_path):
+    failed = run_jobs([Job("a", lambda: 1 / 0), Job("b", lambda: FINE)], 1, {}, tmp_path)
+    assert failed == {"a": "ZeroDivisionError: division by zero"}
+
+
+SLEEPER = """
+import fcntl, os, sys
+from pathlib import Path
+from compact_distill.study.jobs import Job, run_jobs
+lock = os.open(sys.argv[1] + "/lock", os.O_RDWR | os.O_CREAT)
+fcntl.flock(lock, fcntl.LOCK_EX)
+run_jobs([Job("wait", lambda: ["signal:pause"])], 1, {}, Path(sys.argv[1]), lock)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_step_ends_with_the_study_that_started_it_and_gives_the_lock_back(tmp_path, number):
+    study = subprocess.Popen([sys.executable, "-c", SLEEPER, str(tmp_path)], stderr=subprocess.PIPE)
+    for line in study.stderr:
+        if b"wait started" in line:
+            break
+    time.sleep(1.0)
+    study.send_signal(number)
+    study.wait(20)
+    lock = os.open(tmp_path / "lock", os.O_RDWR)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            assert time.monotonic() < deadline, "a step still holds the lock of a study that was killed"
+            time.sleep(0.1)

@@ -1,0 +1,241 @@
+"""The runner: what it refuses before any work, what it leaves, and that a killed study ends as one left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compact_distill.errors import ConfigError, InputError
+from compact_distill.study.arms import load_study
+from compact_distill.study.results import describe, write_results
+from compact_distill.study.run import Plan, _same_study, run_study
+
+EQUAL = {"weighting": "equal", "consistency": 0}
+COMMAND = [sys.executable, "-c", "from compact_distill.cli import app; app()", "study"]
+
+
+def prepared(path, **more):
+    study = load_study(path, **more)
+    plan = Plan(study, Path(study.config.output))
+    plan.prepare()
+    return plan
+
+
+def refused(path):
+    with pytest.raises(InputError) as caught:
+        prepared(path)
+    return "\n".join(caught.value.problems)
+
+
+def one_teacher(base, tmp_path):
+    rows = [json.loads(line) for line in Path(base["rationales"]).read_text().splitlines()]
+    for row in rows:
+        row["rationales"] = row["rationales"][:1]
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {**base, "rationales": str(tmp_path / "one.jsonl")}
+
+
+def test_a_merge_of_one_teacher_is_refused(write_study, base, tmp_path):
+    told = refused(write_study(base=one_teacher(base, tmp_path), arms={"ties": {"merge": "ties"}}))
+    assert told == "arm ties: a merge needs at least two teachers, but the rationales are all of terse"
+
+
+def test_a_single_teacher_that_nobody_knows_is_refused(write_study, base):
+    told = refused(write_study(base=base, arms={"one": {"single": "tense"}}))
+    assert told == "arm one: no rationale is of teacher 'tense'; teachers are terse, verbose, erring, foreign"
+
+
+def test_tuning_and_test_rows_that_overlap_are_refused(write_study, base, world):
+    base["eval"] = {"learned": [str(world / "tune.jsonl")], "max_new_tokens": 8}
+    (world / "again.jsonl").write_text((world / "tune.jsonl").read_text())
+    told = refused(write_study(base=base, arms={"a": {}}, tune=[str(world / "again.jsonl")]))
+    assert "4 rows of tune are tuning rows too ('tuning-0-0' is one)" in told
+
+
+def test_a_verified_rule_without_gold_answers_is_refused(write_study, base, tmp_path):
+    rows = [
+        {**json.loads(line), "answer": "a translation"} for line in Path(base["rationales"]).read_text().splitlines()
+    ]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base["rationales"] = str(tmp_path / "text.jsonl")
+    told = refused(write_study(base=base, arms={"equal": EQUAL, "verified": {"weighting": "verified"}}))
+    assert "arm verified: weighting verified needs gold answers, but no rationale is right by them" in told
+    assert "arm equal" not in told
+
+
+def test_the_folder_of_another_study_is_refused(write_study, base):
+    study = load_study(write_study(base=base, arms={"compact": {}, "equal": EQUAL}))
+    out = Path(study.config.output)
+    out.mkdir()
+    assert _same_study(study, out, 2) == 2
+    more = load_study(write_study(base=base, arms={"compact": {}, "soft": {"consistency": 0.5}}, seeds=[7]))
+    assert _same_study(more, out, 1) == 2, "arms and seeds may be added; the threads stay"
+    changed = load_study(write_study(base=base, arms={"equal": {"weighting": "random"}}))
+    with pytest.raises(ConfigError, match="arm equal was something else"):
+        _same_study(changed, out, 2)
+    other = load_study(write_study(base={**base, "max_length": 100}, arms={"compact": {}}))
+    with pytest.raises(ConfigError, match=r"belongs to another study \(base differ"):
+        _same_study(other, out, 2)
+
+
+def test_a_folder_with_other_files_is_refused(write_study, base, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    study = load_study(write_study(base=base, arms={"compact": {}}, output=str(tmp_path / "mine")))
+    with pytest.raises(ConfigError, match="holds other files"):
+        run_study(study)
+
+
+def train_of(plan, name):
+    """The `train` section that a step's run would have."""
+    next(job for job in plan.jobs() if job.name == name).command()
+    path = plan.out / "configs" / f"{name.replace('branch/', '').replace('/', '.')}.yaml"
+    arms = plan.out / "configs" / f"arms.{name.replace('/', '.')}.yaml"
+    import yaml
+
+    return yaml.safe_load((arms if arms.exists() else path).read_text())
+
+
+def test_with_a_budget_of_tokens_every_arm_reads_as_many(write_study, base):
+    arms = {"compact": {}, "union": {"mix": "union"}, "short": {"mix": "long_short"}}
+    plan = prepared(write_study(base=base, arms=arms, seeds=[0]))
+    whole = plan.workshop.material(plan.study.base)
+    for name, mix in (("compact", None), ("union", "union"), ("short", "long_short")):
+        epochs = train_of(plan, f"{name}/seed-0")["train"]["num_train_epochs"]
+        read = epochs * plan.workshop.material(plan.study.base, mix).tokens
+        assert read == pytest.approx(2 * whole.tokens, rel=1e-3), name
+    assert plan.workshop.material(plan.study.base, "union").tokens == whole.tokens
+    assert plan.workshop.material(plan.study.base, "long_short").tokens < whole.tokens / 3
+
+
+def test_branches_of_a_merge_read_together_what_an_arm_reads(write_study, base):
+    plan = prepared(
+        write_study(base=base, arms={"ties": {"merge": "ties"}, "mot": {"merge": "mot", "rounds": 4}}, seeds=[0])
+    )
+    whole = plan.workshop.material(plan.study.base)
+    names = [job.name for job in plan.jobs() if job.name.startswith("branch/")]
+    assert len(names) == 4 + 4 * 4
+    read = {"branches": 0.0, "mot": 0.0}
+    for name in names:
+        config = train_of(plan, name)
+        teacher = Path(config["rationales"][0]).stem.rpartition("-")[0]
+        tokens = plan.workshop.material(plan.study.base, teacher=teacher).tokens
+        read[name.split("/")[1]] += config["train"]["num_train_epochs"] * tokens
+    assert read == pytest.approx({"branches": 2 * whole.tokens, "mot": 2 * whole.tokens}, rel=1e-3)
+
+
+def test_with_a_budget_of_steps_every_arm_takes_as_many(write_study, base):
+    arms = {"compact": {}, "union": {"mix": "union"}}
+    plan = prepared(write_study(base=base, arms=arms, seeds=[0], budget="steps"))
+    assert train_of(plan, "union/seed-0")["train"]["max_steps"] == 6  # 12 problems, 4 a step, twice
+    assert train_of(plan, "compact/seed-0")["train"].get("max_steps", -1) == -1
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """A study of two arms, one of which fails, run through."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("finished")
+    base = {
+        "student": str(world / "student"), "rationales": str(world / "train.jsonl"), "report": {"gains": False},
+        "train": {"learning_rate": 1e-3, "num_train_epochs": 1},
+        "eval": {"learned": ["lab_arithmetic"], "limit": 6, "max_new_tokens": 16, "drift_rows": 6},
+    }  # fmt: skip
+    keys = {"base": base, "output": str(folder / "out"), "arms": {"compact": {}, "equal": EQUAL}, "seeds": [0]}
+    (folder / "study.yaml").write_text(yaml.safe_dump(keys))
+    study = load_study(folder / "study.yaml")
+    damaged = folder / "out" / "arms" / "compact" / "seed-0"
+    damaged.mkdir(parents=True)
+    _same_study(study, folder / "out", 1)
+    (damaged / "manifest.json").write_text("damaged")  # so that this arm fails when it starts
+    outcome = run_study(study, jobs=2)
+    return outcome, folder
+
+
+def test_an_arm_that_fails_is_reported_and_the_others_go_on(finished):
+    outcome, _ = finished
+    document, costs = write_results(outcome)
+    assert list(document["failed"]) == ["compact/seed-0"]
+    assert "is damaged" in document["failed"]["compact/seed-0"]
+    assert document["arms"]["compact"] == {"runs": {}}
+    assert document["arms"]["equal"]["runs"] == {"0": "arms/equal/seed-0"}
+    assert "failed: compact/seed-0: " in "\n".join(describe(document, costs))
+
+
+def test_it_leaves_run_folders_and_a_table(finished):
+    outcome, folder = finished
+    run = folder / "out" / "arms" / "equal" / "seed-0"
+    document, costs = write_results(outcome)
+    arm = document["arms"]["equal"]
+    used = {row["id"]: row for row in map(json.loads, (run / "data.jsonl").open())}
+    assert arm["tokens"] == [sum(r["tokens"] or 0 for row in used.values() for r in row["rationales"])]
+    assert arm["tokens_with_weight"] == arm["tokens"]
+    assert arm["auc"]["value"] == 0.5, "equal weights tell nothing"
+    assert arm["tasks"]["lab_arithmetic"]["rows"] == document["base"]["tasks"]["lab_arithmetic"]["rows"] == 6
+    assert costs["arms"]["equal"]["train_seconds"][0] > 0
+    assert (run / "report.html").is_file()
+    for name in ("study.json", "study.csv", "costs.json"):
+        assert (folder / "out" / name).is_file()
+
+
+def test_the_base_is_evaluated_once(finished):
+    _, folder = finished
+    log = (folder / "out" / "logs" / "equal.seed-0.log").read_text()
+    assert "eval lab_arithmetic, student" in log
+    assert "eval lab_arithmetic, base" not in log
+    assert (folder / "out" / "arms" / "equal" / "seed-0" / "eval" / "base" / "lab_arithmetic.json").is_file()
+
+
+def test_run_again_only_what_is_not_done_is_started(finished, capsys):
+    outcome, _ = finished
+    run_study(outcome.study, jobs=1)
+    told = capsys.readouterr().err
+    assert "equal/seed-0 started" not in told
+    assert "base started" not in told
+
+
+def killed_study(path, out, random_source):
+    """Run the command and kill it after a while; whether it had ended by itself."""
+    command = [*COMMAND, str(path), "--jobs", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(random_source.uniform(8, 30))
+    ended = process.poll() is not None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return ended
+
+
+@pytest.mark.slow
+def test_a_study_killed_five_times_ends_in_the_same_bytes_as_one_left_alone(base, tmp_path):
+    import yaml
+
+    base["report"] = {"gains": False}
+    contents = []
+    for name, kills in (("killed", 5), ("alone", 0)):
+        keys = {
+            "base": base,
+            "output": str(tmp_path / name),
+            "seeds": [0, 1],
+            "arms": {"compact": {}, "equal": EQUAL, "union": {"mix": "union"}},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(keys, sort_keys=False))
+        random_source = random.Random(1)
+        ended = [killed_study(path, tmp_path / name, random_source) for _ in range(kills)]
+        assert not any(ended[:3]), "the study was over before it could be killed"
+        subprocess.run([*COMMAND, str(path), "--jobs", "2"], check=True, timeout=500)
+        out = tmp_path / name
+        kept = [out / "study.json", out / "study.csv", *out.glob("arms/*/*/scores.jsonl")]
+        kept += [*out.glob("arms/*/*/student/*.safetensors"), *out.glob("arms/*/*/eval/student/*.rows.jsonl")]
+        contents.append({str(file.relative_to(out)): file.read_bytes() for file in kept})
+    assert len(contents[0]) == 2 + 6 + 6 + 12
+    assert contents[0] == contents[1]
