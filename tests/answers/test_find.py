@@ -86,6 +86,9 @@ INFERRED, STATED = AnswerFrom.INFERRED, AnswerFrom.STATED
         ('Frost comes in May. My reply: "Yes."', "yes", "yes"),
         ("Cats are mammals. So the statement is true.", "true", "true"),
         ("False. Cats are no birds.", "true", "false"),
+        ("<think>So it is 5.</think>It is 18.", "18", "18"),
+        ("<think>No.</think>\nYes, it is.", "yes", "yes"),
+        ("So we get\n\\[\n18\n\\]", "18", "18"),
         # the letter of a choice
         ("Books are lent at a library.\nB", "B", "B"),
         ("Books are lent at a library, so (B) is right.", "B", "B"),
@@ -102,6 +105,8 @@ def test_an_answer_that_is_not_stated_is_inferred_by_the_golds_kind(text: str, g
     [
         ("20 + 20 = 40. So Ann has 40", "40"),  # no full stop: it may have been cut
         ("25", "25"),
+        ("<think>So it is 18.", "18"),
+        ("<think>So it is 18.</think>I cannot tell.", "18"),
         ("The price will be $41.472+$8.2944 = $<<41.472+8.", "92"),
         ("She has 40. I do not know how many are left.", "40"),
         ("The answer cannot be determined without the price.", "40"),

@@ -140,6 +140,164 @@ def test_a_statement_with_other_text_beside_it_stays(text: str) -> None:
     assert split_answer(f"  {text}\n") == (text, "18")
 
 
+EIGHTEEN = [
+    # labels inside a box
+    "Hence $\\boxed{\\text{The answer is } 18}$.",
+    "\\boxed{\\text{Answer: }18}",
+    "\\boxed{The final answer is 18}",
+    "\\boxed{\\text{The answer is 18}}",
+    # special tokens of any tokenizer
+    "The answer is 18.<|im_end|>",
+    "The answer is 18<|eot_id|>\n",
+    "#### 18</s>",
+    "The answer is 18.<end_of_turn>\n",
+    "\\boxed{18}<｜end▁of▁sentence｜>",
+    "The answer is 18.<|im_end|><|endoftext|>",
+    # thinking in any tags
+    "<think>\\boxed{5}</think>\nThe answer is 18.",
+    "<thinking>The answer is 5.</thinking>\\boxed{18}",
+    "<seed:think>\\boxed{5}</seed:think>Answer: 18",
+    "so \\boxed{5}</think>\nThe answer is 18.",
+    "<think>Is it 5? The answer is 18.</think>",
+    "<|channel|>analysis<|message|>the answer is 5<|channel|>final<|message|>The answer is 18.",
+    # bold halves
+    "Answer: __18__",
+    "**Answer: 18**",
+    # headings
+    "**Final Answer**\n18",
+    "✅ **Final Answer**\n\n18",
+    "### Final Answer\n**18**",
+    "**Answer**\n\n$18$",
+    "🎯 Final Answer: 18",
+    "- 🏁 **Answer:** 18",
+    "The answer is\n\\[\n18\n\\]",
+    "**Final Answer**\n\\[\n18\n\\]",
+    "The answer is:\n$$\n18\n$$",
+    # marks
+    "<answer>18</answer>",
+    "<answer>\n18\n</answer>",
+    "<final_answer>18</final_answer>",
+    "So \\boxed 18",
+    "It is $\\boxed 18$.",
+    "\\fbox 18",
+    # other languages
+    "答案：18",
+    "所以答案是18。",
+    "最终答案：18",
+    "答えは18です",
+    "정답: 18",
+    "Respuesta: 18",
+    "La respuesta es 18.",
+    "La réponse est 18.",
+    "Réponse : 18",
+    "Die Antwort ist 18.",
+    "Antwort: 18",
+    "Ответ: 18",
+    "La risposta è 18.",
+    # other words
+    "Ans: 18",
+    "Ans. 18",
+    "So our answer: 18",
+    "Result: 18",
+    "**Solution:** 18",
+    "The answer equals 18",
+    "The answer is equal to 18.",
+    "The answer comes out to be 18",
+    "18 is the correct answer.",
+    "So **18** is the final answer.",
+    "Therefore, 18 is the answer to the question.",
+    "Final answer - 18",
+    # tails
+    "The answer is 18, in total, so she has 18.",
+    "The answer is a total of 18.",
+    "The answer is 18 in all.",
+    "The answer is 18, meaning that 9 + 9 are sold.",
+    "The answer is 18, so she makes a profit.",
+    # remarks after a box
+    "\\boxed{18}. The final answer is positive, because 6 is.",
+    "\\boxed{18}. The answer is an integer.",
+    "\\boxed{18}\nThe answer is in dollars.",
+]
+
+
+@pytest.mark.parametrize("text", EIGHTEEN)
+def test_what_real_models_write_is_read(text: str) -> None:
+    assert extract_answer(f"3 * 6 is it.\n{text}") == "18"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Answer: **18** eggs", "18 eggs"),
+        ("**Answer: 18** eggs", "18 eggs"),
+        ("Answer: 2**3", "2**3"),
+        ("**Correct option: (C)**", "(C)"),
+        ("Correct answer: C - library", "C - library"),
+        ("Correct choice: (C)library", "(C)library"),
+        ('The answer is "C".', "C"),
+        ("The answer is “yes”.", "yes"),
+        ("Option (C) is out, so (B) is the correct choice.", "(B)"),
+        ('It snows in May.\n"No."', "No"),
+        ('The answer is 67".', '67"'),
+        ("\\boxed{5}\nThe answer is (B).", "(B)"),
+        ("\\boxed{\\text{Evelyn}}. The answer is Navin.", "Navin"),
+        ("x <|y|> z, so the answer is 3.", "3"),
+        ("\\boxed{\\text{the answer}}", "\\text{the answer}"),
+    ],
+)
+def test_an_answer_is_kept_whole(text: str, answer: str) -> None:
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>\\boxed{18}, but wait",  # cut before its end
+        "<thinking>The answer is 18.",
+        "<think>The answer is 5.</think><think>The answer is 18",
+        "<think>The answer is 18.</think>\nI am not sure.",
+        "Result: 18\nThat is the first step.",
+        "Final Answer\nShe has 18 eggs. They are brown.",
+        "**Final Answer**\nAnn has 18 eggs.",
+        "Is 18 the answer?",
+        "18 is the answer only if 3 is odd.",
+        "18 is the answer to the first part",
+        "18 is the answer to everything.",
+        "The answers in the book help.",
+        "Antworten: 18",
+        "\\boxed x y is no answer <answer></answer>"[7:],
+        "Solutions: 18",
+    ],
+)
+def test_what_only_looks_like_a_statement_is_none(text: str) -> None:
+    assert extract_answer(text) is None
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "<answer>18</answer>",
+        "答案：18",
+        "✅ **Final Answer**\n18",
+        "**Final Answer**\n\\[\n18\n\\]",
+        "So **18** is the final answer.",
+        "Die Antwort ist 18.",
+        "$\\boxed 18$.",
+        "The answer is 18 in total.",
+        "The answer is 18.<|im_end|>",
+        "\\boxed{\\text{The answer is } 18}</s>\n",
+    ],
+)
+def test_these_statements_are_removed_too(ending: str) -> None:
+    assert split_answer(f"6 * 3 = 18.\n{ending}") == ("6 * 3 = 18.", "18")
+
+
+def test_special_tokens_leave_the_end_of_a_reasoning_and_thinking_stays_in_it() -> None:
+    assert split_answer("So 18 eggs.<|im_end|>\n") == ("So 18 eggs.", None)
+    assert split_answer("<think>6 * 3</think>The answer is 18.</s>") == ("<think>6 * 3</think>", "18")
+    assert split_answer("A <|im_end|> inside stays.") == ("A <|im_end|> inside stays.", None)
+
+
 @pytest.mark.parametrize(
     ("written", "kept"),
     [
@@ -188,6 +346,18 @@ def test_what_was_stated_last_comes_back_after_any_reasoning(reasoning: str, ans
         "x\n" + "*" * 200_000 + "x \\boxed{5}",
         "The answer is " + "$" * 200_000,
         "The answer is \\boxed{5" + " ." * 80_000 + "}",
+        "<think>" * 30_000 + "</think>" * 20_000,
+        "<answer>" * 25_000,
+        "<answer> 5 " * 18_000,
+        "Final Answer\n" * 15_000,
+        "18 is the " * 20_000,
+        "so so so " * 22_000 + "answer",
+        "the respuesta " * 14_000,
+        "The answer is:" + "\n" * 200_000,
+        "<|x|>" * 40_000 + "y",
+        "\\boxed " * 28_000,
+        "$1$ is " * 28_000,
+        "Result: 1\n" * 20_000,
     ],
 )
 def test_hostile_text_of_200_000_characters_takes_no_longer_than_a_second(text: str) -> None:

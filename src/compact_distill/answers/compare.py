@@ -12,11 +12,11 @@ from compact_distill.answers.number import parse_number
 from compact_distill.answers.stated import MAX_CHARACTERS, tidy
 from compact_distill.records import Verdict
 
-_TRUTH = re.compile(r"(yes|no|true|false)(?:\s*[.,;:!(].*)?", re.IGNORECASE | re.DOTALL)
+_TRUTH = re.compile(r"(yes|no|true|false)(?:\s*[.,;:!(].*|\s+[-–—]\s.*)?", re.IGNORECASE | re.DOTALL)
 _GOLD_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\].]?")
 _LETTER = re.compile(
     r"(?:(?:option|choice|answer)\s+)?"
-    r"(?:[(\[]([A-Za-z])[)\]](?:[\s.:].*)?|([A-Za-z])[).:](?:\s.*)?|([A-Za-z]))",
+    r"(?:[(\[]([A-Za-z])[)\]](?:[\s.:\w].*)?|([A-Za-z])(?:[).:]|\s+[-–—](?=\s))(?:\s.*)?|([A-Za-z]))",
     re.IGNORECASE | re.DOTALL,
 )
 _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|textit)\s*\{([^{}]*)\}")

@@ -19,15 +19,15 @@ from typing import Any
 
 from compact_distill.answers.compare import AnswerKind, answer_kind
 from compact_distill.answers.number import parse_number
-from compact_distill.answers.stated import extract_answer, split_answer
+from compact_distill.answers.stated import answer_part, extract_answer, split_answer
 from compact_distill.records import AnswerFrom, Instance
 
 _CLOSING_CHARACTERS = 600  # of a closing sentence; a longer one is none that states a result
 # A sentence ends at its sign before white space; a decimal point has a digit after it, an abbreviation is none.
-_SENTENCE = re.compile(
+_SENTENCE_START = re.compile(
     r"(?<=[.!?])(?<!\bSt\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMt\.)(?<!\bvs\.)[\"')\]*_]*\s+|\n+"
 )
-_ENDED = re.compile(r"[.!?。！？][\"'”’)\]}*_$\\\s]*\Z")
+_ENDED = re.compile(r"(?:[.!?。！？]|\\\]|\$\$)[\"'”’)\]}*_$\\\s]*\Z")
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _REASON = re.compile(r",?\s(?:because|since|whereas)\b.*", re.IGNORECASE | re.DOTALL)
 _NUMBER = re.compile(
@@ -35,7 +35,7 @@ _NUMBER = re.compile(
     r"(?:(?:\d+\s*)?\\[dt]?frac\{\d+\}\{\d+\}|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+(?:\.\d+)?)?|\.\d+)"
     r"(?:\\?%|[A-Za-z]+)?"
 )
-_PART_OF_MORE = re.compile(r"\s*(?:[\^_{\\]|:\d|\*\*\w)")
+_PART_OF_MORE = re.compile(r"\s*(?:[\^_{]|\\(?![\])])|:\d|\*\*\w)")
 _SIGNS = re.compile(r"[$€£¥]")
 _POLITE = re.compile(
     r"\s(?:I hope|hope (?:this|that|it)|let me know|please let me know|feel free|thank you|thanks|is there anything)"
@@ -111,9 +111,9 @@ def read_rationale(
     if answer is not None:
         return FoundAnswer(reasoning, _label_of(answer, choices) or answer, AnswerFrom.STATED)
     finder = _INFER[answer_kind(gold)] if infer and finished is not False else None
-    if finder is None or not (finished or _looks_finished(text) or finder is _choice):
+    if finder is None or not (finished or _looks_finished(text[: answer_part(text)[1]]) or finder is _choice):
         return FoundAnswer(reasoning, None, None)
-    answer = finder(text, choices)
+    answer = finder(text[slice(*answer_part(text))], choices)
     return FoundAnswer(reasoning, answer, None if answer is None else AnswerFrom.INFERRED)
 
 
@@ -135,7 +135,8 @@ def find_answer(
     for name in parser:
         if name != "statement" and not finished:
             continue
-        answer = _FINDERS[name](text, choices)
+        part = text if name == "statement" else text[slice(*answer_part(text))]
+        answer = _FINDERS[name](part, choices)
         if answer is not None:
             return _label_of(answer, choices) or answer, name
     return None, None
@@ -155,7 +156,7 @@ def _closing(text: str) -> str:
     polite = _POLITE.search(end, max(0, len(end) - 200))
     end = end[: polite.start()].rstrip() if polite else end
     start = 0
-    for match in _SENTENCE.finditer(end, max(0, len(end) - _CLOSING_CHARACTERS - 1)):
+    for match in _SENTENCE_START.finditer(end, max(0, len(end) - _CLOSING_CHARACTERS - 1)):
         if end[match.end() :].strip(" \t*_`$\\]"):
             start = match.end()
     return end[start:] if len(end) - start <= _CLOSING_CHARACTERS else ""

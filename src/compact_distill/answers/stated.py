@@ -3,15 +3,24 @@ r"""Find the final answer that a writer stated in a text.
 A statement of the answer is one of
 
     A: 18                                   at the start of a line
-    Answer: 18    **Final answer:** 18      at the start of a line
+    Answer: 18    **Final answer:** 18      at the start of a line, also `Ans:`, `Correct option:`
+    Result: 18    Solution: 18              at the start of the last line
+    Antwort: 18   La respuesta es 18   答案：18      and the like in other languages
     #### 18                                 as in GSM8K; other level-4 headings are not statements
-    the answer is 18                        also "the answer (arabic numerals) is", "the answers to ... are"
-    \boxed{\frac{1}{2}}                     also \fbox; braces may nest
+    **Final Answer**                        a heading, with the answer alone below it
+    the answer is 18                        also "the answer (arabic numerals) is", "the answers to ... are", "equals"
+    18 is the correct answer
+    <answer>18</answer>
+    \boxed{\frac{1}{2}}                     also \fbox and `\boxed 18`; braces may nest
     (B)    yes                              alone on the last line, and only where nothing else states an answer
 
-and the last one in the text wins. It ends with its sentence or its line; "because ...", "since ..." and "which ..."
-are no part of the answer. An answer is kept as written, less what `tidy` takes off around it; one of more than
+and the last one in the text wins; after a box that holds a number, only one that holds a number or a letter ("The final
+answer is positive" is a remark). It ends with its sentence or its line; "because ...", "which ...", ", so ..." and "in
+total" are no part of the answer. An answer is kept as written, less what `tidy` takes off around it; one of more than
 1,000 characters is none.
+
+What a model thinks (`<think>`, `<thinking>`, `<seed:think>` ...) states nothing where an answer follows it, nor where
+it was cut before its end; special tokens at the end of a text (`<|im_end|>`) are no part of it.
 """
 
 from __future__ import annotations
@@ -21,43 +30,97 @@ from dataclasses import dataclass
 
 MAX_CHARACTERS = 1000  # of an answer; also bounds the work on what a model wrote
 
+# What belongs to the writer's format rather than to the text.
+_THINKING = re.compile(
+    r"<(/?)(?:\w{1,20}:)?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)>|<\|channel\|>final<\|message\|>",
+    re.IGNORECASE,
+)
+_SPECIAL_TOKENS = re.compile(
+    r"(?:\s*(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|end_of_turn|end_of_text|endoftext|eot)>"
+    r"|\[(?:/?INST|EOS|PAD|SEP)\]))+\s*\Z"
+)
+
 # A head is where a statement starts; the answer follows it. Every repetition is bounded or unambiguous: the text is
 # a model's, and may be hostile.
+_LINE = r"^[^\w\n\\$]{0,20}"  # the marks of lists, quotes and headings, and emoji
+_SO = r"(?:(?:so|and|thus|therefore|hence|the|my|our)[ \t,]+){0,3}"
 _CHOICE_A = re.compile(r"^[ \t]*A:[*_ \t]*", re.MULTILINE)
 _LABELLED = re.compile(
-    r"^[ \t>*_#\-]*(?:(?:the|my|our)[ \t]+)?(?:(?:final|correct)[ \t]+)?answer[ \t*_]*:[*_ \t]*",
+    rf"{_LINE}{_SO}(?:(?:(?:final|correct)[ \t]+)?(?:answer|ans\b\.?)|correct[ \t]+(?:option|choice))"
+    r"[ \t*_]*(?:\([^()\n]{0,60}\)[ \t*_]*)?(?::|：|(?<=final answer)[ \t][-–—](?=[ \t])"
+    r"|(?<=ans\.)[ \t](?=[\d$(\\-]))[*_ \t]*",
     re.MULTILINE | re.IGNORECASE,
+)
+_LAST_LINE = re.compile(
+    rf"{_LINE}{_SO}(?:(?:final|end)[ \t]+)?(?:result|solution)[ \t*_]*[:：][*_ \t]*", re.MULTILINE | re.IGNORECASE
+)
+_TITLED = re.compile(
+    r"^(?:[^\w\n\\$]{0,20}(?:the[ \t]+)?final|[^\w\n\\$]{0,19}[#*])[ \t]*answer[^\w\n\\$]{0,10}$(?=\n)", re.M | re.I
+)
+_FOREIGN = re.compile(
+    r"(?:(?:最终|最終|正确)?(?:答案|答え|正解|정답|답)[ \t*]*(?:[:：是为為は은는])"
+    r"|\b(?:(?:la|die|a)[ \t]+)?(?:respuesta|réponse|antwort|risposta|resposta|ответ|odpowiedź|cevap)"
+    r"(?:[ \t]+(?:final|finale|correcta|correcte))?[ \t*]*(?:[ \t](?:es|est|ist|lautet|è|é)\b|[:：]))"
+    r"[ \t*_]*[:：]?[ \t*_]*",
+    re.IGNORECASE,
 )
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(?=([^\n#]*))")
 _SENTENCE = re.compile(
-    r"\b(?:answers?|correct[ \t]+(?:choice|option))\b(?:[ \t]+(?:choice|option)\b)?"
+    r"\b(?:answers?|correct[ \t]+(?:choice|option)|final[ \t]+result)\b(?:[ \t]+(?:choice|option)\b)?"
     r"(?:[ \t]*\([^()\n]{0,60}\))?(?:[ \t]+(?:to|for|of|in)\b[^.\n:]{0,80}?)?"
-    r"[ \t*_]*(?:\b(?:is|are)\b|\b(?:should|would|will|must)[ \t]+be\b|=)"
-    r"(?:[ \t]+(?:therefore|thus|then|also|indeed|simply)\b,?+)?+[ \t]*+:?+[ \t]*+"
+    r"[ \t*_]*(?:\b(?:is|are)\b|\b(?:should|would|will|must)[ \t]+be\b|=|\bequals\b(?:[ \t]+to\b)?"
+    r"|\b(?:comes|turns)[ \t]+(?:out[ \t]+)?to(?:[ \t]+be)?\b)"
+    r"(?:[ \t]+(?:therefore|thus|then|also|indeed|simply|equal[ \t]+to|a[ \t]+total[ \t]+of)\b,?+)?+[ \t]*+:?+[ \t]*+"
     r"(?!(?:not|that|obtained|found|given|calculated|computed|determined|correct|incorrect|wrong|reasonable)\b)",
     re.IGNORECASE,
 )
+_REVERSED = re.compile(
+    r"(?<![\w.,$\\{])(\*{0,2}(?:[$€£]?-?\d[\d,./]{0,30}%?|\$[^$\n]{1,80}\$|\(?[A-Z]\)?|yes|no)\*{0,2}"
+    r"(?:[ \t]+[a-z]{2,20})?)"
+    r"[ \t]+is[ \t]+(?:the|our|my)[ \t]+(?:(?:final|correct|right|numerical)[ \t]+){0,2}(?:answer|choice|option)\b"
+    r"(?![ \t]+(?:only[ \t]+)?if\b|\?|[ \t]+to[ \t]+(?!the[ \t]+(?:question|problem)\b))"
+)
+_TAGGED = re.compile(r"<((?:final_)?answer)>\s*([^<>]{1,1000}?)\s*</\1>", re.IGNORECASE)
+_UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+(-?\d[\d,]*(?:[./]\d+)?%?|[A-Za-z]\b)")
 _OTHER_CHOICE = re.compile(r"^[ \t]*B:", re.MULTILINE)  # then "A: ..." is a choice of the question
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
-_SENTENCE_END = re.compile(r"(?<!\.)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMt)\.(?=\s|\*|$)")
-_CLAUSE = re.compile(r",?\s(?:because|since|which|whereas)\b", re.IGNORECASE)
+_BOX_LABEL = re.compile(
+    r"(?:\\(?:text|mbox|textbf|mathrm|mathbf)\s*\{)?\s*(?:(?:the|my|our)\s+)?(?:(?:final|correct)\s+)?answer\s*(?:is|=|:)[\s:]*(\})?\s*",
+    re.IGNORECASE,
+)
+_DISPLAY = re.compile(r"\s*(\\\[|\$\$)\s*([^\n]{1,1000}?)\s*(\\\]|\$\$)[\s.]*\Z")
+_SENTENCE_END = re.compile(r"(?<!\.)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMt)\.(?=\s|\*|[\"”]|$)|[。！]")
+_TOTAL = r"in[ \t]+(?:total|all)|altogether"
+_CLAUSE = re.compile(
+    rf",?\s(?:because|since|which|whereas)\b|,?[ \t](?:{_TOTAL})\b"
+    r"|,[ \t]*(?:and[ \t]+)?(?:so|therefore|thus|hence|meaning|making|assuming|where|while)\b"
+    r"|(?:です|である|입니다)",
+    re.IGNORECASE,
+)
+_CLAUSE_LIKE = re.compile(r"[ \t](?:is|are|was|were|has|have|had|will|would|can|could|should|needs?|makes?|gets?)[ \t]")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:yes|no)\b)[A-Za-z]{2,}", re.IGNORECASE)
+_PLAIN_LABEL = re.compile(r"[(\[\"']?(?:[A-Z]|yes|no)[)\]\"'.]?(?:[\s.:)].{0,60})?", re.IGNORECASE | re.DOTALL)
 _BOLD = re.compile(r"(?<!\w)\*\*([^*]+)\*\*(?!\w)")
-_BARE_LABEL = re.compile(r"[\s*_]*(\([A-Za-z]\)|yes|no)[\s*_.]*", re.IGNORECASE)
+_BOLD_END = re.compile(r"(?<=\S)\*\*(?!\w)")
+_BARE_LABEL = re.compile(r"[\s*_\"“]*(\([A-Za-z]\)|yes|no)[\s*_.\"”]*", re.IGNORECASE)
 
 _LEAD = re.compile(
-    r"[\s>*_#\-]*+(?:final answer[*_]*:[*_\s]*)?"
+    r"(?:[\s>*_#\-]|[^\x00-\x7f\w])*+(?:final answer[*_]*:[*_\s]*)?"
     r"(?:(?:and|so|therefore|thus|hence|then|finally|consequently|in conclusion|in summary)\b[,:]?\s*)*"
     r"(?:(?:the|our|my)\s+)?(?:(?:final|correct|numerical)\s+)*[*_]*",
     re.IGNORECASE,
 )
 _LEAD_CHARACTERS = 80  # of "Therefore, the final", at most
-_BREAK = re.compile(r"(?:(?<!\.\.)[.!?][\"')\]*_$]*|\\\)|\\\])(?=\s)")
+_BREAK = re.compile(r"(?:(?<!\.\.)[.!?][\"')\]*_$]*|\\\)|\\\])(?=\s)|[。！？]")
 _SO_CLAUSE = re.compile(r"[,;:]\s+(?=(?:and\s+)?(?:so|therefore|thus|hence)\b)", re.IGNORECASE)
 _OPENING = re.compile(r"(?:\$|\\\()[ \t]*\Z|(?:\\\[|\$\$)\s*\Z")
-_TRAIL = re.compile(r"(?:[\s.*_$`]|\\[\])])*(?:I hope it is correct\.?\s*)?", re.IGNORECASE)
-_HEADING = re.compile(r"[\s>#*_]*(?:the\s+)?(?:final\s+)?answer[\s:*_]*", re.IGNORECASE)
+_TRAIL = re.compile(
+    rf"(?:[\s.!。*_$`\"”]|\\[\])]|です|である|입니다|,?[ \t](?:{_TOTAL})\b)*(?:I hope it is correct\.?\s*)?",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(r"(?:[\s>#*_]|[^\x00-\x7f\w])*(?:the\s+)?(?:final\s+)?answer[\s:*_]*", re.IGNORECASE)
+_QUOTES = (('"', '"'), ("“", "”"), ("'", "'"), ("‘", "’"), ("「", "」"))
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
@@ -80,6 +143,25 @@ def extract_answer(text: str) -> str | None:
     return statement.answer if statement else None
 
 
+def answer_part(text: str) -> tuple[int, int]:
+    """Start and end of the part of a text that may give its answer: after what was thought, before special tokens.
+
+    Where nothing follows the thinking, it is the thinking; where that was cut before its end, nothing (start = end).
+    """
+    end = len(text)
+    tail = text.rfind("\n", 0, max(0, end - 400))  # special tokens are few
+    special = _SPECIAL_TOKENS.search(text, max(tail, end - 400, 0))
+    end = special.start() if special else end
+    last = None
+    for last in _THINKING.finditer(text, 0, end):
+        pass
+    if last is None:
+        return 0, end
+    if last[1] == "":  # opened and never closed
+        return end, end
+    return (last.end(), end) if text[last.end() : end].strip() else (0, last.start())
+
+
 def split_answer(text: str) -> tuple[str, str | None]:
     r"""Split a rationale into its reasoning and its final answer (None: no answer is stated).
 
@@ -88,21 +170,22 @@ def split_answer(text: str) -> tuple[str, str | None]:
     "so" or its like start ("..., so the answer is 18."): nothing else is there but "So" or "Therefore", "the final",
     Markdown or LaTeX marks and a period. Display mathematics (`\[`, `\boxed{18}`, `\]` on three lines) counts as one
     line, and a heading "Final answer" right above goes too. Otherwise the text stays. The reasoning is stripped of
-    surrounding white space.
+    surrounding white space and of special tokens at its end.
     """
     statement = _last_statement(text)
+    begin, end = answer_part(text)
     if statement is None:
-        return text.strip(), None
-    if not _TRAIL.fullmatch(text, statement.end):
-        return text.strip(), statement.answer
+        return text[:end].strip(), None
+    if not _TRAIL.fullmatch(text, statement.end, end):
+        return text[:end].strip(), statement.answer
     start = statement.start
     if text.startswith("\\", start):  # a \boxed{}; the mathematics around it opens here or on the line above
         opening = _OPENING.search(text, max(0, start - 200), start)
         start = opening.start() if opening else start
-    line = text.rfind("\n", 0, start) + 1
+    line = max(text.rfind("\n", 0, start) + 1, begin)
     sentence = _own_sentence(text, line, start)
     if sentence is None:
-        return text.strip(), statement.answer
+        return text[:end].strip(), statement.answer
     reasoning = text[:sentence].rstrip()
     above = reasoning.rfind("\n") + 1
     if sentence == line and _HEADING.fullmatch(reasoning, above):
@@ -127,13 +210,16 @@ def _own_sentence(text: str, line: int, start: int) -> int | None:
 def tidy(answer: str) -> str:
     r"""Take off what surrounds an answer and is no part of it.
 
-    That is: white space, Markdown's bold marks, `*` and backticks at the ends, a sentence-final period, and LaTeX
-    wrappers around the whole: `$...$`, `$$...$$`, `\(...\)`, `\[...\]`, `\boxed{...}`. What is inside stays as written:
-    "$1,800" keeps its sign.
+    That is: white space, Markdown's bold marks, `*`, `_` and backticks at the ends, quotes and LaTeX wrappers around
+    the whole (`$...$`, `$$...$$`, `\(...\)`, `\[...\]`, `\boxed{...}`), "the answer is" inside a box, and a
+    sentence-final period. What is inside stays as written: "$1,800" keeps its sign.
     """
     while True:
-        shorter = _BOLD.sub(r"\1", answer).strip().strip("*`")
-        if shorter.endswith(".") and not shorter.endswith(".."):
+        shorter = _BOLD.sub(r"\1", answer)
+        if shorter.count("**") % 2:  # half of a pair: "**Answer: 18** eggs"
+            shorter = _BOLD_END.sub("", shorter, count=1)
+        shorter = shorter.strip().strip("*`_")
+        if shorter.endswith((".", "。")) and not shorter.endswith(".."):
             shorter = shorter[:-1]
         shorter = _unwrap(shorter)
         if shorter == answer:
@@ -144,13 +230,26 @@ def tidy(answer: str) -> str:
 def _unwrap(answer: str) -> str:
     boxed = _BOXED.match(answer)
     if boxed and dict(_boxes(answer)).get(0) == len(answer):
-        return answer[boxed.end() : -1]
+        return _without_label(answer[boxed.end() : -1])
+    for opening, closing in _QUOTES:
+        if len(answer) > 2 and answer[0] == opening and answer[-1] == closing and opening not in answer[1:-1]:
+            return answer[1:-1]
     for opening, closing in _WRAPPERS:
         inner = answer[len(opening) : -len(closing)]
         wrapped = answer.startswith(opening) and answer.endswith(closing) and not answer.endswith("\\" + closing)
         if wrapped and inner and opening not in inner and "$" not in inner.replace(r"\$", ""):
             return inner
     return answer
+
+
+def _without_label(boxed: str) -> str:
+    r"""What a box states: `\text{The answer is } 18` states 18."""
+    label = _BOX_LABEL.match(boxed)
+    if label is None or not boxed[label.end() :].strip("}\\ "):
+        return boxed
+    rest = boxed[label.end() :]
+    opens_text = label[0].lstrip().startswith("\\") and not label[1]
+    return rest.replace("}", "", 1) if opens_text else rest
 
 
 def _boxes(text: str) -> list[tuple[int, int]]:
@@ -176,32 +275,60 @@ def _boxes(text: str) -> list[tuple[int, int]]:
 
 
 def _last_statement(text: str) -> _Statement | None:
+    start, end = answer_part(text)
+    if start == end:
+        return None
+    text = (" " * (start - 1) + "\n" if start else "") + text[
+        start:end
+    ]  # what stands before states nothing, and every position stays
     written = len(text.rstrip())
-    heads = _heads(text, written)
     boxes = _boxes(text)
-    last_box = boxes[-1][0] if boxes else -1
-    for start, stop in reversed(heads):
-        if start < last_box:
+    last_box = boxes[-1] if boxes else (-1, -1)
+    heads = [head for head in _heads(text, written) if not any(a <= head.start < b for a, b in boxes)]
+    for head in reversed(heads):
+        if head.start < last_box[0]:
             break
-        begin, end = _answer_span(text, stop, written)
+        begin, end = head.answer if head.answer else _answer_span(text, head, written)
         answer = tidy(text[begin:end]) if end - begin <= MAX_CHARACTERS else ""
-        if answer:
-            return _Statement(start, end, answer)
+        if answer and not (boxes and _is_remark(answer, text[slice(*last_box)])):
+            return _Statement(head.start, head.end or end, answer)
     if boxes:
-        return _boxed_statement(text, boxes[-1], heads)
+        return _boxed_statement(text, last_box, heads)
     return _bare_label(text, written)
 
 
-def _heads(text: str, written: int) -> list[tuple[int, int]]:
-    """Where statements start, as (start of the statement, start of its answer), in order."""
-    heads = [match.span() for pattern in (_LABELLED, _SENTENCE) for match in pattern.finditer(text)]
+def _is_remark(answer: str, box: str) -> bool:
+    """Whether a statement after a box says something about the answer in it ("positive") rather than the answer."""
+    numeric = any(sign.isdigit() for sign in box)
+    return numeric and not any(sign.isdigit() for sign in answer) and not _PLAIN_LABEL.fullmatch(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """Where a statement starts, and where its answer does; both ends where the form says them."""
+
+    start: int
+    stop: int
+    answer: tuple[int, int] | None = None
+    end: int | None = None
+    title: bool = False
+
+
+def _heads(text: str, written: int) -> list[_Head]:
+    """The heads of all statements but boxes in braces, in order."""
+    heads = [_Head(*match.span()) for pattern in (_LABELLED, _SENTENCE, _FOREIGN) for match in pattern.finditer(text)]
+    heads += [_Head(*m.span()) for m in _LAST_LINE.finditer(text) if _line_end(text, m.end()) >= written]
+    heads += [_Head(*match.span(), title=True) for match in _TITLED.finditer(text)]
+    for pattern in (_TAGGED, _REVERSED, _UNBRACED_BOX):
+        group = 2 if pattern is _TAGGED else 1
+        heads += [_Head(m.start(), m.start(group), m.span(group), m.end()) for m in pattern.finditer(text)]
     if not _OTHER_CHOICE.search(text):
-        heads += [match.span() for match in _CHOICE_A.finditer(text)]
+        heads += [_Head(*match.span()) for match in _CHOICE_A.finditer(text)]
     for match in _HASHES.finditer(text):
         is_last_line = match.end(1) >= written
         if is_last_line or not _WORD.search(match.group(1)):
-            heads.append(match.span())
-    return sorted(heads)
+            heads.append(_Head(*match.span()))
+    return sorted(heads, key=lambda head: (head.start, head.stop))
 
 
 def _line_end(text: str, position: int) -> int:
@@ -209,13 +336,19 @@ def _line_end(text: str, position: int) -> int:
     return len(text) if end < 0 else end
 
 
-def _answer_span(text: str, start: int, written: int) -> tuple[int, int]:
+def _answer_span(text: str, head: _Head, written: int) -> tuple[int, int]:
     """The answer that follows a head: it ends with its sentence, its line, or before a subordinate clause."""
+    start = head.stop
     line_end = _line_end(text, start)
     if not text[start:line_end].strip(" \t\r*_"):
+        display = _DISPLAY.match(text, line_end)
+        if display:
+            return display.span(2)
         below = _skip_blank(text, line_end)
         if _line_end(text, below) >= written:  # it stands alone on the last line, below "The answer is:"
             start, line_end = below, written
+        if head.title and (start != below or _CLAUSE_LIKE.search(text, start, line_end)):
+            return start, start  # below the heading stands a sentence, or more than a line
     end = line_end
     for pattern in (_SENTENCE_END, _CLAUSE):
         match = pattern.search(text, start, end)
@@ -230,13 +363,13 @@ def _skip_blank(text: str, position: int) -> int:
     return position
 
 
-def _boxed_statement(text: str, box: tuple[int, int], heads: list[tuple[int, int]]) -> _Statement:
+def _boxed_statement(text: str, box: tuple[int, int], heads: list[_Head]) -> _Statement:
     r"""The statement of a `\boxed{}`; where a sentence states it ("The answer is $\boxed{18}$."), that sentence."""
     start, end = box
     answer = tidy(text[start:end])
-    before = max((head for head in heads if head[0] < start), default=None)
-    if before and not text[before[1] : start].strip(" \t\r\n$*\\[("):
-        start = before[0]
+    before = max((head for head in heads if head.start < start), key=lambda head: head.start, default=None)
+    if before and not text[before.stop : start].strip(" \t\r\n$*\\[("):
+        start = before.start
     return _Statement(start, end, answer)
 
 
