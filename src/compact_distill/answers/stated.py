@@ -26,6 +26,7 @@ it was cut before its end; special tokens at the end of a text (`<|im_end|>`) ar
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass
 
 MAX_CHARACTERS = 1000  # of an answer; also bounds the work on what a model wrote
@@ -152,9 +153,7 @@ def answer_part(text: str) -> tuple[int, int]:
     tail = text.rfind("\n", 0, max(0, end - 400))  # special tokens are few
     special = _SPECIAL_TOKENS.search(text, max(tail, end - 400, 0))
     end = special.start() if special else end
-    last = None
-    for last in _THINKING.finditer(text, 0, end):
-        pass
+    last = next(iter(deque(_THINKING.finditer(text, 0, end), maxlen=1)), None)
     if last is None:
         return 0, end
     if last[1] == "":  # opened and never closed
