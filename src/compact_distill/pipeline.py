@@ -40,6 +40,7 @@ from compact_distill.evaluation.harness import Subject
 from compact_distill.evaluation.result_files import STUDENT, checkpoint_label
 from compact_distill.evaluation.writers import ServedWriter
 from compact_distill.method.score import score
+from compact_distill.publish.card import push_card, write_card
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.report import is_current, write_report
 from compact_distill.runs.environment import accelerator, hardware, versions
@@ -202,6 +203,10 @@ def run(config: RunConfig) -> RunFolder:
             folder.finish()
         if not folder.is_follower and not is_current(folder.path):
             write_report([folder.path])
+        if not folder.is_follower and folder.student_path.is_dir():
+            write_card(folder.path)
+            if config.train.get("push_to_hub") and config.train.get("hub_model_id"):
+                push_card(folder.path, config.train["hub_model_id"])
     return folder
 
 

@@ -23,6 +23,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "compare": results.compare,
     "export": results.export,
     "report": results.report,
+    "try": results.try_out,
     "env": start.env,
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from compact_distill.cli.options import (
     student_config,
 )
 from compact_distill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from compact_distill.publish.side_by_side import SideBySide
 
 
 class ExportFormat(enum.StrEnum):
@@ -110,25 +113,110 @@ def compare(
 
 
 def export(
-    data: Annotated[str, typer.Argument(help="Problems with rationales: JSONL, Parquet, datasets folder or hub name.")],
-    out: Annotated[Path, typer.Argument(help="JSONL file to write, one line a rationale.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA|RUN", help="Problems with rationales: JSONL, Parquet, datasets folder or hub name; or a run."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="JSONL file to write, one line a rationale; with --merged a new folder.")],
     shape: Annotated[
         ExportFormat, typer.Option("--format", help="Shape of the rows.")
     ] = ExportFormat.PROMPT_COMPLETION,
+    card: Annotated[Path | None, typer.Option(help="Also write a dataset card for the rows here.")] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Of a run or adapter: merge it into its base, checked, as one model.")
+    ] = False,
 ) -> None:
-    """Write rationales for other trainers.
+    """Write rationales for other trainers, or a student as one merged model.
 
-    TRL, axolotl and LLaMA-Factory read these rows.
+    TRL, axolotl and LLaMA-Factory read the rows. --merged writes what servers without adapters, and converters to other
+    formats such as llama.cpp's, read.
 
     \b
     Example:
       compact export rationales.jsonl sft.jsonl --format messages
+      compact export runs/first merged-student --merged
     """
+    if merged:
+        from compact_distill.publish.merged import merge
+
+        run = Path(source)
+        difference = merge(run / "student" if (run / "manifest.json").is_file() else run, out)
+        print(f"wrote {out}: one model; logits differ by {difference:.1e} of the largest from adapter and base")
+        return
     from compact_distill.data import export_instances, load_instances
 
-    check_target(out)
-    counts = export_instances(load_instances(data), out, shape.value)
+    for target in (out, *([card] if card else [])):
+        check_target(target)
+    instances = load_instances(source)
+    counts = export_instances(instances, out, shape.value)
+    if card is not None:
+        from compact_distill.publish.card import dataset_card
+        from compact_distill.runs.files import atomic_write
+
+        with atomic_write(card) as file:
+            file.write(dataset_card(instances, counts, shape.value, out.name))
     print(f"wrote {out}: {counts.written} rows, left out: {counts.missing} missing, {counts.unparsed} unparsed")
+
+
+def try_out(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with a trained student.")],
+    questions: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUESTION]...", help="What to ask; else you are asked for questions.")
+    ] = None,
+    known: Annotated[int, typer.Option(min=0, help="Ask so many of the run's own problems.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+) -> None:
+    """Ask base and student the same, side by side.
+
+    Where the run knows the problem, its gold answer and what its teachers wrote are shown, with their weights.
+
+    \b
+    Example:
+      compact try runs/first "Ann has 7 apples and buys 5 more. How many apples does she have?"
+      compact try runs/first --known 3
+    """
+    import sys
+
+    from compact_distill.publish.side_by_side import Trial
+
+    trial = Trial(run, max_new_tokens)
+    asked = [*(questions or []), *trial.questions(known)]
+    if not asked and not sys.stdin.isatty():
+        asked = [line.strip() for line in sys.stdin if line.strip()]
+    for answers in trial.ask(asked):
+        _show(answers)
+    while not asked:
+        try:
+            question = input("question (empty: end): ").strip()
+        except EOFError:
+            question = ""
+        if not question:
+            return
+        for answers in trial.ask([question]):
+            _show(answers)
+
+
+def _show(answers: SideBySide) -> None:
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    from compact_distill.report.text import clean, short
+
+    console = Console(soft_wrap=False)
+    gold = f"   (gold answer: {answers.gold})" if answers.gold is not None else ""
+    console.print(Text(clean(answers.question + gold), style="bold"))
+    width = max(30, (console.width - 3) // 2)
+    pair = [("base", answers.base), ("student", answers.student)]
+    console.print(Columns([Panel(Text(clean(text)), title=name, width=width) for name, text in pair]))
+    for teacher in answers.teachers:
+        weight = "took no part" if teacher.weight is None else f"weight {teacher.weight:.2f}"
+        verdict = f", {teacher.verdict}" if teacher.verdict else ""
+        said = clean(short(" ".join(teacher.text.split()), 300))
+        console.print(Text(f"  {clean(teacher.teacher)} ({weight}{verdict}): {said}"))
 
 
 def report(

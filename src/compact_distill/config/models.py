@@ -195,6 +195,14 @@ def with_preset(data: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, dict) and isinstance(own, dict):
             merged[key] = {**value, **own}
     return merged
+class CardConfig(Strict):
+    """What only its user can say of a student: it goes into the model card (student/README.md)."""
+
+    license: str | None = Field(None, description="the student's licence, as hubs name it", examples=["apache-2.0"])
+    teacher_licences: dict[str, str] = Field(
+        {}, description="licence or terms of each teacher's texts, by its name", examples=[{"qwq": "apache-2.0"}]
+    )
+    data: str | None = Field(None, description="where the problems come from, in a sentence")
 
 
 class RunConfig(Strict):
@@ -239,6 +247,7 @@ class RunConfig(Strict):
     )
     eval: EvalConfig = Field(EvalConfig(), description="benchmarks before and after")
     report: ReportConfig = Field(ReportConfig(), description="what is done for the report alone")
+    card: CardConfig = Field(CardConfig(), description="what the student's model card says of licences and data")
 
     @field_validator("rationales", mode="before")
     @classmethod

@@ -1,0 +1,251 @@
+"""Cards: of a student what it is made of, what it can do, what it forgot; of exported data who wrote it.
+
+Everything comes from the run folder and from `card:` of its configuration; what neither says stands there as
+"not stated". Texts of data and models are escaped: a card is rendered as Markdown with HTML.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from compact_distill.config.models import RunConfig, load_config
+from compact_distill.data import ExportCounts
+from compact_distill.records import Instance, RationaleStatus
+from compact_distill.report.read import LOWER_IS_BETTER, PairedChange, RunData, TaskResult, read_run
+from compact_distill.runs.files import atomic_write
+from compact_distill.runs.progress import say
+from compact_distill.students.load import split_revision
+
+_CITATION = """@article{cui2026compact,
+  title   = {``The Whole Is Greater Than the Sum of Its Parts'':
+             A Compatibility-Aware Multi-Teacher CoT Distillation Framework},
+  author  = {Cui, Jin and Guo, Jiaqi and Zhou, Jiepeng and Yang, Ruixuan and Lu, Jiayi and Xu, Jiajun and
+             Song, Jiangcheng and Zhao, Boran and Ren, Pengju},
+  journal = {arXiv preprint arXiv:2601.13992},
+  year    = {2026}
+}"""
+_UNSTATED = "not stated"
+
+
+def write_card(run: str | Path) -> Path:
+    """Write the card of a run's student as `student/README.md`, where hubs look for it; returns its path."""
+    folder = Path(run)
+    path = folder / "student" / "README.md"
+    card = model_card(read_run(folder), load_config(folder / "config.yaml"))
+    if not path.is_file() or path.read_text(encoding="utf-8") != card:
+        with atomic_write(path) as file:
+            file.write(card)
+    return path
+
+
+def push_card(run: str | Path, repository: str) -> None:
+    """Put the run's card onto the hub, beside the weights that transformers' trainer pushed (`push_to_hub: true`).
+
+    That trainer pushes when training ends, before there are results. The hub's own token is used; a hub that refuses
+    is said, and ends nothing: the card lies in the student's folder.
+    """
+    from huggingface_hub import HfApi
+
+    path = Path(run) / "student" / "README.md"
+    try:
+        HfApi().upload_file(
+            path_or_fileobj=str(path), path_in_repo="README.md", repo_id=repository, commit_message="Model card"
+        )
+    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
+        say(f"card: {repository} did not take it ({str(error).splitlines()[0][:200]}); it lies in {path}")
+
+
+def model_card(run: RunData, config: RunConfig) -> str:
+    """The card as Markdown, with the hub's metadata in front."""
+    adapter = (run.path / "student" / "adapter_config.json").is_file()
+    parts = [
+        _front(run, config, adapter),
+        f"# {_safe(run.name)}\n\n"
+        f"{'A LoRA adapter for' if adapter else 'All weights of'} {_base(config)}, trained with "
+        "[compact-distill](https://arxiv.org/abs/2601.13992) on several teachers' rationales at once.",
+        _results(run),
+        _data(run, config),
+        _settings(run, config),
+        _load(run, config, adapter),
+        f"## Citation\n\n```bibtex\n{_CITATION}\n```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def dataset_card(instances: Sequence[Instance], counts: ExportCounts, shape: str, file: str) -> str:
+    """The card of exported rationales as Markdown: what the rows are, who wrote them, how to load them."""
+    front = {"task_categories": ["text-generation"], "tags": ["chain-of-thought", "distillation"]}
+    written: dict[str, int] = {}
+    for instance in instances:
+        for rationale in instance.rationales:
+            written[rationale.teacher] = written.get(rationale.teacher, 0) + bool(rationale.text.strip())
+    rows = [[name, str(count), _UNSTATED] for name, count in written.items()]
+    fields = "`prompt`, `completion`" if shape == "prompt_completion" else "`messages` (user, assistant)"
+    return (
+        "\n\n".join(
+            (
+                "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
+                f"# {_safe(Path(file).stem)}",
+                f"Chain-of-thought rationales of several teachers for {len(instances)} problems, written by "
+                "[compact-distill](https://arxiv.org/abs/2601.13992).",
+                f"{counts.written} rows of {fields}, with `id`, `teacher` and `sample`. Left out: "
+                f"{counts.missing} missing, {counts.unparsed} without an answer that can be found. Right and wrong "
+                "rationales are both among them.",
+                _table(["teacher", "rationales", "licence of its texts"], rows),
+                "```python\nfrom datasets import load_dataset\n\n"
+                f'rows = load_dataset("json", data_files="{_safe(file)}")\n```',
+            )
+        )
+        + "\n"
+    )
+
+
+def _front(run: RunData, config: RunConfig, adapter: bool) -> str:
+    base, _ = split_revision(config.student)
+    front: dict[str, Any] = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["compact-distill", "distillation", "chain-of-thought"],
+    }
+    if not Path(base).exists():  # a hub name; a folder of this machine means nothing to others
+        front["base_model"] = base
+        front["base_model_relation"] = "adapter" if adapter else "finetune"
+    if config.card.license:
+        front["license"] = config.card.license
+    after = [result for result in run.results if result.student == "student"]
+    if after:
+        front["model-index"] = [{"name": run.name, "results": [_index_entry(result) for result in after]}]
+    return "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---"
+
+
+def _index_entry(result: TaskResult) -> dict[str, Any]:
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": result.task, "type": result.task},
+        "metrics": [{"type": result.metric, "value": round(result.value, 4)}],
+    }
+
+
+def _results(run: RunData) -> str:
+    if not run.changes:
+        return "## Results\n\nNot evaluated: the configuration named no benchmarks."
+    rows = [_change_row(change) for change in run.changes]
+    header = ["task", "role", "rows", "measure", "base", "this student", "difference (95 % interval)"]
+    forgot = [change for change in run.changes if change.role == "retained"]
+    lost = [change for change in forgot if change.worse]
+    if lost:
+        names = ", ".join(f"{_safe(change.task)} ({_difference(change)})" for change in lost)
+        said = f"**It forgot:** {names}."
+    elif forgot:
+        said = (
+            "On the tasks it was not to forget, no loss shows beyond chance; the intervals say what might still hide."
+        )
+    else:
+        said = "No task was named that it was not to forget, so what it forgot is unknown."
+    return f"## Results\n\n{_table(header, rows)}\n\n{said}"
+
+
+def _change_row(change: PairedChange) -> list[str]:
+    shown = [_value(change.metric, value) for value in (change.before, change.after)]
+    return [change.task, change.role or "", str(change.rows), change.metric, *shown, _difference(change)]
+
+
+def _value(metric: str, value: float) -> str:
+    return f"{value:.3f}" if metric in LOWER_IS_BETTER else f"{100 * value:.1f} %"
+
+
+def _difference(change: PairedChange) -> str:
+    if change.metric in LOWER_IS_BETTER:
+        return f"{change.difference:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
+    return f"{100 * change.difference:+.1f} points ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
+
+
+def _data(run: RunData, config: RunConfig) -> str:
+    hashes = run.manifest.get("data", {}).get("instances")
+    names: dict[str, list[str]] = {}
+    for problem in run.problems.values():
+        for name, rationale in problem.rationales.items():
+            if rationale.status == RationaleStatus.OK:
+                names.setdefault(name, []).append(rationale.verdict or "")
+    weights = _mean_weights(run)
+    rows = []
+    for name, verdicts in names.items():
+        judged = [verdict for verdict in verdicts if verdict]
+        right = f"{100 * judged.count('correct') / len(judged):.0f} %" if judged else _UNSTATED
+        weight = f"{weights[name]:.3f}" if name in weights else ""
+        licence = config.card.teacher_licences.get(name, _UNSTATED)
+        rows.append([name, str(len(verdicts)), right, weight, licence])
+    said = f"{len(run.problems)} problems" + (f" (SHA-256 {str(hashes)[:16]}...)" if hashes else "")
+    note = f"\n\n{_safe(config.card.data)}" if config.card.data else ""
+    header = ["teacher", "rationales used", "right", "mean weight", "licence of its texts"]
+    return f"## Training data\n\n{said}, with rationales of:\n\n{_table(header, rows)}{note}"
+
+
+def _mean_weights(run: RunData) -> dict[str, float]:
+    if run.trace is None:
+        return {}
+    with np.errstate(all="ignore"):
+        present = ~np.isnan(run.trace.weights_NK)
+        sums, counts = np.nansum(run.trace.weights_NK, 0), present.sum(0)
+    return {
+        name: float(total / count) for name, total, count in zip(run.trace.teachers, sums, counts, strict=True) if count
+    }
+
+
+def _settings(run: RunData, config: RunConfig) -> str:
+    compatibility = config.compatibility.model_dump(mode="json", exclude_defaults=True)
+    shown: dict[str, Any] = {
+        "weights": config.weighting,
+        "compatibility": compatibility or "defaults",
+        "consistency": config.consistency,
+        "LoRA": config.lora.model_dump(mode="json") if config.lora else "none: all weights are trained",
+        "training": {key: config.train[key] for key in sorted(config.train)},
+        "seed": config.seed,
+    }
+    versions: Mapping[str, Any] = run.manifest.get("versions", {})
+    named = [name for name in ("compact-distill", "torch", "transformers", "peft") if name in versions]
+    used = ", ".join(f"{name} {versions[name]}" for name in named)
+    rows = [[name, _plain(value)] for name, value in shown.items()]
+    return f"## Settings\n\n{_table(['setting', 'value'], rows)}\n\nVersions: {_safe(used) or _UNSTATED}."
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{key}: {item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
+
+
+def _load(run: RunData, config: RunConfig, adapter: bool) -> str:
+    kind = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
+    package = "peft" if adapter else "transformers"
+    code = (
+        f"from {package} import {kind}\nfrom transformers import AutoTokenizer\n\n"
+        f'model = {kind}.from_pretrained("PATH_OR_NAME")\ntokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")'
+    )
+    prompt = config.text.prompt_template.replace("\n", "\\n")
+    return (
+        f"## Load it\n\n```python\n{code}\n```\n\nIt answers best to the prompt it was trained on: the tokenizer's "
+        f"chat template where it has one, else `{prompt}`. Its answers end in the form `{config.text.answer_template}`."
+    )
+
+
+def _base(config: RunConfig) -> str:
+    name, revision = split_revision(config.student)
+    shown = _safe(Path(name).name if Path(name).exists() else name)
+    return f"`{shown}`" + (f" at `{_safe(revision)}`" if revision else "")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *[[_safe(cell) for cell in row] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _safe(text: object) -> str:
+    """Text of others as one line of plain Markdown: no markup, no HTML, no table cell of its own."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|!])", r"\\\1", line)

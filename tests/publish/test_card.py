@@ -1,0 +1,108 @@
+"""The cards: true to the run, complete, and safe to render."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import yaml
+
+from compact_distill.config.models import load_config
+from compact_distill.data import export_instances, load_instances
+from compact_distill.publish.card import dataset_card, model_card, push_card, write_card
+from compact_distill.report.read import PairedChange, read_run
+
+
+def front_and_body(card: str) -> tuple[dict, str]:
+    _, front, body = card.split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def change(role: str, low: float, high: float, **more) -> PairedChange:
+    return PairedChange(f"{role}-task", role, 100, 0.5, 0.4, (low + high) / 2, low, high, 3, 13, 0.02, **more)
+
+
+def test_a_run_ends_with_a_card_of_its_data_teachers_settings_and_results(finished):
+    front, body = front_and_body((finished / "student" / "README.md").read_text())
+    assert front["library_name"] == "peft"
+    assert front["license"] == "apache-2.0"
+    assert "base_model" not in front  # a folder of this machine
+    assert [entry["dataset"]["name"] for entry in front["model-index"][0]["results"]] == ["kept", "sums"]
+    assert "6 problems (SHA-256 " in body
+    assert "| right | 6 | 100 % | 0." in body
+    assert "| MIT |" in body
+    assert r"| wr\|ong | 6 | 0 % | 0." in body
+    assert "| not stated |" in body
+    assert "Made &lt;up&gt;." in body
+    assert "learning\\_rate: 0.05" in body
+    assert "AutoPeftModelForCausalLM.from_pretrained" in body
+    assert "2601.13992" in body
+    assert str(finished) not in body
+
+
+def test_mean_weights_sum_to_one_over_teachers_that_always_take_part(finished):
+    _, body = front_and_body(model_card(read_run(finished), load_config(finished / "config.yaml")))
+    weights = [float(line.split("|")[-3]) for line in body.splitlines() if line.startswith(("| right", "| wr"))]
+    assert abs(sum(weights) - 1) < 2e-3
+
+
+def test_a_loss_that_the_interval_shows_is_called_forgotten_and_others_are_not(finished):
+    run, config = read_run(finished), load_config(finished / "config.yaml")
+    lost = model_card(replace(run, changes=[change("retained", -0.2, -0.1)]), config)
+    assert "**It forgot:** retained-task (-15.0 points (-20.0 to -10.0))." in lost
+    unclear = model_card(replace(run, changes=[change("retained", -0.2, 0.1)]), config)
+    assert "It forgot" not in unclear
+    assert "no loss shows beyond chance" in unclear
+    # Of a text's likelihood more is worse.
+    nats = model_card(replace(run, changes=[change("retained", 0.1, 0.2, metric="nats_per_token")]), config)
+    assert "**It forgot:** retained-task (+0.150 (+0.100 to +0.200))." in nats
+    assert "unknown" in model_card(replace(run, changes=[change("learned", 0.1, 0.2)]), config)
+
+
+def test_a_student_without_benchmarks_says_so_and_a_hub_base_is_named(finished):
+    run = replace(read_run(finished), changes=[], results=[])
+    config = load_config(finished / "config.yaml").model_copy(update={"student": "Org/Model@abc"})
+    front, body = front_and_body(model_card(run, config))
+    assert "Not evaluated" in body
+    assert front["base_model"] == "Org/Model"
+    assert "`Org/Model` at `abc`" in body
+
+
+def test_texts_of_others_cannot_act_in_a_card(finished):
+    config = load_config(finished / "config.yaml")
+    hostile = config.card.model_copy(update={"data": "<script>x</script> [a](javascript:b) \x1b[31m | \n# head"})
+    card = model_card(read_run(finished), config.model_copy(update={"card": hostile}))
+    assert "<script>" not in card
+    assert "[a](" not in card
+    assert "\x1b" not in card
+    assert "\n# head" not in card
+
+
+def test_the_card_is_written_again_only_where_something_changed(finished):
+    path = finished / "student" / "README.md"
+    before = path.stat().st_mtime_ns
+    assert write_card(finished) == path
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_dataset_card_counts_what_was_written(finished, tmp_path):
+    instances = load_instances(str(finished.parent / "data.jsonl"))
+    counts = export_instances(instances, tmp_path / "rows.jsonl")
+    card = dataset_card(instances, counts, "messages", "rows.jsonl")
+    assert "12 rows of `messages`" in card
+    assert r"| wr\|ong | 6 | not stated |" in card
+    assert 'data_files="rows.jsonl"' in card
+
+
+def test_the_card_goes_to_the_hub_and_a_refusal_ends_nothing(finished, monkeypatch, capsys):
+    sent = []
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_file", lambda self, **what: sent.append(what))
+    push_card(finished, "me/student")
+    assert sent[0]["repo_id"] == "me/student"
+    assert sent[0]["path_or_fileobj"] == str(finished / "student" / "README.md")
+
+    def refuse(self, **what):
+        raise OSError("403: not yours")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_file", refuse)
+    push_card(finished, "me/student")
+    assert "me/student did not take it (403: not yours)" in capsys.readouterr().err
