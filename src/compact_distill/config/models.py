@@ -195,6 +195,8 @@ def with_preset(data: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, dict) and isinstance(own, dict):
             merged[key] = {**value, **own}
     return merged
+
+
 class CardConfig(Strict):
     """What only its user can say of a student: it goes into the model card (student/README.md)."""
 

@@ -91,7 +91,7 @@ class Trial:
 
     def _write(self, writer: StudentWriter, question: str) -> str:
         decoding = writer.decoding(self._decoding)
-        ((_, reply),) = writer.write([Attempt("question", 0, question, 0)], decoding, set())
+        (((_, reply),),) = writer.write([Attempt("question", 0, question, 0)], decoding, set())
         return reply.text.strip() + ("" if reply.finished else " [cut]")
 
 
