@@ -56,7 +56,7 @@ class PassOptions:
 
 
 def attach(model: nn.Module) -> None:
-    """Teach `model` to read layouts. Idempotent.
+    """Teach `model` to read layouts. Idempotent; once more after adapters were added, so that they are lean too.
 
     Raises:
         StudentError: the architecture or the kind of adapter is not supported.
@@ -65,10 +65,10 @@ def attach(model: nn.Module) -> None:
     wrong = architecture_problems(core.config) + adapter_problems(model)
     if wrong:
         raise StudentError(wrong)
+    patch_layers(core.model)
     if getattr(core, "_compact_attached", False):
         return
     register()
-    patch_layers(core.model)
     core.config._attn_implementation = IMPLEMENTATION
     ordinary = core.forward
 

@@ -156,12 +156,12 @@ class CompactTrainer(Trainer):
             args.infer_answers,
         )
         datasets = [None if data is None else self._encoded(data) for data in (train_dataset, eval_dataset)]
-        attach(model)
         if peft_config is not None:
             from peft import get_peft_model
 
             set_seed(args.seed)  # adapters start from random weights
             model = get_peft_model(model, peft_config)
+        attach(model)
         super().__init__(
             model=model,
             args=args,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from compact_distill.method.kernels import layers
+from compact_distill.method.kernels import lora
 from compact_distill.method.kernels.layers import gated, patch_layers, rms_norm
 from models import ARCHITECTURES, tiny_model
 
@@ -118,7 +118,7 @@ def test_a_gate_and_its_gradients_are_autograds() -> None:
 def test_mlps_are_those_of_transformers(
     architecture: str, tile: int, frozen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "TILE_ROWS", tile)
+    monkeypatch.setattr(lora, "TILE_ROWS", tile)
     mlp = tiny_model(architecture, layers=1).model.layers[0].mlp
     for name in frozen:
         getattr(mlp, name).requires_grad_(False)

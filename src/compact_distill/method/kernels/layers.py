@@ -2,32 +2,43 @@
 
 transformers' modules leave the backward to autograd, which keeps every intermediate result. Most of a layer's memory is
 that. Here the backward is written out: a norm keeps its input, the product of gate and up-projection its two factors;
-the rest is computed again, elementwise. Where the MLP's matrices are plain and on a CPU, it is read in tiles of tokens
-that stay in the cache, and keeps its input alone: two of its nine matrix products are done again.
+the rest is computed again, elementwise. Where the MLP's matrices are plain and trained, on a CPU, it keeps its input
+alone: two of its nine matrix products are done again. With LoRA (`lora.py`) two of six would be, so it keeps the two
+factors. On a CPU it is read in tiles of tokens that stay in the cache.
 
 `patch_layers` changes the modules' forward in place; parameters and names stay as they are. Liger Kernel
 (arXiv 2410.10989) does the same with kernels for GPUs, Arctic Long Sequence Training (arXiv 2506.13996) has the tiles.
 
-Shapes: N tokens, D width, F width of the MLP's inner layer.
+Shapes: N tokens, D width, F width of the MLP's inner layer, R rank.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-# Tokens of a tile: enough for fast matrix products, few enough that what lies between them takes little memory.
-TILE_ROWS = 384
+from compact_distill.method.kernels.lora import (
+    Adapter,
+    LowRank,
+    Projection,
+    Settings,
+    autocast_dtype,
+    has_hooks,
+    is_lora,
+    is_plain,
+    lora_forward,
+    tiles,
+)
 
 Activation = Callable[[Tensor], Tensor]
 
 
 def patch_layers(layers: nn.Module) -> None:
-    """Give all norms and gated MLPs in `layers` a forward that keeps less. Idempotent."""
+    """Give all norms, gated MLPs and LoRA projections in `layers` a forward that keeps less. Idempotent."""
     for module in layers.modules():
         if "forward" in vars(module):  # somebody's own, say a kernel of the hub
             continue
@@ -35,6 +46,8 @@ def patch_layers(layers: nn.Module) -> None:
             module.forward = types.MethodType(_norm_forward, module)
         elif type(module).__name__.endswith("MLP"):
             module.forward = types.MethodType(_mlp_forward, module)
+        elif is_lora(module):
+            module.forward = types.MethodType(lora_forward, module)
 
 
 def _norm_forward(self: Any, states: Tensor) -> Tensor:
@@ -46,22 +59,31 @@ def _norm_forward(self: Any, states: Tensor) -> Tensor:
 
 def _mlp_forward(self: Any, states: Tensor) -> Tensor:
     """transformers' gated MLP: down(activation(gate(x)) * up(x))."""
+    parts = [_matrix_and_adapter(matrix) for matrix in (self.gate_proj, self.up_proj, self.down_proj)]
+    known = [part for part in parts if part is not None]
+    adapters = [adapter for _, adapter in known if adapter is not None]
+    plain_on_cpu = states.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    if len(known) == len(parts) and (adapters or plain_on_cpu):
+        rows_ND = states.reshape(-1, states.shape[-1])
+        settings = tuple(None if adapter is None else adapter.settings for _, adapter in known)
+        factors = [factor for adapter in adapters for factor in (adapter.a_RD, adapter.b_OR)]
+        keep = bool(adapters) and torch.is_grad_enabled()
+        out_ND = _MLP.apply(rows_ND, *(weight for weight, _ in known), self.act_fn, settings, keep, *factors)
+        return cast(Tensor, out_ND).view_as(states)
     if not torch.is_grad_enabled():
         return cast(Tensor, type(self).forward(self, states))
-    matrices = self.gate_proj, self.up_proj, self.down_proj
-    if states.device.type == "cpu" and all(_plain(matrix) for matrix in matrices):
-        rows_ND = states.reshape(-1, states.shape[-1])
-        out_ND = _TiledMLP.apply(rows_ND, *(matrix.weight for matrix in matrices), self.act_fn)
-        return cast(Tensor, out_ND).view_as(states)
     return cast(Tensor, self.down_proj(gated(self.act_fn, self.gate_proj(states), self.up_proj(states))))
 
 
-def _plain(matrix: nn.Module) -> bool:
-    """Whether a module is a mere matrix product in its own precision, with nobody attached who wants its calls."""
-    if type(matrix) is not nn.Linear or matrix.bias is not None or "forward" in vars(matrix):
-        return False
-    hooks = matrix._forward_hooks or matrix._forward_pre_hooks or matrix._backward_hooks or matrix._backward_pre_hooks
-    return not hooks and not torch.is_autocast_enabled("cpu")
+def _matrix_and_adapter(module: Any) -> tuple[Tensor, Adapter | None] | None:
+    """What a projection without bias multiplies with, and its adapter; None where it is more than that."""
+    if is_plain(module):
+        return (module.weight, None) if module.bias is None else None
+    ours = getattr(vars(module).get("forward"), "__func__", lora_forward) is lora_forward
+    adapter = Adapter.of(module) if is_lora(module) and ours and not has_hooks(module) else None
+    if adapter is None or module.base_layer.bias is not None:
+        return None
+    return module.base_layer.weight, adapter
 
 
 def rms_norm(states: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -121,43 +143,75 @@ class _Gated(torch.autograd.Function):
         return None, grad_gate, grads[0] * active.detach()
 
 
-class _TiledMLP(torch.autograd.Function):
+class _MLP(torch.autograd.Function):
+    """down(activation(gate(x)) * up(x)), read in tiles, with adapters or without.
+
+    `settings` are those of the three adapters, None where there is none; `factors` their matrices, two each. With
+    `keep` the factors gate(x) and up(x) are kept for the backward, else x alone (for which there must be no adapter).
+    """
+
     @staticmethod
     def forward(
-        ctx: Any, states_ND: Tensor, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor, activation: Activation
+        ctx: Any,
+        x_ND: Tensor,
+        gate_FD: Tensor,
+        up_FD: Tensor,
+        down_DF: Tensor,
+        activation: Activation,
+        settings: Sequence[Settings | None],
+        keep: bool,
+        *factors: Tensor,
     ) -> Tensor:
-        ctx.activation = activation
-        ctx.save_for_backward(states_ND, gate_FD, up_FD, down_DF)
-        out_ND = torch.empty_like(states_ND)
-        for tile in _tiles(len(states_ND)):
-            x_ND = states_ND[tile]
-            torch.mm(activation(x_ND @ gate_FD.t()).mul_(x_ND @ up_FD.t()), down_DF.t(), out=out_ND[tile])
+        ctx.activation, ctx.settings, ctx.autocast = activation, settings, autocast_dtype(x_ND)
+        dtype = ctx.autocast or x_ND.dtype
+        out_ND = torch.empty_like(x_ND, dtype=dtype)
+        kept = [x_ND.new_empty(len(x_ND), len(gate_FD), dtype=dtype) for _ in range(2)] if keep else []
+        with torch.autocast(x_ND.device.type, enabled=False):
+            gate, up, down = _projections((gate_FD, up_FD, down_DF), settings, factors, ctx.autocast)
+            for tile in tiles(x_ND):
+                gate_NF, up_NF = (
+                    matrix(x_ND[tile], kept[i][tile] if keep else None) for i, matrix in enumerate((gate, up))
+                )
+                down(activation(gate_NF).mul_(up_NF), out_ND[tile])
+        ctx.save_for_backward(x_ND, gate_FD, up_FD, down_DF, *factors, *kept)
+        ctx.factors = len(factors)
         return out_ND
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        states_ND, gate_FD, up_FD, down_DF = ctx.saved_tensors
-        grad_states = torch.empty_like(states_ND)
-        totals = [
-            torch.empty_like(weight) if wanted else None
-            for weight, wanted in zip((gate_FD, up_FD, down_DF), ctx.needs_input_grad[1:4], strict=True)
-        ]
-        for tile in _tiles(len(states_ND)):
-            x_ND, grad_ND = states_ND[tile], grads[0][tile]
-            gate_NF, up_NF = x_ND @ gate_FD.t(), x_ND @ up_FD.t()
+        x_ND, gate_FD, up_FD, down_DF, *rest = ctx.saved_tensors
+        factors, kept = rest[: ctx.factors], rest[ctx.factors :]
+        wanted = ctx.needs_input_grad[1:4]
+        projections = _projections((gate_FD, up_FD, down_DF), ctx.settings, factors, ctx.autocast, wanted)
+        gate, up, down = projections
+        grad_x_ND = torch.empty_like(x_ND, dtype=ctx.autocast or x_ND.dtype)
+        for tile in tiles(x_ND):
+            tile_ND, grad_ND = x_ND[tile], grads[0][tile]
+            gate_NF, up_NF = (factor[tile] for factor in kept) if kept else (gate(tile_ND), up(tile_ND))
             with torch.enable_grad():
-                active_NF = ctx.activation(gate_NF.requires_grad_())
-            grad_NF, value_NF = grad_ND @ down_DF, active_NF.detach()
-            grad_up = grad_NF * value_NF
-            (grad_gate,) = torch.autograd.grad(active_NF, gate_NF, grad_NF.mul_(up_NF))
-            torch.mm(grad_gate, gate_FD, out=grad_states[tile]).addmm_(grad_up, up_FD)
-            pairs = ((grad_gate, x_ND), (grad_up, x_ND), (grad_ND, up_NF.mul_(value_NF)))
-            for total, (out_NX, in_NX) in zip(totals, pairs, strict=True):
-                if total is not None:  # the first tile fills it
-                    torch.addmm(total, out_NX.t(), in_NX, beta=float(tile.start > 0), out=total)
-        return grad_states, *totals, None
+                leaf_NF = gate_NF.detach().requires_grad_()
+                active_NF = ctx.activation(leaf_NF)
+            value_NF = active_NF.detach()
+            grad_NF = down.backward(grad_ND, value_NF * up_NF, torch.empty_like(up_NF))
+            grad_up_NF = grad_NF * value_NF
+            (grad_gate_NF,) = torch.autograd.grad(active_NF, leaf_NF, grad_NF.mul_(up_NF))
+            gate.backward(grad_gate_NF, tile_ND, grad_x_ND[tile])
+            up.backward(grad_up_NF, tile_ND, grad_x_ND[tile], add=True)
+        totals = [projection.grad_weight for projection in projections]
+        small = [gradient for projection in projections for gradient in projection.grad_factors]
+        return grad_x_ND.to(x_ND.dtype), *totals, None, None, None, *small
 
 
-def _tiles(rows: int) -> list[slice]:
-    return [slice(start, start + TILE_ROWS) for start in range(0, rows, TILE_ROWS)]
+def _projections(
+    weights: Sequence[Tensor],
+    settings: Sequence[Settings | None],
+    factors: Sequence[Tensor],
+    autocast: torch.dtype | None,
+    trained: Sequence[bool] = (False, False, False),
+) -> list[Projection]:
+    """The MLP's three matrices with their adapters; `trained`: whose weights' gradients shall be taken."""
+    pairs = iter(zip(factors[::2], factors[1::2], strict=True))
+    low_ranks = [None if setting is None else LowRank(*next(pairs), setting, autocast) for setting in settings]
+    each = zip(weights, low_ranks, trained, strict=True)
+    return [Projection(weight, low_rank, autocast, wanted) for weight, low_rank, wanted in each]
