@@ -1,34 +1,110 @@
-"""Teach a small language model to reason from several large ones (COMPACT, arXiv 2601.13992)."""
+"""Teach a small language model to reason from several large ones (COMPACT, arXiv 2601.13992).
+
+What users import comes from here: the trainer, data and scores, records and errors, and the parts of one training step
+(`examples/recipes/loop.py` puts them together). Everything is imported on first use, so that `import compact_distill`
+does not wait for torch.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compact_distill.config.models import load_config
-    from compact_distill.data import load_instances
+    from compact_distill.config.models import (
+        CompatibilityConfig,
+        LoraConfig,
+        RunConfig,
+        TextConfig,
+        load_config,
+    )
+    from compact_distill.data import load_instances, load_problems
+    from compact_distill.errors import CompactError, ConfigError, DataError, InputError, RunError, StudentError
+    from compact_distill.method.encode import EncodedProblem, Encoder
+    from compact_distill.method.forward import attach
+    from compact_distill.method.loss import LossTerms, aggregate
+    from compact_distill.method.outputs import StudentOutputs
+    from compact_distill.method.passes import plan_jobs, read_job
     from compact_distill.method.score import score
-    from compact_distill.method.scores import register_score
+    from compact_distill.method.scores import Scorer, adaptability, consensus, difficulty, register_score
+    from compact_distill.method.weights import Evidence, Rule, RuleSettings, compatibility_weights, register_rule
     from compact_distill.pipeline import run
+    from compact_distill.records import Instance, Problem, Rationale, RationaleStatus, ScoreRow, Verdict
+    from compact_distill.students.load import load_student
     from compact_distill.training.trainer import CompactConfig, CompactTrainer
 
-__all__ = ["CompactConfig", "CompactTrainer", "load_config", "load_instances", "register_score", "run", "score"]
-
-_HOME = {
-    "CompactConfig": "compact_distill.training.trainer",
-    "CompactTrainer": "compact_distill.training.trainer",
-    "load_config": "compact_distill.config.models",
-    "load_instances": "compact_distill.data",
-    "register_score": "compact_distill.method.scores",
-    "run": "compact_distill.pipeline",
-    "score": "compact_distill.method.score",
+_NAMES = {
+    "config.models": ("CompatibilityConfig", "LoraConfig", "RunConfig", "TextConfig", "load_config"),
+    "data": ("load_instances", "load_problems"),
+    "errors": ("CompactError", "ConfigError", "DataError", "InputError", "RunError", "StudentError"),
+    "method.encode": ("EncodedProblem", "Encoder"),
+    "method.forward": ("attach",),
+    "method.loss": ("LossTerms", "aggregate"),
+    "method.outputs": ("StudentOutputs",),
+    "method.passes": ("plan_jobs", "read_job"),
+    "method.score": ("score",),
+    "method.scores": ("Scorer", "adaptability", "consensus", "difficulty", "register_score"),
+    "method.weights": ("Evidence", "Rule", "RuleSettings", "compatibility_weights", "register_rule"),
+    "pipeline": ("run",),
+    "records": ("Instance", "Problem", "Rationale", "RationaleStatus", "ScoreRow", "Verdict"),
+    "students.load": ("load_student",),
+    "training.trainer": ("CompactConfig", "CompactTrainer"),
 }
+_HOME = {name: f"compact_distill.{module}" for module, names in _NAMES.items() for name in names}
+
+__all__ = [
+    "CompactConfig",
+    "CompactError",
+    "CompactTrainer",
+    "CompatibilityConfig",
+    "ConfigError",
+    "DataError",
+    "EncodedProblem",
+    "Encoder",
+    "Evidence",
+    "InputError",
+    "Instance",
+    "LoraConfig",
+    "LossTerms",
+    "Problem",
+    "Rationale",
+    "RationaleStatus",
+    "Rule",
+    "RuleSettings",
+    "RunConfig",
+    "RunError",
+    "ScoreRow",
+    "Scorer",
+    "StudentError",
+    "StudentOutputs",
+    "TextConfig",
+    "Verdict",
+    "adaptability",
+    "aggregate",
+    "attach",
+    "compatibility_weights",
+    "consensus",
+    "difficulty",
+    "load_config",
+    "load_instances",
+    "load_problems",
+    "load_student",
+    "plan_jobs",
+    "read_job",
+    "register_rule",
+    "register_score",
+    "run",
+    "score",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that `import compact_distill` does not wait for torch."""
+    """Import on first use."""
     if name not in _HOME:
         raise AttributeError(f"module 'compact_distill' has no attribute {name!r}")
     import importlib
 
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

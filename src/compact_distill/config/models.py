@@ -67,7 +67,7 @@ class CompatibilityConfig(Strict):
     extra_scores: dict[str, StrictFloat] = Field(
         {},
         description="coefficients of further scores: rank_surprisal, local_naturalness, agreement, registered ones",
-        examples=[{"agreement": 0.5}],
+        examples=[{"my_score": 0.5}],
     )
 
     @field_validator("thinking_expressions")
