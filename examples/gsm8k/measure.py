@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sklearn.metrics import roc_auc_score
 
-from compact_distill.runs.files import read_jsonl
+from compact_distill import read_jsonl
 
 COLUMNS = ("weights", "consensus", "adaptability", "difficulty")
 

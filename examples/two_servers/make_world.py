@@ -14,10 +14,10 @@ import json
 import shutil
 from pathlib import Path
 
+from compact_distill import Problem
 from compact_distill.lab import student
 from compact_distill.lab.problems import arithmetic
 from compact_distill.lab.teachers import Teacher, Terse, Verbose
-from compact_distill.records import Problem
 
 # The server renders this; system messages are no part of these teachers' little world.
 CHAT = "Question: {{ messages[-1]['content'] }}\nAnswer:"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from compact_distill.method.weights import Evidence, Rule, RuleSettings, compatibility_weights, register_rule
     from compact_distill.pipeline import run
     from compact_distill.records import Instance, Problem, Rationale, RationaleStatus, ScoreRow, Verdict
+    from compact_distill.runs.files import read_jsonl
     from compact_distill.students.load import load_student
     from compact_distill.training.trainer import CompactConfig, CompactTrainer
 
@@ -46,6 +47,7 @@ _NAMES = {
     "method.weights": ("Evidence", "Rule", "RuleSettings", "compatibility_weights", "register_rule"),
     "pipeline": ("run",),
     "records": ("Instance", "Problem", "Rationale", "RationaleStatus", "ScoreRow", "Verdict"),
+    "runs.files": ("read_jsonl",),
     "students.load": ("load_student",),
     "training.trainer": ("CompactConfig", "CompactTrainer"),
 }
@@ -90,6 +92,7 @@ __all__ = [
     "load_student",
     "plan_jobs",
     "read_job",
+    "read_jsonl",
     "register_rule",
     "register_score",
     "run",
