@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from compact_distill import pipeline
-from compact_distill.config.models import RunConfig, config_from, dump_config
+from compact_distill.config.models import RunConfig, config_from, dump_config, load_config
 from compact_distill.data import load_instances
 from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation import examine as examine_module
@@ -27,6 +28,7 @@ from compact_distill.runs.folder import RunFolder
 from compact_distill.students.load import load_student, load_tokenizer
 from compact_distill.training import prepare as prepare_module
 from compact_distill.training.run import gain_stride
+from compact_distill.training.trainer import CompactTrainer
 from models import byte_level_tokenizer, save_student, tiny_model
 
 OLD, NEW = "a" * 40, "b" * 40  # commits of the fixture `hub`
@@ -150,36 +152,212 @@ def test_a_run_writes_what_the_report_reads(configure):
     assert write_report([folder.path]).is_file()
 
 
-def test_only_inputs_that_matter_make_a_run_train_again(configure, data, tmp_path, monkeypatch):
+@pytest.fixture
+def trains(configure, monkeypatch):
+    """Whether a run with these changes would train, after one with none."""
     trained = []
     monkeypatch.setattr(pipeline, "fit", lambda *args: trained.append(1) or {})
+    monkeypatch.setattr(pipeline, "_data_rows", lambda prepared: [])
 
-    def trains(**changes) -> bool:
+    def run(**changes) -> bool:
         trained.clear()
-        pipeline.run(configure(**changes))
+        pipeline.train(configure(**{"report": {"gains": False}, **changes}))
         return bool(trained)
 
+    assert run()
+    return run
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": {"logging_steps": 5, "save_total_limit": 1}},
+        {"train": {"dataloader_num_workers": 2}},
+        {"train": {"gradient_checkpointing": False}},
+        {"train": {"gradient_checkpointing": True}},
+        {"train": {"per_device_eval_batch_size": 16}},
+        {"train": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}},  # as many problems a step
+        {"train": {"weight_decay": 0.0}},  # the default, written out
+        {"train": {"report_to": "none", "run_name": "second"}},
+        {"max_tokens_per_pass": 8000},
+        {"eval": {"batch_tokens": 100}},
+        {"report": {"gains": False}},
+    ],
+)
+def test_what_changes_no_result_trains_nothing_again(trains, changes):
+    assert not trains(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"compatibility": {"temperature": 0.5}},
+        {"weighting": "equal"},
+        {"seed": 1},
+        {"train": {"learning_rate": 0.02}},
+        {"train": {"weight_decay": 0.1}},
+        {"train": {"gradient_accumulation_steps": 3}},
+        {"train": {"num_train_epochs": 1}},
+        {"lora": {"r": 4}},
+        {"max_length": 300},
+        {"max_tokens_per_pass": 300},  # rationales that are longer drop out
+        {"text": {"answer_template": "So {answer}."}},
+    ],
+)
+def test_what_changes_the_result_trains_again(trains, changes):
+    assert trains(**changes)
+
+
+def test_other_names_of_the_same_inputs_train_nothing_again(trains, student, data, tmp_path, monkeypatch):
     rows = [json.loads(line) for line in data.read_text().splitlines()]
-    same_rows = write_data(tmp_path / "same.jsonl", [{"note": "x", **row} for row in rows])
-    other_rows = write_data(tmp_path / "other.jsonl", rows[:-1])
-    assert trains()
-    assert not trains()
-    assert not trains(train={"logging_steps": 5, "save_total_limit": 1})
-    assert not trains(rationales=str(same_rows))  # the same problems and rationales in another file
-    assert trains(rationales=str(other_rows))
-    assert trains(compatibility={"temperature": 0.5})
-    assert trains(compatibility={"temperature": 0.5}, seed=1)
-    assert trains(compatibility={"temperature": 0.5}, seed=1, train={"learning_rate": 0.02})
-    assert not trains(compatibility={"temperature": 0.5}, seed=1, train={"learning_rate": 0.02})
+    assert not trains(rationales=str(write_data(tmp_path / "same.jsonl", [{"note": "x", **row} for row in rows])))
+    monkeypatch.chdir(student.parent)
+    for name in (student.name, f"./{student.name}", f"{student.name}/"):
+        assert not trains(student=name)
+    shutil.copytree(student, tmp_path / "copy")
+    (tmp_path / "copy" / "README.md").write_text("about it")
+    assert not trains(student=str(tmp_path / "copy"))
+    verdicts = [{**row, "rationales": [{**r, "verdict": "correct"} for r in row["rationales"]]} for row in rows]
+    assert not trains(rationales=str(write_data(tmp_path / "verified.jsonl", verdicts)))
+    assert trains(rationales=str(write_data(tmp_path / "other.jsonl", rows[:-1])))
 
 
-def test_changed_inputs_leave_nothing_of_the_old_student(configure):
-    folder = pipeline.run(configure())
-    (folder.student_path / "left-over").write_text("old")
-    again = pipeline.run(configure(train={"max_steps": 1}))
-    assert not (again.student_path / "left-over").exists()
+def test_a_student_of_other_inputs_is_moved_aside_and_can_be_taken_back(configure, capsys, monkeypatch):
+    folder = pipeline.train(configure(report={"gains": False}))
+    old = weights(folder)
+    (folder.student_path / "my notes").mkdir()  # a user's own
+    capsys.readouterr()
+    again = pipeline.train(configure(report={"gains": False}, train={"max_steps": 1}))
+    said = capsys.readouterr().err
+    (aside,) = folder.path.glob("before.*")
+    assert "train: other inputs than before (train)." in said
+    assert str(aside) in said
+    assert f"To take it back: compact run {aside}/config.yaml --set output={folder.path}" in said
+    assert (aside / "student" / "my notes").is_dir()
+    assert same(load_file(aside / "student" / "adapter_model.safetensors"), old)
+    assert not (again.student_path / "my notes").exists()
     assert {row["step"] for row in again.read_scores()} == {0}
-    assert sorted(p.name for p in again.student_path.glob("checkpoint-*")) == ["checkpoint-1"]
+    monkeypatch.setattr(pipeline, "fit", None)  # nothing is trained to take it back
+    back = load_config(aside / "config.yaml", {"output": str(folder.path)})
+    assert same(weights(pipeline.train(back)), old)
+    assert "taken back" in capsys.readouterr().err
+
+
+def test_a_student_goes_for_good_only_where_the_user_says_so(configure):
+    folder = pipeline.train(configure(train={"max_steps": 1}, report={"gains": False}))
+    pipeline.train(configure(train={"max_steps": 2}, report={"gains": False}), discard=True)
+    assert not list(folder.path.glob("before.*"))
+
+
+def test_a_run_that_would_write_what_it_reads_is_refused(configure, tmp_path):
+    folder = pipeline.train(configure(train={"max_steps": 1}, report={"gains": False}))
+    before = state_of(folder.path)
+    for student in (folder.student_path, folder.student_path / "checkpoint-1", f"{folder.path}/../run/student/"):
+        with pytest.raises(InputError, match=r"would write .*student, which this run reads as"):
+            pipeline.train(configure(student=str(student)))
+    assert "which this run reads" in "".join(pipeline.validate_run(configure(rationales=str(folder.data_path))))
+    assert state_of(folder.path) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "harm"),
+    [
+        ("student/adapter_model.safetensors", "delete"),
+        ("student/adapter_model.safetensors", "cut"),
+        ("student/adapter_model.safetensors", "flip"),
+        ("student/adapter_config.json", "delete"),
+        ("data.jsonl", "cut"),
+        ("gains.jsonl", "flip"),
+    ],
+)
+def test_what_a_finished_run_lacks_is_said_and_done_again(configure, capsys, file, harm):
+    config = configure(train={"max_steps": 2})
+    folder = pipeline.run(config)
+    path = folder.path / file
+    whole = path.read_bytes()
+    if harm == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:-9] if harm == "cut" else whole[:-1] + bytes([whole[-1] ^ 1]))
+    capsys.readouterr()
+    assert any(file in line for line in pipeline.damage_of(RunFolder.open(folder.path), verify=True))
+    if file.startswith("student"):
+        with pytest.raises(RunError, match="from the last complete checkpoint"):
+            pipeline.evaluate(folder.path, {}, verify=True)
+    pipeline.run(config, verify=harm == "flip")
+    said = capsys.readouterr().err
+    assert f"{file} {'is missing' if harm == 'delete' else 'has'}" in said
+    assert path.read_bytes() == whole
+    asides = list(folder.path.glob("damaged.*"))
+    assert len(asides) == (harm != "delete")
+    assert pipeline.damage_of(RunFolder.open(folder.path), verify=True) == []
+
+
+def test_a_trace_that_was_cut_is_never_continued_with_a_hole(configure, tmp_path, monkeypatch, capsys):
+    train = {"save_steps": 2, "save_total_limit": 5}
+    whole = pipeline.train(configure(output=str(tmp_path / "whole"), train=train, report={"gains": False}))
+    config = configure(train=train, report={"gains": False})
+    calls = 0
+
+    def crash(trainer, *arguments, **named):
+        nonlocal calls
+        calls += 1
+        if calls == 10:  # in the middle of the fifth step, after checkpoint-4
+            raise RuntimeError("the machine lost power")
+        return training_step(trainer, *arguments, **named)
+
+    training_step = CompactTrainer.training_step
+    with monkeypatch.context() as patch:
+        patch.setattr(CompactTrainer, "training_step", crash)
+        with pytest.raises(RuntimeError, match="lost power"):
+            pipeline.train(config)
+    scores = Path(config.output) / "scores.jsonl"
+    scores.write_text("".join(scores.read_text().splitlines(keepends=True)[:5]))  # steps 0 and 1 are whole
+    again = pipeline.train(config)
+    said = capsys.readouterr().err
+    assert "checkpoint-4 cannot be gone on from (scores.jsonl holds 5 rows" in said
+    assert "checkpoint-2 cannot" not in said
+    assert list(again.read_scores()) == list(whole.read_scores())
+    assert same(weights(again), weights(whole))
+
+
+def test_a_loss_or_weight_that_is_no_number_stops_at_its_step(configure, monkeypatch, tmp_path):
+    config = configure(train={"save_steps": 2}, report={"gains": False})
+    job_loss, calls = CompactTrainer._job_loss, []
+
+    def spoilt(trainer, *arguments, **named):
+        calls.append(1)
+        if len(calls) == 7:  # two batches a step: the fourth step
+            with torch.no_grad():
+                next(p for p in trainer.model.parameters() if p.requires_grad).fill_(float("nan"))
+        return job_loss(trainer, *arguments, **named)
+
+    monkeypatch.setattr(CompactTrainer, "_job_loss", spoilt)
+    with pytest.raises(RunError, match=r"step 4: the loss is nan on 'p\d'"):
+        pipeline.train(config)
+    folder = RunFolder.open(config.output)
+    assert [p.name for p in folder.student_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (folder.student_path / "adapter_model.safetensors").exists()
+    assert not folder.manifest["stages"]["train"]["finished"]
+    assert all(json.dumps(row, allow_nan=False) for row in folder.read_scores())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_stops_before_the_step(configure, monkeypatch, value):
+    monkeypatch.setattr("transformers.Trainer._clip_grad_norm", lambda trainer, model: torch.tensor(value))
+    with pytest.raises(RunError, match=rf"step 1: the gradient's norm is {value}"):
+        pipeline.train(configure(report={"gains": False}))
+
+
+def test_weights_that_are_no_numbers_are_not_sealed(configure, monkeypatch):
+    def overflow(self, *arguments, **named):
+        with torch.no_grad():
+            next(p for p in self.model.parameters() if p.requires_grad).fill_(float("inf"))
+
+    monkeypatch.setattr("transformers.Trainer._maybe_log_save_evaluate", overflow, raising=True)
+    with pytest.raises(RunError, match=r"the loss is nan|weight .* is no longer finite after step"):
+        pipeline.train(configure(train={"max_steps": 1}, report={"gains": False}))
+    assert not list(Path(configure().output).glob("student/*.safetensors"))
 
 
 def test_the_seed_alone_decides_what_a_run_learns(configure, tmp_path):

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from compact_distill.records import Instance, Problem, Rationale, RationaleStatus, ScoreRow, Verdict
     from compact_distill.runs.files import read_jsonl
     from compact_distill.students.load import load_student
-    from compact_distill.training.trainer import CompactConfig, CompactTrainer
+    from compact_distill.training.arguments import CompactConfig
+    from compact_distill.training.trainer import CompactTrainer
 
 _NAMES = {
     "config.models": ("CompatibilityConfig", "LoraConfig", "RunConfig", "TextConfig", "load_config"),

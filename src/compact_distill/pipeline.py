@@ -32,7 +32,6 @@ from compact_distill.evaluation.examine import (
     examine_drift,
     examine_run,
     examine_student,
-    forget_training,
     prepare_exam,
     trained_subject,
 )
@@ -41,7 +40,7 @@ from compact_distill.evaluation.result_files import STUDENT, checkpoint_label
 from compact_distill.evaluation.writers import ServedWriter
 from compact_distill.method.score import score
 from compact_distill.publish.card import push_card, write_card
-from compact_distill.records import Instance, RationaleStatus
+from compact_distill.records import RationaleStatus
 from compact_distill.report import is_current, write_report
 from compact_distill.runs.environment import accelerator, hardware, versions
 from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line
@@ -49,13 +48,10 @@ from compact_distill.runs.folder import RunFolder, score_fields
 from compact_distill.runs.progress import progress, progress_over, say
 from compact_distill.students.identity import student_hash
 from compact_distill.students.load import load_student
-from compact_distill.teachers.stages import plan, rationales, teachers_in_manifest
+from compact_distill.teachers.stages import joined, plan, rationales, teachers_in_manifest
 from compact_distill.training.checkpoints import require_complete
 from compact_distill.training.prepare import Prepared, pin_student, prepare, read_exam, read_instances, read_sources
 from compact_distill.training.run import fit, read_gains
-
-# Settings of `train:` that change what is shown or kept, not what is learned.
-_WITHOUT_EFFECT = ("logging_", "log_", "report_to", "run_name", "project", "trackio_", "save_", "disable_tqdm", "hub_")
 
 
 def validate_run(config: RunConfig) -> list[str]:
@@ -109,25 +105,32 @@ def score_file(config: RunConfig, out: str | Path) -> str:
     return f"{len(instances)} problems; rationales: {_counts(statuses)}"
 
 
-def train(config: RunConfig) -> RunFolder:
+def train(config: RunConfig, discard: bool = False, verify: bool = False) -> RunFolder:
     """Train the student on rationales that exist already.
+
+    Args:
+        config: the run.
+        discard: delete a student that was trained here with other inputs, instead of moving it aside.
+        verify: compare the hashes of what finished stages wrote, not only the sizes.
 
     Raises:
         InputError: with everything that is wrong, before any work.
-        RunError: the run folder is in use or damaged.
+        RunError: the run folder is in use or damaged, or training has left the numbers.
     """
     prepared = prepare(config)
     with _claim(config) as folder:
-        if config.teachers:
-            if not folder.training_path.exists():
-                raise RunError(f"{folder.path} holds no rationales yet; `compact generate` asks the teachers for them")
-            prepared = prepared.with_rationales(load_instances(folder.training_path))
-        _train(prepared, folder)
+        if prepared.problems is not None:
+            prepared = prepared.with_rationales(load_instances(joined(config, folder, prepared.problems)))
+        _train(prepared, folder, discard, verify)
     return folder
 
 
 def evaluate(
-    run_folder: str | Path, overrides: Mapping[str, Any], only: Sequence[str] = (), checkpoint: int | None = None
+    run_folder: str | Path,
+    overrides: Mapping[str, Any],
+    only: Sequence[str] = (),
+    checkpoint: int | None = None,
+    verify: bool = False,
 ) -> Path:
     """Evaluate a run's base and student on its benchmarks, compare them, and measure the drift.
 
@@ -136,13 +139,14 @@ def evaluate(
         overrides: values that replace those of its configuration, by dotted key: {"eval.limit": 100}.
         only: benchmarks instead of the configuration's.
         checkpoint: evaluate the student as it was after so many steps, and nothing else.
+        verify: compare the hashes of what training wrote, not only the sizes.
 
     Returns:
         The folder of the results.
 
     Raises:
         InputError: with everything that is wrong with the benchmarks.
-        RunError: no run, no such checkpoint, or no trained student yet.
+        RunError: no run, no such checkpoint, no trained student yet, or a damaged one.
     """
     config = load_config(RunFolder.open(run_folder).config_path, {**overrides, "output": str(run_folder)})
     pin_student(config)
@@ -150,7 +154,13 @@ def evaluate(
         trained_on = load_instances(folder.training_path) if config.teachers else read_instances(config)
         exam = read_exam(config, trained_on, only)
         if checkpoint is None:
-            _evaluate(config, exam, folder)
+            damaged = [f"{name} {what}" for name, what in _of_student(folder.damage("train", verify)).items()]
+            if damaged:
+                raise RunError(
+                    f"{folder.path}: {'; '.join(damaged)}; `compact run` with its configuration does it again from the "
+                    "last complete checkpoint"
+                )
+            _evaluate(config, exam, folder, verify)
         else:
             label = checkpoint_label(checkpoint)
             student = require_complete(folder.student_path / label)
@@ -185,20 +195,21 @@ def drift(config: RunConfig, base: str, out: Path, benchmarks: bool = True) -> P
     return out
 
 
-def run(config: RunConfig) -> RunFolder:
-    """Run all stages.
+def run(config: RunConfig, discard: bool = False, verify: bool = False) -> RunFolder:
+    """Run all stages; `discard` and `verify` as for `train`.
 
     Raises:
         InputError: with everything that is wrong, before any work.
-        RunError: the run folder is in use or damaged, or too many requests to teachers got no answer.
+        RunError: the run folder is in use or damaged, too many requests to teachers got no answer, or training has
+            left the numbers.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; running it again goes on from there.
     """
     prepared = prepare(config)
     with _claim(config) as folder:
         if prepared.problems is not None:
             prepared = prepared.with_rationales(load_instances(rationales(config, folder, prepared.problems)))
-        _train(prepared, folder)
-        _evaluate(config, prepared.exam, folder)
+        _train(prepared, folder, discard, verify)
+        _evaluate(config, prepared.exam, folder, verify)
         if not folder.manifest["finished"]:
             folder.finish()
         if not folder.is_follower and not is_current(folder.path):
@@ -210,37 +221,92 @@ def run(config: RunConfig) -> RunFolder:
     return folder
 
 
-def _train(prepared: Prepared, folder: RunFolder) -> None:
+def damage_of(folder: RunFolder, verify: bool = False) -> list[str]:
+    """Everything in a run that is no longer what its stages wrote, with what would be done again, as messages."""
+    redone = {
+        "join": "rationales.jsonl would be joined again from the stores",
+        "train": "training would go on from its last complete checkpoint",
+        "eval": "those results would be measured again",
+    }
+    return [
+        f"{name} {what}; with `compact run`, {redone.get(stage, f'{name} would be written again')}"
+        for stage in folder.manifest["stages"]
+        for name, what in folder.damage(stage, verify).items()
+    ]
+
+
+def _train(prepared: Prepared, folder: RunFolder, discard: bool, verify: bool) -> None:
     """Train, unless that is done, and write beside it what only the report wants to know."""
-    config = prepared.config
-    made_of = _ingredients(prepared)
-    shared = ("compatibility", "weighting", "consistency", "lora", "text", "answers", "seed")
-    limits = ("max_length", "max_tokens_per_pass")
-    inputs = fingerprint(
-        {
-            "student": made_of["student"]["sha256"],
-            "instances": made_of["data"]["instances"],
-            "settings": config.model_dump(mode="json", include={*shared, *limits}),
-            "train": {key: value for key, value in config.train.items() if not key.startswith(_WITHOUT_EFFECT)},
-        }
-    )
-    done = folder.stage_is_done("train", inputs)
+    config, inputs = prepared.config, fingerprint(prepared.made_of)
+    done = folder.stage_is_done("train", inputs) and not _student_is_damaged(folder, verify)
     if done:
         say("train: done already with these inputs")
     else:
         if not folder.stage_was_begun("train", inputs):
-            folder.clear_student()
-            forget_training(folder.eval_path)
+            done = _make_room(prepared, folder, inputs, discard)
         folder.write_config(dump_config(config))
-        folder.update_manifest(**made_of)
-    _for_the_report(folder, "data", inputs, folder.data_path, lambda: _data_rows(prepared))
+        folder.update_manifest(**_ingredients(prepared))
+    shown = fingerprint([inputs, [[r.verdict for r in instance.rationales] for instance in prepared.instances]])
+    _for_the_report(folder, "data", shown, folder.data_path, lambda: _data_rows(prepared), verify)
     if not done:
-        with folder.stage("train", inputs) as summary:
+        with folder.stage("train", inputs, folder.training_outputs, prepared.made_of) as summary:
             summary.update(fit(prepared, folder))
     if config.report.gains:
         epochs = folder.stage_summary("train").get("epochs", 1.0)
         gain_rows = lambda: read_gains(prepared, folder.student_path, epochs)  # noqa: E731
-        _for_the_report(folder, "gains", inputs, folder.gains_path, gain_rows)
+        _for_the_report(folder, "gains", inputs, folder.gains_path, gain_rows, verify)
+
+
+def _make_room(prepared: Prepared, folder: RunFolder, inputs: str, discard: bool) -> bool:
+    """Put aside a student of other inputs, and take back one of these; returns whether there was one.
+
+    Says what has changed, where the old student is, and how to take it back.
+    """
+    before = folder.manifest["stages"].get("train", {}).get("parts", {})
+    changed = ", ".join(part for part, value in prepared.made_of.items() if part in before and before[part] != value)
+    aside = folder.set_aside(discard)
+    if aside is not None:
+        say(
+            f"train: other inputs than before ({changed or 'unknown ones'}). The student that was here is now in "
+            f"{aside}, a run folder of its own, which `compact report` reads (--discard deletes it). To take it back: "
+            f"compact run {aside / folder.config_path.name} --set output={folder.path}"
+        )
+    back = folder.take_back(inputs)
+    if back is not None:
+        say(f"train: {back} held a student of exactly these inputs; taken back")
+    return back is not None
+
+
+def _student_is_damaged(folder: RunFolder, verify: bool) -> bool:
+    """Whether training must go on because of it; what is damaged is said, and moved out of the way."""
+    wrong = folder.damage("train", verify)
+    for name, what in wrong.items():
+        say(f"train: {name} {what}")
+    of_student = _of_student(wrong)
+    if of_student:
+        aside = folder.put_damage_aside(of_student)
+        where = f"; what was damaged is now in {aside}" if aside else ""
+        say(f"train: done again from the last complete checkpoint{where}")
+    elif wrong:
+        say("train: the student itself is whole; the report shows what is left of the rest")
+    return bool(of_student)
+
+
+def _of_student(wrong: Mapping[str, str]) -> dict[str, str]:
+    return {name: what for name, what in wrong.items() if name.startswith("student/")}
+
+
+def _is_done(folder: RunFolder, name: str, inputs: str, verify: bool) -> bool:
+    """Whether a stage is done and its files are as it wrote them; damaged ones are said and moved out of the way."""
+    if not folder.stage_is_done(name, inputs):
+        return False
+    wrong = folder.damage(name, verify)
+    for file, what in wrong.items():
+        say(f"{name}: {file} {what}; done again")
+    aside = folder.put_damage_aside(wrong)
+    if aside is not None:
+        say(f"{name}: what was damaged is now in {aside}")
+    return not wrong
 
 
 def _data_rows(prepared: Prepared) -> Iterator[dict[str, Any]]:
@@ -249,13 +315,18 @@ def _data_rows(prepared: Prepared) -> Iterator[dict[str, Any]]:
 
 
 def _for_the_report(
-    folder: RunFolder, name: str, inputs: str, path: Path, rows: Callable[[], Iterable[dict[str, Any]]]
+    folder: RunFolder,
+    name: str,
+    inputs: str,
+    path: Path,
+    rows: Callable[[], Iterable[dict[str, Any]]],
+    verify: bool,
 ) -> None:
     """Write a file that only the report reads, unless that is done; if that fails, the run goes on without it."""
-    if folder.is_follower or folder.stage_is_done(name, inputs):
+    if folder.is_follower or _is_done(folder, name, inputs, verify):
         return
     try:
-        with folder.stage(name, inputs) as summary:
+        with folder.stage(name, inputs, lambda: [path]) as summary:
             summary["rows"] = folder.write_rows(path, rows())
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
@@ -265,17 +336,17 @@ def _for_the_report(
         )
 
 
-def _evaluate(config: RunConfig, exam: Exam, folder: RunFolder) -> None:
+def _evaluate(config: RunConfig, exam: Exam, folder: RunFolder, verify: bool) -> None:
     if not exam or int(os.environ.get("RANK", "0")) > 0:
         return
     trained = folder.manifest["stages"].get("train", {})
     if not trained.get("finished"):
         raise RunError(f"{folder.path} holds no trained student yet; finish the training with `compact run`")
     inputs = fingerprint({"exam": exam.fingerprint, "train": trained["inputs"]})
-    if folder.stage_is_done("eval", inputs):
+    if _is_done(folder, "eval", inputs, verify):
         say("eval: done already with these inputs")
         return
-    with folder.stage("eval", inputs) as summary:
+    with folder.stage("eval", inputs, folder.results) as summary:
         summary.update(examine_run(config.student, folder.student_path, exam, folder.eval_path))
 
 
@@ -288,7 +359,8 @@ def _ingredients(prepared: Prepared) -> dict[str, Any]:
     """What a run is made of, for its manifest."""
     config, instances = prepared.config, prepared.instances
     sources = [*config.rationales, *([config.problems.path] if config.problems else [])]
-    student = {"name": config.student, "sha256": student_hash(config.student), "commits": dict(prepared.commits)}
+    made_of = prepared.made_of
+    student = {"name": config.student, "sha256": made_of["student"], "commits": dict(prepared.commits)}
     return {
         "config": fingerprint(config.model_dump(mode="json")),
         "versions": versions(),
@@ -297,22 +369,13 @@ def _ingredients(prepared: Prepared) -> dict[str, Any]:
         "student": student,
         "data": {
             "files": {name: content_hash(name) if Path(name).exists() else None for name in sources},
-            "instances": fingerprint([_plain(instance) for instance in instances]),
+            "instances": made_of["data"],
             "problems": len(instances),
         },
         "teachers": sorted({teacher for instance in instances for teacher in instance.teachers}),
         "prompt": config.text.model_dump(mode="json"),
         "decoding": teachers_in_manifest(config) or None,  # None: these rationales were not written by this run
     }
-
-
-def _plain(instance: Instance) -> list[Any]:
-    """What training reads of an instance, as JSON."""
-    rationales = [
-        [r.teacher, r.sample, r.text, r.answer, r.answer_from, r.verdict, r.extra.get("weight")]
-        for r in instance.rationales
-    ]
-    return [instance.id, instance.question, instance.answer, rationales]
 
 
 def _counts(statuses: Counter[RationaleStatus]) -> str:

@@ -151,15 +151,115 @@ def test_a_stage_begun_anew_unfinishes_the_run(tmp_path):
             assert run.manifest["finished"] is None
 
 
-def test_clearing_the_student_removes_checkpoints_and_trace(tmp_path):
-    with RunFolder.claim(tmp_path) as run:
+def trained(path, weights="old", inputs="a"):
+    """A run folder with a finished student, as training leaves it; open for writing."""
+    run = RunFolder.claim(path)
+    run.write_config("student: x\n")
+    with run.stage("train", inputs, run.training_outputs):
         (run.student_path / "checkpoint-3").mkdir(parents=True)
+        (run.student_path / "model.safetensors").write_text(weights)
         with run.trace() as trace:
             trace.append([row("p")], epoch=0, step=0)
-        run.clear_student()
-        run.clear_student()
+    for folder in ("base", "student", "checkpoint-3"):
+        (run.eval_path / folder).mkdir(parents=True, exist_ok=True)
+        (run.eval_path / folder / "gsm8k.json").write_text("{}")
+    (run.eval_path / "changes.json").write_text("{}")
+    return run
+
+
+def test_a_student_of_other_inputs_is_moved_into_a_run_folder_of_its_own(tmp_path):
+    with trained(tmp_path) as run:
+        (run.student_path / "my notes").mkdir()  # a user's own
+        aside = run.set_aside()
+        assert run.set_aside() is None  # there is nothing left
         assert not run.student_path.exists()
         assert list(run.read_scores()) == []
+        assert sorted(p.name for p in run.eval_path.iterdir()) == ["base"]  # the base has not changed
+        assert not run.stage_was_begun("train", "a")
+    then = RunFolder.open(aside)
+    assert then.stage_is_done("train", "a")
+    assert then.damage("train", verify=True) == {}
+    assert (then.student_path / "my notes").is_dir()
+    assert sorted(p.name for p in then.eval_path.iterdir()) == ["base", "changes.json", "checkpoint-3", "student"]
+    assert then.config_path.read_text() == "student: x\n"
+
+
+def test_a_student_that_was_set_aside_can_be_taken_back(tmp_path):
+    with trained(tmp_path) as run:
+        aside = run.set_aside()
+        assert run.take_back("b") is None
+        assert run.take_back("a") == aside
+        assert not aside.exists()
+        assert run.stage_is_done("train", "a")
+        assert run.damage("train", verify=True) == {}
+        assert sorted(p.name for p in run.eval_path.iterdir()) == ["base", "changes.json", "checkpoint-3", "student"]
+
+
+def test_two_students_that_are_set_aside_in_one_second_do_not_meet(tmp_path):
+    with trained(tmp_path) as run:
+        first = run.set_aside()
+    with trained(tmp_path, "new", "b") as run:
+        second = run.set_aside()
+    assert first != second
+    assert (second / "student" / "model.safetensors").read_text() == "new"
+    assert (first / "student" / "model.safetensors").read_text() == "old"
+
+
+def test_only_who_says_discard_loses_a_student(tmp_path):
+    with trained(tmp_path) as run:
+        assert run.set_aside(discard=True) is None
+    assert not list(tmp_path.glob("before.*"))
+    assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize(
+    ("harm", "says", "needs_hashes"),
+    [
+        (lambda file: file.unlink(), "is missing", False),
+        (lambda file: file.write_text(""), "has 0 bytes, not 3", False),
+        (lambda file: file.write_text("OLD"), "has other contents", True),
+    ],
+)
+def test_what_a_stage_wrote_is_known_when_it_has_changed(tmp_path, harm, says, needs_hashes):
+    with trained(tmp_path) as run:
+        harm(run.student_path / "model.safetensors")
+        assert (run.damage("train") == {}) == needs_hashes
+        wrong = run.damage("train", verify=True)
+        assert list(wrong) == ["student/model.safetensors"]
+        assert says in wrong["student/model.safetensors"]
+        aside = run.put_damage_aside(wrong)
+        assert (aside is None) == (says == "is missing")
+        assert not (run.student_path / "model.safetensors").exists()
+
+
+def test_a_damaged_manifest_of_ours_is_replaced_and_kept(tmp_path, capsys):
+    RunFolder.claim(tmp_path).close()
+    for broken in (
+        "[]",
+        "null",
+        '{"format": 1, "stages": {"train": []}}',
+        '{"format": 1, "stages": {"train": {}}}',
+        "{",
+    ):
+        (tmp_path / "manifest.json").write_text(broken)
+        with RunFolder.claim(tmp_path) as run:
+            assert run.manifest["stages"] == {}
+        assert "was damaged; it is now manifest.json." in capsys.readouterr().err
+    assert len(list(tmp_path.glob("manifest.json.*"))) == 5
+
+
+def test_a_manifest_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "my web page"}')
+    with pytest.raises(RunError, match="is damaged"):
+        RunFolder.claim(tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == '{"name": "my web page"}'
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" + "y" * 300])
+def test_a_name_that_the_system_does_not_allow_is_told(tmp_path, name):
+    assert "cannot be used: File name too long" in output_problem(tmp_path / name)
+    with pytest.raises(RunError, match="File name too long"):
+        RunFolder.claim(tmp_path / name)
 
 
 # ---- the trace
@@ -192,6 +292,7 @@ def test_truncating_keeps_what_was_read_before_the_step(tmp_path):
     assert trace.truncate(3) == 2
     trace.append([row("again")], epoch=0, step=3)
     trace.close()
+    assert trace.rows == 7
     assert [r["id"] for r in read_jsonl(trace.path)] == ["p0", "q0", "p1", "q1", "p2", "q2", "again"]
     assert trace.truncate(0) == 7
     assert ScoreTrace(tmp_path / "none.jsonl").truncate(5) == 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
 
 from compact_distill.errors import RunError
-from compact_distill.training.checkpoints import damage, newest_complete, require_complete, seal
+from compact_distill.training.checkpoints import STATE, damage, newest_complete, require_complete, seal, trace_damage
 
 
 def checkpoint(folder, step, sealed=True):
@@ -37,6 +38,10 @@ def test_no_checkpoint_is_no_error(tmp_path):
         (lambda path: (path / "model.safetensors").write_bytes(b"w"), "model.safetensors has changed"),
         (lambda path: (path / "complete.json").unlink(), "interrupted while it was written"),
         (lambda path: (path / "complete.json").write_text("{"), "not valid JSON"),
+        (lambda path: (path / "complete.json").write_text("[]"), "lists no files"),
+        (lambda path: (path / "complete.json").write_text("null"), "lists no files"),
+        (lambda path: (path / "complete.json").write_text("{}"), "lists no weights"),
+        (lambda path: (path / "complete.json").write_text('{"a.json": 1}'), "lists no files"),
     ],
 )
 def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path, caplog, harm, says):
@@ -57,3 +62,20 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path):
 
 def test_a_sealed_checkpoint_is_whole(tmp_path):
     assert damage(checkpoint(tmp_path, 1)) is None
+
+
+def test_a_trace_with_rows_missing_before_a_checkpoint_is_known(tmp_path):
+    path = checkpoint(tmp_path, 2)
+    (path / STATE).write_text(json.dumps({"step": 2, "trace_rows": 3}))
+    trace = tmp_path / "scores.jsonl"
+    rows = [json.dumps({"step": step}) for step in (0, 0, 1, 2)]
+    trace.write_text("\n".join(rows) + "\n")
+    assert trace_damage(path, trace) is None
+    trace.write_text("\n".join(rows[:2]) + "\n")
+    assert "holds 2 rows of the steps before it, not 3" in trace_damage(path, trace)
+    trace.write_text("\n".join([rows[0], "garbage", *rows[1:]]) + "\n")
+    assert "holds 1 rows" in trace_damage(path, trace)
+    trace.unlink()
+    assert "holds 0 rows" in trace_damage(path, trace)
+    (path / STATE).write_text("[]")
+    assert "cannot be read" in trace_damage(path, trace)

@@ -22,6 +22,12 @@ MaxErrorsOption = Annotated[
 EveryEpochOption = Annotated[
     bool, typer.Option("--every-epoch", help="Measure the student on the benchmarks after each epoch.")
 ]
+DiscardOption = Annotated[
+    bool, typer.Option("--discard", help="Delete a student of other inputs instead of moving it aside.")
+]
+VerifyOption = Annotated[
+    bool, typer.Option("--verify", help="Compare hashes of all that finished stages wrote, not only sizes.")
+]
 TaskOption = Annotated[
     list[str],
     typer.Option("--task", metavar="TASK", help="gsm8k, gsm8k=FILE, a file of problems, or a task's YAML; repeat it."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from compact_distill.cli.options import (
     RunsArgument,
     SetOption,
     TaskOption,
+    VerifyOption,
     check_target,
     overrides,
     student_config,
@@ -36,6 +38,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Of a student: folder for the results.")] = Path("eval"),
     base_url: Annotated[str | None, typer.Option(help="Ask this OpenAI-compatible server for STUDENT.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")] = None,
+    verify: VerifyOption = False,
     settings: SetOption = [],  # noqa: B006
 ) -> None:
     """Measure students on benchmarks.
@@ -51,7 +54,7 @@ def evaluate(
     from compact_distill import pipeline
 
     if (Path(target) / "manifest.json").is_file():
-        folder = pipeline.evaluate(target, overrides(settings), task, checkpoint)
+        folder = pipeline.evaluate(target, overrides(settings), task, checkpoint, verify)
     elif checkpoint is not None:
         raise ConfigError(f"--checkpoint needs a run folder, but {target} holds no manifest.json; name the run")
     else:
@@ -226,6 +229,7 @@ def report(
     ] = None,
     export: Annotated[Path | None, typer.Option(help="Folder for every figure as CSV, SVG and PNG.")] = None,
     png: Annotated[bool, typer.Option("--png/--no-png", help="Whether --export writes PNG.")] = True,
+    verify: VerifyOption = False,
 ) -> None:
     """Write a page that shows a run, or compares several.
 
@@ -235,8 +239,13 @@ def report(
     Example:
       compact report runs/first
     """
+    from compact_distill.pipeline import damage_of
     from compact_distill.report import comparison, read_run, summary, write_report
+    from compact_distill.runs.folder import RunFolder
 
+    for run in runs:
+        for message in damage_of(RunFolder.open(run), verify):
+            print(f"{run}: {message}", file=sys.stderr)
     paired = _paired(runs)
     read = [read_run(run) for run in runs]
     path = write_report(read, out, export, png=png, paired=paired)

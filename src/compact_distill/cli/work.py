@@ -9,9 +9,11 @@ import typer
 
 from compact_distill.cli.options import (
     ConfigArgument,
+    DiscardOption,
     EveryEpochOption,
     MaxErrorsOption,
     SetOption,
+    VerifyOption,
     check_target,
     load,
     overrides,
@@ -103,7 +105,13 @@ def score(
     print(f"wrote {out}: {summary}")
 
 
-def train(config: ConfigArgument, every_epoch: EveryEpochOption = False, settings: SetOption = []) -> None:  # noqa: B006
+def train(
+    config: ConfigArgument,
+    every_epoch: EveryEpochOption = False,
+    discard: DiscardOption = False,
+    verify: VerifyOption = False,
+    settings: SetOption = [],  # noqa: B006
+) -> None:
     """Train the student on existing rationales.
 
     A run that was stopped goes on from its newest complete checkpoint.
@@ -114,7 +122,7 @@ def train(config: ConfigArgument, every_epoch: EveryEpochOption = False, setting
     """
     from compact_distill import pipeline
 
-    folder = pipeline.train(load(config, _with_every_epoch(settings, every_epoch)))
+    folder = pipeline.train(load(config, _with_every_epoch(settings, every_epoch)), discard, verify)
     print(f"student: {folder.student_path}")
 
 
@@ -122,6 +130,8 @@ def run(
     config: ConfigArgument,
     max_errors: MaxErrorsOption = None,
     every_epoch: EveryEpochOption = False,
+    discard: DiscardOption = False,
+    verify: VerifyOption = False,
     settings: SetOption = [],  # noqa: B006
 ) -> None:
     """Run all stages, each from where it stopped.
@@ -135,7 +145,7 @@ def run(
     from compact_distill import pipeline
     from compact_distill.report import read_run, summary
 
-    folder = pipeline.run(load(config, _with_every_epoch(settings, every_epoch), max_errors))
+    folder = pipeline.run(load(config, _with_every_epoch(settings, every_epoch), max_errors), discard, verify)
     if not folder.is_follower:
         print(summary(read_run(folder.path)))
         print(f"report: {folder.report_path}")

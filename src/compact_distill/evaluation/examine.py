@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -230,15 +229,6 @@ def write_drift(
     eval_folder.mkdir(parents=True, exist_ok=True)
     write_result(path, document)
     return document
-
-
-def forget_training(eval_folder: Path) -> None:
-    """Remove what was measured on a trained student and its checkpoints: they are about to be trained anew."""
-    for folder in [eval_folder / STUDENT, *eval_folder.glob("checkpoint-*")]:
-        if folder.is_dir():
-            shutil.rmtree(folder)
-    for name in (CHANGES, DRIFT):
-        (eval_folder / name).unlink(missing_ok=True)
 
 
 def _forget_others(folder: Path, student: str) -> None:

@@ -84,13 +84,19 @@ def move_aside(path: str | Path) -> Path:
     take it back, rename it. Who calls this says so.
     """
     path = Path(path)
+    aside = dated_name(path)
+    path.rename(aside)
+    _sync_folder(path.parent)
+    return aside
+
+
+def dated_name(path: Path) -> Path:
+    """A name beside `path` that has the time in it and that nothing has yet."""
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
     aside, number = path.with_name(f"{path.name}.{stamp}"), 1
     while aside.exists():
         number += 1
         aside = path.with_name(f"{path.name}.{stamp}-{number}")
-    path.rename(aside)
-    _sync_folder(path.parent)
     return aside
 
 
@@ -129,11 +135,15 @@ def json_line(row: Mapping[str, Any]) -> str:
     return line + "\n"
 
 
-def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: str | Path, until_damage: bool = False) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL file of ours, in order, none where there is no file; a last line without its end is no row yet.
 
+    Args:
+        path: the file.
+        until_damage: end at a line that is no JSON object, as if the file ended there.
+
     Raises:
-        RunError: a line that is no JSON object.
+        RunError: such a line, otherwise.
     """
     path = Path(path)
     if not path.exists():
@@ -144,10 +154,13 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise RunError(f"{path}, line {number}: must be JSON ({error}); remove the line") from error
-            if not isinstance(row, dict):
-                raise RunError(f"{path}, line {number}: must be a JSON object, got {line[:60]!r}; remove the line")
+                wrong = None if isinstance(row, dict) else f"must be a JSON object, got {line[:60]!r}"
+            except (ValueError, RecursionError) as error:
+                wrong = f"must be JSON ({error})"
+            if wrong and until_damage:
+                return
+            if wrong:
+                raise RunError(f"{path}, line {number}: {wrong}; mend or remove the line")
             yield row
 
 
@@ -156,11 +169,14 @@ class StepLog:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.rows = 0  # in the file, counted from the last `truncate` on
         self._file: IO[str] | None = None
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows; they are in the file when this returns (in the system's cache, not yet on disk)."""
-        text = "".join(json_line(row) for row in rows)
+        lines = [json_line(row) for row in rows]
+        text = "".join(lines)
+        self.rows += len(lines)
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             cut_torn_line(self.path)
@@ -169,15 +185,16 @@ class StepLog:
         self._file.flush()
 
     def truncate(self, step: int) -> int:
-        """Keep only rows of steps before `step`; returns how many went."""
+        """Keep only rows of steps before `step`, and none after a damaged line; returns how many rows went."""
         self.close()
+        self.rows = removed = 0
         if not self.path.exists():
             return 0
-        removed = 0
         with atomic_write(self.path) as file:
-            for row in read_jsonl(self.path):
-                if row["step"] < step:
+            for row in read_jsonl(self.path, until_damage=True):
+                if row.get("step", step) < step:
                     file.write(json_line(row))
+                    self.rows += 1
                 else:
                     removed += 1
         return removed

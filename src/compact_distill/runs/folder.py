@@ -11,6 +11,8 @@
     gains.jsonl     where in each rationale the student's belief in the gold answer rises
     eval/           results of benchmarks
     report.html
+    before.DATE/    a student that was trained here before the inputs changed, with all that is known of it
+    damaged.DATE/   files that were no longer what a stage had written
 
 Files appear whole or not at all (written aside, synced, renamed), except the trace and the training log, which only
 grow; a last line that a crash tore is cut off when they are opened again. One process writes a run at a time.
@@ -23,16 +25,30 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from compact_distill.errors import RunError
 from compact_distill.records import ScoreRow
-from compact_distill.runs.files import Lock, StepLog, atomic_write, json_line, read_jsonl
+from compact_distill.runs.files import (
+    Lock,
+    StepLog,
+    atomic_write,
+    content_hash,
+    dated_name,
+    is_aside,
+    json_line,
+    move_aside,
+    read_jsonl,
+)
+from compact_distill.runs.progress import say
 
 FORMAT = 1
+_LONGEST_NAME = 255  # bytes, on every file system in use
+_OF_STUDENT = ("data", "train", "gains", "eval")  # stages whose files `set_aside` moves
+_BASE_RESULTS = "base"  # of eval/: they are of the untrained student
 
 
 class RunFolder:
@@ -95,6 +111,14 @@ class RunFolder:
     def report_path(self) -> Path:
         return self.path / "report.html"
 
+    def written_at(self, path: Path, with_rationales: bool = False) -> Path | None:
+        """The file or folder of a run that `path` is, or lies in; None where it is none of what a run writes."""
+        own = [self.config_path, self.manifest_path, self.student_path, self.data_path, self.scores_path]
+        own += [self.training_log_path, self.gains_path, self.eval_path, self.report_path]
+        own += [self.rationales_path, self.training_path] if with_rationales else []
+        resolved = path.resolve()
+        return next((o for o in own if resolved == o.resolve() or o.resolve() in resolved.parents), None)
+
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
         """Open an existing run for reading. Raises RunError where there is none or its format is newer."""
@@ -114,6 +138,7 @@ class RunFolder:
         problem = output_problem(path)
         if problem:
             raise RunError(problem)
+        ours = (path / ".lock").is_file()
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = Lock(path / ".lock", path)
@@ -122,8 +147,7 @@ class RunFolder:
         try:
             for leftover in path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink()
-            known = (path / "manifest.json").is_file()
-            manifest = _read_manifest(path / "manifest.json") if known else _new_manifest()
+            manifest, known = _manifest_to_go_on_with(path / "manifest.json", ours)
             run = cls(path, lock, manifest)
             if not known:
                 run._save_manifest()
@@ -180,39 +204,151 @@ class RunFolder:
         return dict(self.manifest["stages"].get(name, {}).get("summary", {}))
 
     @contextlib.contextmanager
-    def stage(self, name: str, inputs: str) -> Iterator[dict[str, Any]]:
-        """Record a stage's start and, unless the block raises, its end.
+    def stage(
+        self,
+        name: str,
+        inputs: str,
+        outputs: Callable[[], Iterable[Path]] = tuple,
+        parts: Mapping[str, Any] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Record a stage's start and, unless the block raises, its end and what it wrote.
 
         Args:
             name: the stage.
             inputs: fingerprint of everything it reads; a later run redoes it where this differs.
+            outputs: gives the stage's files once it has ended; their sizes and hashes are recorded.
+            parts: what `inputs` is the fingerprint of, to say later which of it has changed.
 
         Yields:
             A dictionary for the stage's summary, stored when it ends.
         """
         self._must_write()
         summary: dict[str, Any] = {}
-        record = {"inputs": inputs, "started": _now(), "finished": None, "summary": summary}
+        record: dict[str, Any] = {"inputs": inputs, "started": _now(), "finished": None, "summary": summary}
+        record |= {"parts": dict(parts)} if parts else {}
         self.manifest["stages"][name] = record
         self.manifest["finished"] = None
         self._save_manifest()
         yield summary
+        self._record_outputs(record, outputs())
         record["finished"] = _now()
         self._save_manifest()
+
+    def _record_outputs(self, record: dict[str, Any], files: Iterable[Path]) -> None:
+        record["outputs"] = {
+            file.relative_to(self.path).as_posix(): [file.stat().st_size, content_hash(file)] for file in sorted(files)
+        }
+
+    def training_outputs(self) -> list[Path]:
+        """What training leaves when it ends: the student, without its checkpoints, and how it got there."""
+        student = [path for path in self.student_path.glob("*") if path.is_file()]
+        return [*student, *(path for path in (self.scores_path, self.training_log_path) if path.exists())]
+
+    def results(self) -> list[Path]:
+        """The results of base and student, and what compares them."""
+        folders = [self.eval_path / _BASE_RESULTS, self.eval_path / "student", self.eval_path]
+        found = [path for folder in folders for path in folder.glob("*.json*")]
+        return [path for path in found if path.is_file() and path.suffix in (".json", ".jsonl")]
+
+    def damage(self, stage: str, verify: bool = False) -> dict[str, str]:
+        """What a finished stage wrote and is no longer as it was: file and what is wrong with it, empty where all is.
+
+        Args:
+            stage: its name.
+            verify: read the files whole and compare their hashes; else only that they are there, and their sizes.
+        """
+        record = self.manifest["stages"].get(stage, {})
+        wrong: dict[str, str] = {}
+        for name, (size, digest) in (record.get("outputs") or {}).items() if record.get("finished") else ():
+            file = self.path / name
+            if not file.is_file():
+                wrong[name] = "is missing"
+            elif (found := file.stat().st_size) != size:
+                wrong[name] = f"has {found} bytes, not {size}"
+            elif verify and content_hash(file) != digest:
+                wrong[name] = "has other contents than were written"
+        return wrong
+
+    def put_damage_aside(self, names: Iterable[str]) -> Path | None:
+        """Move damaged files out of the way of those that will be written in their place; returns where they are."""
+        self._must_write()
+        there = [self.path / name for name in names if (self.path / name).exists()]
+        if not there:
+            return None
+        aside = dated_name(self.path / "damaged")
+        for file in there:
+            target = aside / file.relative_to(self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(target)
+        return aside
 
     def finish(self) -> None:
         """Record that the run has done all its stages."""
         self.update_manifest(finished=_now())
 
-    def clear_student(self) -> None:
-        """Remove the student, its checkpoints and what is known of it: they belong to inputs that have changed."""
+    def set_aside(self, discard: bool = False) -> Path | None:
+        """Move the student and all that is known of it out of the way: they belong to inputs that have changed.
+
+        They go into a dated folder of this run, with copies of its configuration, manifest and the base's results: a
+        run folder of its own, which can be reported on, evaluated and moved back.
+
+        Args:
+            discard: delete them instead; the user says so.
+
+        Returns:
+            That folder; None where there was nothing or it is gone.
+        """
         self._must_write()
-        if self.student_path.exists():
-            shutil.rmtree(self.student_path)
-        for path in (self.scores_path, self.training_log_path, self.gains_path):
-            path.unlink(missing_ok=True)
-        for stage in ("train", "gains"):
+        known = (self.scores_path, self.training_log_path, self.gains_path, self.data_path, self.report_path)
+        of_student = [path for path in self.eval_path.glob("*") if path.name != _BASE_RESULTS and not is_aside(path)]
+        there = [path for path in (self.student_path, *known, *of_student) if path.exists()]
+        worth_keeping = self.student_path.exists() and any(self.student_path.iterdir())
+        aside: Path | None = None
+        if worth_keeping and not discard:
+            aside = dated_name(self.path / "before")
+            aside.mkdir()
+            for path in (self.config_path, self.manifest_path):
+                if path.exists():
+                    shutil.copy2(path, aside)
+            if (self.eval_path / _BASE_RESULTS).is_dir():
+                shutil.copytree(self.eval_path / _BASE_RESULTS, aside / "eval" / _BASE_RESULTS)
+        for path in there:
+            if aside is not None:
+                target = aside / path.relative_to(self.path)
+                target.parent.mkdir(exist_ok=True)
+                path.rename(target)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        for stage in _OF_STUDENT:
             self.manifest["stages"].pop(stage, None)
+        self._save_manifest()
+        return aside
+
+    def take_back(self, inputs: str) -> Path | None:
+        """Undo `set_aside` for a student that was trained with exactly these inputs; returns where it was."""
+        self._must_write()
+        for aside in sorted(self.path.glob("before.*"), reverse=True):
+            try:
+                then = RunFolder.open(aside)
+            except RunError:
+                continue
+            if not then.stage_is_done("train", inputs) or then.damage("train"):
+                continue
+            for path in (then.config_path, then.eval_path / _BASE_RESULTS):  # copies
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            moved = [p for p in aside.iterdir() if p not in (then.manifest_path, then.eval_path)]
+            for path in [*moved, *then.eval_path.glob("*")]:
+                target = self.path / path.relative_to(aside)
+                target.parent.mkdir(exist_ok=True)
+                path.rename(target)
+            of_student = {name: record for name, record in then.manifest["stages"].items() if name in _OF_STUDENT}
+            self.manifest["stages"].update(of_student)
+            self._save_manifest()
+            shutil.rmtree(aside)
+            return aside
+        return None
 
     def write_rows(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
         """Write a JSONL file of the run, whole or not at all; returns the number of rows."""
@@ -253,7 +389,16 @@ class _Follower(RunFolder):
     def write_config(self, text: str) -> None:
         pass
 
-    def clear_student(self) -> None:
+    def set_aside(self, discard: bool = False) -> Path | None:
+        return None
+
+    def take_back(self, inputs: str) -> Path | None:
+        return None
+
+    def put_damage_aside(self, names: Iterable[str]) -> Path | None:
+        return None
+
+    def _record_outputs(self, record: dict[str, Any], files: Iterable[Path]) -> None:
         pass
 
     def write_rows(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -295,7 +440,13 @@ def score_fields(row: ScoreRow) -> dict[str, Any]:
 
 def output_problem(path: str | Path) -> str | None:
     """Why a path cannot become or continue a run folder, as a message; None where it can."""
-    path = Path(path)
+    try:
+        return _output_problem(Path(path))
+    except OSError as error:  # too long a name, a folder that may not be looked into
+        return f"output {path} cannot be used: {error.strerror}; choose another `output:`"
+
+
+def _output_problem(path: Path) -> str | None:
     if path.exists() and not path.is_dir():
         return f"output must be a folder, but {path} is a file; choose another `output:`"
     if (
@@ -304,6 +455,8 @@ def output_problem(path: str | Path) -> str | None:
         and any(not p.name.startswith(".") for p in path.iterdir())
     ):
         return f"output must be new, empty or a run folder, but {path} holds other files; choose another `output:`"
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+        return f"output {path} cannot be used: File name too long; choose another `output:`"
     nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if not os.access(nearest, os.W_OK):
         return f"output {path} cannot be written: no permission in {nearest}; choose another `output:`"
@@ -314,13 +467,39 @@ def _new_manifest() -> dict[str, Any]:
     return {"format": FORMAT, "started": _now(), "finished": None, "stages": {}}
 
 
+class _Damaged(RunError):
+    pass
+
+
+def _manifest_to_go_on_with(path: Path, ours: bool) -> tuple[dict[str, Any], bool]:
+    """A run's manifest and whether it stands in the file; a new one for a new folder, or where ours is damaged."""
+    if not path.is_file():
+        return _new_manifest(), False
+    try:
+        return _read_manifest(path), True
+    except _Damaged:
+        if not ours:  # nobody has written a run here
+            raise
+        aside = move_aside(path)
+        say(f"{path} was damaged; it is now {aside.name}. What it alone proved is done again; rationales are kept")
+        return _new_manifest(), False
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = manifest["format"]
-        manifest["stages"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} is damaged ({error!r}); choose another `output:` or remove the folder") from error
+        for record in manifest["stages"].values():
+            str(record["inputs"]), record["finished"], record.setdefault("summary", {}).items()
+            for size, digest in record.setdefault("outputs", {}).values():
+                int(size), str(digest)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _Damaged(
+            f"{path} is damaged ({error!r}); `compact run` with this output starts a new one and keeps what is there, "
+            "or choose another `output:`"
+        ) from error
     if found != FORMAT:
         raise RunError(f"{path} must have format {FORMAT}, got {found!r}; use the version of compact that wrote it")
     return dict(manifest)

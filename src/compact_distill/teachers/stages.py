@@ -91,6 +91,20 @@ def rationales(config: RunConfig, folder: RunFolder, problems: ProblemStream) ->
     return folder.training_path
 
 
+def joined(config: RunConfig, folder: RunFolder, problems: ProblemStream) -> Path:
+    """The file of training data as the stores hold it, joined again where it is gone or not what was written.
+
+    Raises:
+        RunError: the run holds no rationales yet.
+    """
+    inputs = _inputs(config, problems.check())
+    if not folder.is_follower and not _is_joined(config, folder.path, inputs):
+        if not any(folder.rationales_path.glob("*.jsonl")):
+            raise RunError(f"{folder.path} holds no rationales yet; `compact generate` asks the teachers for them")
+        _join(config, folder, problems, inputs)
+    return folder.training_path
+
+
 def verify_teachers(config: RunConfig) -> int:
     """Verify every stored answer anew, by today's rules and gold answers, and join; return how many were verified.
 
@@ -163,7 +177,12 @@ def _ask(config: RunConfig, folder: RunFolder, problems: ProblemStream, inputs: 
 
 
 def _join(config: RunConfig, folder: RunFolder, problems: ProblemStream, inputs: str) -> None:
-    with folder.stage("join", _join_inputs(config, inputs)) as summary:
+    damaged = folder.damage("join", verify=True)
+    if damaged:
+        aside = folder.put_damage_aside(damaged)
+        where = f"; what was there is now in {aside}" if aside else ""
+        say(f"join: {folder.training_path.name} is not what was written; joined again from the stores{where}")
+    with folder.stage("join", _join_inputs(config, inputs), lambda: [folder.training_path]) as summary:
         _verify(config, folder.rationales_path, problems, everything=False)
         selection = select(config.teachers, config.generation, problems, folder.rationales_path, folder.training_path)
         for note in selection.notes():
@@ -177,7 +196,8 @@ def _is_joined(config: RunConfig, path: Path, inputs: str) -> bool:
         folder = RunFolder.open(path)
     except RunError:
         return False  # the first rank has not made it yet
-    return folder.stage_is_done("join", _join_inputs(config, inputs)) and folder.training_path.exists()
+    done = folder.stage_is_done("join", _join_inputs(config, inputs)) and folder.training_path.exists()
+    return done and not folder.damage("join", verify=True)
 
 
 def _join_inputs(config: RunConfig, inputs: str) -> str:

@@ -12,11 +12,12 @@ import re
 from pathlib import Path
 
 from compact_distill.errors import RunError
-from compact_distill.runs.files import atomic_write, content_hash
+from compact_distill.runs.files import atomic_write, content_hash, read_jsonl
 
 logger = logging.getLogger(__name__)
 
 SEAL = "complete.json"
+STATE = "compact_state.json"
 
 
 def seal(checkpoint: Path) -> None:
@@ -37,8 +38,12 @@ def damage(checkpoint: Path) -> str | None:
         return f"no {SEAL}: it was interrupted while it was written"
     try:
         files = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError):
         return f"{SEAL} is not valid JSON"
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        return f"{SEAL} lists no files"
+    if not any(name.endswith(".safetensors") or "/" in name for name in files):  # shards lie in folders
+        return f"{SEAL} lists no weights"
     for name, expected in files.items():
         file = checkpoint / name
         if not file.is_file():
@@ -46,6 +51,19 @@ def damage(checkpoint: Path) -> str | None:
         if content_hash(file) != expected:
             return f"{name} has changed since it was written"
     return None
+
+
+def trace_damage(checkpoint: Path, trace: Path) -> str | None:
+    """What a trace lacks of the rows that were written before a checkpoint, or None where it has them all."""
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        step, expected = int(state["step"]), int(state.get("trace_rows", -1))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{STATE} cannot be read ({error!r})"
+    if expected < 0:
+        return None  # of a version that did not count them
+    found = sum(row.get("step", step) < step for row in read_jsonl(trace, until_damage=True))
+    return None if found == expected else f"{trace.name} holds {found} rows of the steps before it, not {expected}"
 
 
 def newest_complete(folder: Path) -> Path | None:
@@ -61,7 +79,9 @@ def newest_complete(folder: Path) -> Path | None:
             return path
         logger.warning("checkpoint %s is damaged (%s); falling back to the one before it", path, wrong)
     if found:
-        raise RunError(f"none of the {len(found)} checkpoints in {folder} is complete; delete them to start anew")
+        raise RunError(
+            f"none of the {len(found)} checkpoints in {folder} is complete; move them elsewhere to start anew"
+        )
     return None
 
 

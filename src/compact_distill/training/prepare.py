@@ -20,12 +20,13 @@ from compact_distill.evaluation.examine import Exam, prepare_exam
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance
+from compact_distill.runs.files import fingerprint
 from compact_distill.runs.folder import RunFolder, output_problem
 from compact_distill.runs.progress import say
-from compact_distill.students.identity import commit_of, hub_names, newest_commit
-from compact_distill.students.load import check_student, load_tokenizer, pin, split_revision
+from compact_distill.students.identity import commit_of, hub_names, newest_commit, student_hash
+from compact_distill.students.load import adapter_base, check_student, load_tokenizer, pin, split_revision
 from compact_distill.teachers.stages import check_teachers, problem_stream
-from compact_distill.training.trainer import CompactConfig
+from compact_distill.training.arguments import CompactConfig, setting_problems, settings_that_matter
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,27 @@ class Prepared:
     instances: tuple[Instance, ...]
     problems: ProblemStream | None = None  # what teachers are asked, where there are any
     commits: Mapping[str, str] = field(default_factory=dict)  # of the hub models that the student is loaded from
+
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """All that changes the student, part by part: no name, no path, nothing about speed or memory."""
+        config = self.config
+        student = Path(config.student)
+        # An adapter folder is trained further as it is.
+        lora = None if adapter_base(student) else config.lora and config.lora.model_dump(mode="json")
+        return {
+            "student": student_hash(student),
+            "data": fingerprint([_plain(instance, config.weighting) for instance in self.instances]),
+            "compatibility": config.compatibility.model_dump(mode="json"),
+            "weighting": config.weighting,
+            "consistency": config.consistency,
+            "lora": lora,
+            "text": config.text.model_dump(mode="json"),
+            "answers": config.answers.model_dump(mode="json"),
+            "max_length": min(config.max_length, config.max_tokens_per_pass),
+            "seed": config.seed,
+            "train": settings_that_matter(config.train, self.arguments.world_size),
+        }
 
     def with_rationales(self, instances: Sequence[Instance]) -> Prepared:
         """The same run once its teachers have answered; what they were asked about leaves the benchmarks."""
@@ -75,6 +97,16 @@ class Prepared:
         return (problem for _, problem in self.scorer.encode(self.encoder, self.instances))
 
 
+def _plain(instance: Instance, weighting: Any) -> list[Any]:
+    """What training reads of an instance, as JSON; verdicts and weights only where the rule may look at them."""
+    kept = weighting not in ("compact", "equal", "random")
+    rationales = [
+        [r.teacher, r.sample, r.text, r.answer, r.answer_from, *((r.verdict, r.extra.get("weight")) if kept else ())]
+        for r in instance.rationales
+    ]
+    return [instance.id, instance.question, instance.answer, rationales]
+
+
 def prepare(config: RunConfig) -> Prepared:
     """Read and check everything that a run needs, before any work.
 
@@ -106,10 +138,11 @@ def prepare(config: RunConfig) -> Prepared:
         wrong += [f"eval: {problem}" for problem in error.problems]
     if config.eval.every_epoch and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         wrong.append("eval.every_epoch works in one process only; use `compact eval RUN --checkpoint N` instead")
-    wrong_output = output_problem(config.output)
+    wrong_output = output_problem(config.output) or _output_is_input(config)
     wrong += [wrong_output] if wrong_output else []
     try:
         arguments = training_arguments(config)
+        wrong += setting_problems(arguments)
     except InputError as error:
         wrong += error.problems
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:  # as transformers has it
@@ -117,6 +150,23 @@ def prepare(config: RunConfig) -> Prepared:
     if wrong or exam is None or arguments is None:
         raise InputError(wrong)
     return Prepared(config, arguments, exam, tuple(instances), problems, commits)
+
+
+def _output_is_input(config: RunConfig) -> str | None:
+    """Say so where the run would write what it reads, such as its own student."""
+    folder = RunFolder(Path(config.output), None, {})
+    student = Path(config.student)
+    read = [student, *map(Path, config.rationales)]
+    read += [Path(config.problems.path)] if config.problems else []
+    read += [Path(teacher.path) for teacher in config.teachers if teacher.path]
+    for path in read:
+        written = folder.written_at(path, with_rationales=bool(config.teachers))
+        if written is not None:
+            return (
+                f"output {config.output} would write {written}, which this run reads as {path}; "
+                "choose another `output:`, and what is there stays"
+            )
+    return None
 
 
 def pin_student(config: RunConfig) -> dict[str, str]:
@@ -164,7 +214,7 @@ def read_instances(config: RunConfig) -> list[Instance]:
     options: dict[str, Any] = (
         {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
     )
-    return load_instances(config.rationales, **options)
+    return load_instances(config.rationales, require_rationale=False, **options)
 
 
 def read_exam(config: RunConfig, trained_on: Sequence[Instance], only: Sequence[str] = ()) -> Exam:

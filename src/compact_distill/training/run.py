@@ -21,7 +21,7 @@ from compact_distill.runs.progress import progress, say
 from compact_distill.students.identity import commit_of
 from compact_distill.students.load import adapter_base, load_student
 from compact_distill.training.callbacks import ExamineEveryEpoch, ShowProgress, StopInOrder, TrainingHistory
-from compact_distill.training.checkpoints import SEAL
+from compact_distill.training.checkpoints import SEAL, damage, trace_damage
 from compact_distill.training.dataset import ProblemDataset
 from compact_distill.training.prepare import Prepared
 from compact_distill.training.trainer import CompactTrainer
@@ -52,7 +52,7 @@ def fit(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
     transformers.set_seed(config.seed)  # adapters start from random weights
     with args.main_process_first():
         if args.process_index == 0:
-            _drop_interrupted_checkpoints(run.student_path)
+            _keep_usable_checkpoints(run)
     # All weights need fp32 to take small steps; a frozen base keeps the precision it was saved in.
     model, tokenizer = load_student(config.student, dtype="auto" if config.lora else torch.float32)
     adapter = _adapter(config.lora, commit_of(config.student) if not Path(config.student).exists() else None)
@@ -141,9 +141,17 @@ def _adapter(lora: LoraConfig | None, commit: str | None) -> Any:
     )
 
 
-def _drop_interrupted_checkpoints(student: Path) -> None:
-    """Remove checkpoints that a crash left without their seal; those that have one and are damaged stay for a look."""
-    for checkpoint in student.glob("checkpoint-*"):
+def _keep_usable_checkpoints(run: RunFolder) -> None:
+    """Leave only checkpoints that training can go on from.
+
+    One that a crash left without its seal is removed. One that is damaged, or whose trace lacks rows, is moved aside.
+    """
+    for checkpoint in sorted(run.student_path.glob("checkpoint-*")):
         if not (checkpoint / SEAL).is_file():
             say(f"train: {checkpoint.name} was interrupted while it was written; removed")
             shutil.rmtree(checkpoint)
+            continue
+        wrong = damage(checkpoint) or trace_damage(checkpoint, run.scores_path)
+        if wrong is not None:
+            aside = run.put_damage_aside([f"student/{checkpoint.name}"])
+            say(f"train: {checkpoint.name} cannot be gone on from ({wrong}); it is now in {aside}")

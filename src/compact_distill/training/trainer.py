@@ -11,18 +11,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerControl, TrainingArguments, set_seed
+from transformers import Trainer, TrainerControl, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from compact_distill.config.models import MAX_LENGTH, MAX_TOKENS_PER_PASS, CompatibilityConfig, TextConfig
 from compact_distill.errors import ConfigError, RunError
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.forward import attach
@@ -33,7 +32,8 @@ from compact_distill.method.score import score_row
 from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, ScoreRow
 from compact_distill.runs.folder import ScoreTrace
-from compact_distill.training.checkpoints import newest_complete, require_complete, seal
+from compact_distill.training.arguments import CompactConfig
+from compact_distill.training.checkpoints import STATE, newest_complete, require_complete, seal, trace_damage
 from compact_distill.training.dataset import LengthGroupedSampler, ProblemDataset
 from compact_distill.training.metrics import TrainingMetrics
 
@@ -42,60 +42,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-_STATE = "compact_state.json"
-
-
-@dataclass
-class CompactConfig(TrainingArguments):
-    """transformers' TrainingArguments plus COMPACT's own; defaults are the published runs' (arXiv 2601.13992).
-
-    The published runs step after 4 problems, one at a time. Here the 4 are one batch, which gives the same gradient
-    and shares passes of the student.
-    """
-
-    learning_rate: float = field(default=1e-5, metadata={"help": "initial learning rate"})
-    num_train_epochs: float = field(default=5.0, metadata={"help": "epochs"})
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "problems a batch and device"})
-    per_device_eval_batch_size: int = field(default=4, metadata={"help": "problems an evaluation batch and device"})
-    logging_steps: float = field(default=1, metadata={"help": "optimizer steps between log lines"})
-    report_to: str | list[str] | None = field(default="none", metadata={"help": "tensorboard, wandb, trackio, none"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "batches are problems, not columns"})
-    compatibility: CompatibilityConfig | dict[str, Any] = field(
-        default_factory=CompatibilityConfig, metadata={"help": "how rationales are scored and weighed"}
-    )
-    weighting: str | dict[str, Any] = field(
-        default="compact", metadata={"help": "weight rule: compact, equal, random, verified, or one with an argument"}
-    )
-    consistency: float = field(default=0.1, metadata={"help": "lambda of the consistency term; 0 turns it off"})
-    text: TextConfig | dict[str, Any] = field(default_factory=TextConfig, metadata={"help": "templates"})
-    infer_answers: bool = field(default=True, metadata={"help": "infer final answers that are not stated"})
-    max_length: int = field(
-        default=MAX_LENGTH, metadata={"help": "tokens of prompt + completion; longer ones are dropped"}
-    )
-    max_tokens_per_pass: int = field(default=MAX_TOKENS_PER_PASS, metadata={"help": "tokens the student reads at once"})
-    trace: str | None = field(
-        default=None, metadata={"help": "file for each problem's scores and weights; default OUTPUT_DIR/scores.jsonl"}
-    )
-
-    def __post_init__(self) -> None:
-        if isinstance(self.compatibility, dict):
-            self.compatibility = CompatibilityConfig(**self.compatibility)
-        if isinstance(self.text, dict):
-            self.text = TextConfig(**self.text)
-        for name, least in (("consistency", 0), ("max_length", 2), ("max_tokens_per_pass", 2)):
-            if not getattr(self, name) >= least:
-                raise ConfigError(f"{name} must be >= {least}, got {getattr(self, name)!r}")
-        super().__post_init__()
-        if self.trace is None:
-            self.trace = str(Path(str(self.output_dir)) / "scores.jsonl")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The arguments as plain values."""
-        values = super().to_dict()
-        for name in ("compatibility", "text"):
-            values[name] = getattr(self, name).model_dump()
-        return values
 
 
 def _is_lost_rank(error: RuntimeError) -> bool:
@@ -217,6 +163,28 @@ class CompactTrainer(Trainer):
             self._observe_step()
         return loss
 
+    def _stop(self, what: str) -> RunError:
+        """The error that ends a training which has left the numbers; nothing of its step is saved."""
+        step = self.state.global_step + 1
+        return RunError(
+            f"step {step}: {what}; training stopped, and the checkpoints before it stay as they are. Lower "
+            "train.learning_rate or train.max_grad_norm, leave train.fp16 out, or look at those problems"
+        )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm, before the step that it belongs to. Raises RunError where it is no number."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # Under fp16 the loss scaler skips steps whose gradient overflows; that is no fault.
+        if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
+            raise self._stop(f"the gradient's norm is {float(norm)}")
+        return norm
+
+    def _require_finite_weights(self) -> None:
+        for name, weight in self.model.named_parameters():
+            own = getattr(weight, "to_local", lambda weight=weight: weight)()  # a rank's part of it
+            if weight.requires_grad and not bool(torch.isfinite(own.detach()).all()):
+                raise self._stop(f"weight {name} is no longer finite after step {self.state.global_step}")
+
     def _backward_options(self) -> dict[str, Any]:
         from accelerate.utils import DistributedType
 
@@ -264,6 +232,8 @@ class CompactTrainer(Trainer):
         if not counts:
             return 0.0 * terms.total
         if model.training:
+            if not math.isfinite(value := float(terms.total.detach())):
+                raise self._stop(f"the loss is {value} on {', '.join(repr(p.id) for p in job.problems)}")
             host = {name: value.detach().float().cpu() for name, value in scores.items()}
             weights_BK, present_BK = weights_BK.float().cpu(), outputs.present_BK.cpu()
             self.metrics.add(job.problems, host, weights_BK, terms)
@@ -376,6 +346,8 @@ class CompactTrainer(Trainer):
             checkpoint = require_complete(Path(resume_from_checkpoint))
         step = self._load_state(checkpoint) if checkpoint is not None else 0
         if self.is_world_process_zero():
+            if checkpoint is not None and (wrong := trace_damage(checkpoint, self.trace.path)):
+                raise RunError(f"cannot resume from {checkpoint}: {wrong}; move both elsewhere to start anew")
             self.trace.truncate(step)
         try:
             return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
@@ -390,20 +362,26 @@ class CompactTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        self._require_finite_weights()
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save and folder.is_dir():
             moments = self.scorer.running.moments if self.scorer.running is not None else {}
-            state = {"step": self.state.global_step, "moments": moments}
-            (folder / _STATE).write_text(json.dumps(state), encoding="utf-8")
+            state = {"step": self.state.global_step, "moments": moments, "trace_rows": self.trace.rows}
+            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
             self.trace.sync()
             seal(folder)
 
     def _load_state(self, checkpoint: Path) -> int:
-        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         if self.scorer.running is not None:
             self.scorer.running.moments = {name: tuple(m) for name, m in state["moments"].items()}
         return int(state["step"])
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student. Raises RunError where its weights are no numbers."""
+        self._require_finite_weights()
+        super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save model and tokenizer; settings as JSON instead of transformers' pickle."""
