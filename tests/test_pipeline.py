@@ -509,7 +509,7 @@ def test_everything_wrong_is_listed_at_once(configure, tmp_path):
         "line 2: id 'p1' stands already in line 1",
         "line 3: question must be text",
         "run holds other files",
-        "no score 'style' is registered",
+        "there is no score 'style'",
         "train: transformers refuses these settings",
         "task must be one of",
     ):

@@ -201,7 +201,7 @@ def test_export_writes_rows_for_other_trainers(compact, data, tmp_path):
 
 
 def test_an_error_of_a_run_is_a_message_with_exit_code_2(compact, config, monkeypatch):
-    def fail(config):
+    def fail(config, *options):
         raise RunError("the disk is full; free some space")
 
     monkeypatch.setattr(pipeline, "run", fail)
@@ -209,7 +209,7 @@ def test_an_error_of_a_run_is_a_message_with_exit_code_2(compact, config, monkey
 
 
 def test_a_bug_keeps_its_traceback(compact, config, monkeypatch):
-    def fail(config):
+    def fail(config, *options):
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(pipeline, "run", fail)
@@ -218,7 +218,7 @@ def test_a_bug_keeps_its_traceback(compact, config, monkeypatch):
 
 
 def test_ctrl_c_ends_with_130_and_one_word(compact, config, monkeypatch):
-    def stop(config):
+    def stop(config, *options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "run", stop)
