@@ -241,7 +241,8 @@ class RunFolder:
 
     def training_outputs(self) -> list[Path]:
         """What training leaves when it ends: the student, without its checkpoints, and how it got there."""
-        student = [path for path in self.student_path.glob("*") if path.is_file()]
+        # The model card is written later, and again.
+        student = [p for p in self.student_path.glob("*") if p.is_file() and p.name != "README.md"]
         return [*student, *(path for path in (self.scores_path, self.training_log_path) if path.exists())]
 
     def results(self) -> list[Path]:
