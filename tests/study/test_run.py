@@ -239,3 +239,13 @@ def test_a_study_killed_five_times_ends_in_the_same_bytes_as_one_left_alone(base
         contents.append({str(file.relative_to(out)): file.read_bytes() for file in kept})
     assert len(contents[0]) == 2 + 6 + 6 + 12
     assert contents[0] == contents[1]
+
+
+def test_a_limit_takes_the_first_problems_for_every_arm(write_study, base):
+    plan = prepared(write_study(base=base, arms={"compact": {}, "union": {"mix": "union"}}, seeds=[0], limit=5))
+    first = plan.workshop.material(plan.workshop.first(plan.study.base, 5))
+    assert (
+        first.problems,
+        len(plan.workshop.material(plan._shared(plan.study.arms[1].config), "union").instances),
+    ) == (5, 20)
+    assert train_of(plan, "compact/seed-0")["train"]["num_train_epochs"] == 2

@@ -138,13 +138,23 @@ class EvalConfig(Strict):
 
     learned: tuple[str, ...] = Field((), description="should improve", examples=[["gsm8k", "svamp", "math500"]])
     retained: tuple[str, ...] = Field((), description="must not be forgotten", examples=[["csqa", "strategyqa"]])
-    limit: StrictInt | None = Field(None, ge=1, description="rows per benchmark", examples=[200])
+    limit: StrictInt | dict[str, StrictInt] | None = Field(
+        None, description="rows per benchmark, for all of them or by name", examples=[200]
+    )
     every_epoch: bool = Field(False, description="also after each epoch of training")
     samples: StrictInt | None = Field(None, ge=1, description="answers per row, for pass@1", examples=[4])
     temperature: StrictFloat | None = Field(None, ge=0, description="0 is greedy; else the task's", examples=[0.7])
     max_new_tokens: StrictInt | None = Field(None, ge=1, description="instead of the task's limit", examples=[512])
     batch_tokens: StrictInt = Field(65536, ge=1, description="tokens written at once; bounds memory")
     drift_rows: StrictInt = Field(100, ge=0, description="prompts per benchmark that drift is measured on; 0: not")
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _counts_rows(cls, limit: Any) -> Any:
+        for number in limit.values() if isinstance(limit, dict) else [limit]:
+            if limit is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+                raise ValueError(f"must be >= 1, a number or numbers by benchmark, got {number!r}; the default is null")
+        return limit
 
 
 class ReportConfig(Strict):

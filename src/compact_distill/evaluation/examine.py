@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.config.models import EvalConfig, TextConfig
-from compact_distill.errors import CompactError, InputError, RunError
+from compact_distill.errors import CompactError, InputError, RunError, nearest
 from compact_distill.evaluation.drift import MIN_PROMPTS, check_sets, describe_drift, measure_drift, prompts_in
 from compact_distill.evaluation.harness import Subject, describe, evaluate_task
 from compact_distill.evaluation.result_files import (
@@ -89,11 +89,20 @@ def prepare_exam(
     training = Training(trained_on)
     rows: list[tuple[str | None, TaskRows]] = []
     wrong: list[str] = []
-    for task, role in zip(load_tasks(roles), roles.values(), strict=True):
+    tasks = load_tasks(roles)
+    if isinstance(settings.limit, dict) and not only:
+        names = [task.name for task in tasks]
+        wrong += [
+            f"limit names {name!r}, which is none of the benchmarks {', '.join(names)}{nearest(name, names)}"
+            for name in settings.limit
+            if name not in names
+        ]
+    for task, role in zip(tasks, roles.values(), strict=True):
+        limit = settings.limit.get(task.name) if isinstance(settings.limit, dict) else settings.limit
         try:
             decoding = settings.model_dump(include={"samples", "temperature", "max_new_tokens"})
             asked = task.changed(**decoding) if task.kind == "generate" else task
-            rows.append((role, read_task(asked, settings.limit, training)))
+            rows.append((role, read_task(asked, limit, training)))
         except InputError as error:
             wrong += error.problems
     if wrong:

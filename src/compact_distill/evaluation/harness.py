@@ -192,8 +192,9 @@ def _key(pinned: Mapping[str, Any]) -> str:
     Greedy decoding draws nothing, so its seed decides nothing.
     """
     student = {k: v for k, v in pinned["student"].items() if k not in ("label", "name", "step", "epoch")}
-    greedy = pinned["decoding"]["temperature"] == 0
-    decoding = {k: v for k, v in pinned["decoding"].items() if not (greedy and k == "seed")}
+    decoding = pinned["decoding"]
+    if decoding is not None and decoding["temperature"] == 0:
+        decoding = {k: v for k, v in decoding.items() if k != "seed"}
     return fingerprint({**pinned, "student": student, "data": pinned["data"]["hash"], "decoding": decoding})
 
 

@@ -58,6 +58,7 @@ class StudyConfig(Strict):
     budget: Literal["tokens", "steps", "none"] = Field(
         "tokens", description="equal for all arms: rationale tokens through the backward, or optimizer steps"
     )
+    limit: StrictInt | None = Field(None, ge=1, description="take the first N problems of the rationales")
     tune: tuple[str, ...] = Field((), description="benchmarks on which a best single teacher is chosen")
     data: str | None = Field(None, min_length=1, description="folder where the base's files are looked for first")
 
@@ -353,5 +354,6 @@ arms:
 
 seeds: [0, 1, 2]
 budget: tokens        # tokens | steps | none: what is equal for all arms that read other rationales than the base
+# limit: 200          # take the first N problems
 # tune: [tune.jsonl]  # benchmark for choosing a best single teacher; shares no row with eval
 """

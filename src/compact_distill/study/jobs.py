@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from compact_distill.errors import ConfigError, RunError
 from compact_distill.runs.progress import duration, say
 
 # The study holds the other end of each step's standard input: it is closed when the study ends, even by kill -9.
@@ -32,6 +35,7 @@ except Exception as error:
     sys.exit(1)
 """
 _REASON_LETTERS = 300
+_LOCK_SECONDS = 60.0  # for what is left of a killed study to end
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,33 @@ def run_jobs(
             processes.stop()
             raise
     return failed
+
+
+@contextlib.contextmanager
+def hold(out: Path) -> Iterator[int]:
+    """Hold a study's lock, which its processes hold as well; wait for those of a killed study to end.
+
+    Raises:
+        ConfigError: the folder holds other files than a study's.
+        RunError: another study holds it.
+    """
+    if out.exists() and not (out / "inputs.json").exists() and any(not p.name.startswith(".") for p in out.iterdir()):
+        raise ConfigError(f"output must be new, empty or a study's folder, but {out} holds other files; choose another")
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        started = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - started > _LOCK_SECONDS:
+                    raise RunError(f"{out} is in use by another study; wait for it or stop it") from None
+                time.sleep(0.2)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 class _Processes:

@@ -56,7 +56,17 @@ class Workshop:
         self._budget = budget
         self._base = base
         self._read: dict[str, tuple[list[Instance], dict[str, list[int]]]] = {}
+        self._first: dict[str, str] = {}
         self._made: dict[tuple[str, ...], Material] = {}
+
+    def first(self, config: RunConfig, count: int | None) -> RunConfig:
+        """The configuration with the first `count` problems of what it reads; None: all."""
+        if count is None:
+            return config
+        key = self._key(config)
+        if key not in self._first:
+            self._first[key] = self._written(read_instances(config)[:count], f"first-{count}")
+        return config.model_copy(update={"rationales": (self._first[key],), "problems": None})
 
     def material(self, config: RunConfig, mix: Mix | None = None, teacher: str | None = None) -> Material:
         """What a configuration reads, as it is, mixed, or of one teacher; arrangements are written as files."""

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from compact_distill.errors import RunError
-from compact_distill.evaluation.result_files import read_result, read_rows, result_path, rows_path, tasks_done
+from compact_distill.evaluation.result_files import (
+    main_value,
+    measures,
+    read_result,
+    read_rows,
+    result_path,
+    rows_path,
+    tasks_done,
+)
 from compact_distill.evaluation.task import load_tasks
 from compact_distill.records import Verdict
 from compact_distill.runs.files import atomic_write, read_jsonl
@@ -52,10 +60,10 @@ class Outcome:
     chosen: Mapping[str, str]
 
 
-def tune_accuracy(run: Path, tasks: Sequence[str]) -> float:
-    """Mean accuracy of a run's student on tuning benchmarks. Raises RunError where it has not done them."""
+def tune_value(folder: Path, tasks: Sequence[str]) -> float:
+    """Mean over tuning benchmarks of a student's results. Raises RunError where one is not done."""
     names = [task.name for task in load_tasks(tasks)]
-    return float(np.mean([read_result(result_path(run / "eval" / "student", n))["result"]["accuracy"] for n in names]))
+    return float(np.mean([main_value(read_result(result_path(folder, name))) for name in names]))
 
 
 def collect(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,16 +166,31 @@ def _tables(runs: Sequence[Path], known: dict[str, list[str]]) -> dict[str, dict
 
 
 def read_shares(folder: Path) -> Iterator[tuple[str, str, list[str], list[float]]]:
-    """Role, benchmark, ids of its rows and each row's share of correct samples, of a student's results."""
+    """Role, benchmark, ids of its rows and each row's share of right answers, of a student's results."""
+    for document, rows in _results(folder):
+        measure = measures(document["task"]["kind"], rows, document["result"]["samples"])[document["result"]["metric"]]
+        if measure.under is None:
+            ids = [row["id"] for row in rows[:: document["result"]["samples"]]]
+            yield document["role"], document["task"]["name"], ids, list(measure.over)
+
+
+def _results(folder: Path) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     for task in tasks_done(folder):
         document = read_result(result_path(folder, task))
-        if document["role"] not in ROLES or "accuracy" not in document["result"]:
-            continue
-        samples = document["result"]["samples"]
-        rows = read_rows(rows_path(folder, task))
-        correct = [row["verdict"] == Verdict.CORRECT for row in rows]
-        shares = [sum(correct[i : i + samples]) / samples for i in range(0, len(correct), samples)]
-        yield document["role"], task, [row["id"] for row in rows[::samples]], shares
+        if document["role"] in ROLES:
+            yield document, read_rows(rows_path(folder, task))
+
+
+def _likelihoods(folders: Sequence[Path]) -> dict[str, Any]:
+    """What is no share of right answers, such as bits a byte of texts: the mean over seeds, and of each seed."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        for document, _ in _results(folder):
+            metric = document["result"]["metric"]
+            if metric in ("bits_per_byte", "nats_per_token"):
+                entry = found.setdefault(document["task"]["name"], {"role": document["role"], "metric": metric})
+                entry.setdefault("by_seed", []).append(main_value(document))
+    return {task: {**entry, "value": float(np.mean(entry["by_seed"]))} for task, entry in found.items()}
 
 
 def _of_arm(runs: Sequence[Path], tables: Mapping[str, Mapping[str, Table]], outcome: Outcome) -> dict[str, Any]:
@@ -183,6 +206,7 @@ def _of_arm(runs: Sequence[Path], tables: Mapping[str, Mapping[str, Table]], out
     found["tokens"] = [reading["tokens"] for reading in readings]
     found["tokens_with_weight"] = [reading["tokens_with_weight"] for reading in readings]
     found["auc"] = _auc([reading["areas"] for reading in readings])
+    found["likelihood"] = _likelihoods([run / "eval" / "student" for run in runs])
     found["drift"] = _drift(runs)
     return found
 
@@ -238,7 +262,7 @@ def _drift(runs: Sequence[Path]) -> dict[str, dict[str, float]]:
 
 
 def _base(outcome: Outcome) -> dict[str, Any]:
-    found: dict[str, Any] = {"tasks": {}}
+    found: dict[str, Any] = {"tasks": {}, "likelihood": _likelihoods([outcome.out / "base"])}
     tables: dict[str, list[Table]] = {}
     for role, task, _, shares in read_shares(outcome.out / "base"):
         table = np.array([shares])

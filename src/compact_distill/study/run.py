@@ -15,31 +15,31 @@ not started again. A step ends with the study that started it, however that ends
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import sys
-import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compact_distill.config.models import RunConfig, dump_config, load_config
 from compact_distill.errors import ConfigError, InputError, RunError
+from compact_distill.evaluation.examine import examine_student, trained_subject
+from compact_distill.evaluation.harness import Subject
+from compact_distill.evaluation.task_rows import Training
 from compact_distill.runs.files import atomic_write, content_hash, fingerprint
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import say
+from compact_distill.students.identity import student_hash
 from compact_distill.study.arms import BEST, Arm, Study, teachers_of
-from compact_distill.study.jobs import Job, run_jobs
+from compact_distill.study.jobs import Job, hold, run_jobs
 from compact_distill.study.material import Workshop, slug
-from compact_distill.study.results import Outcome, tune_accuracy
+from compact_distill.study.results import Outcome, tune_value
 from compact_distill.training.prepare import Prepared, prepare, read_exam, read_instances
 
 _FORMAT = 1
 _COMPACT = "compact_distill.cli:app"
-_LOCK_SECONDS = 60.0  # for what is left of a killed study to end
 
 
 def run_study(study: Study, jobs: int = 1) -> Outcome:
@@ -57,7 +57,7 @@ def run_study(study: Study, jobs: int = 1) -> Outcome:
         RunError: the folder belongs to another study, or to a process that still runs.
     """
     out = Path(study.config.output)
-    with _claim(out) as lock:
+    with hold(out) as lock:
         threads = _same_study(study, out, max(1, (os.cpu_count() or 1) // jobs))
         environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         plan = Plan(study, out)
@@ -85,7 +85,7 @@ class Plan:
         self.runs: dict[str, dict[int, Path]] = {arm.name: {} for arm in study.arms}
         self.parts: dict[Path, list[Path]] = {}
         self.chosen: dict[str, str] = {}
-        self.workshop = Workshop(out / "data", study.config.budget, self._shared(study.base))
+        self.workshop = Workshop(out / "data", study.config.budget, study.base)
         self._jobs: dict[str, Job] = {}
         self._exam_key: str | None = None
 
@@ -95,16 +95,18 @@ class Plan:
         return Job("teachers", lambda: [_COMPACT, "generate", str(self._write("teachers", config))])
 
     def _shared(self, config: RunConfig) -> RunConfig:
-        """A configuration that reads what the study's teachers wrote, where it would ask teachers."""
-        if not config.teachers:
-            return config
-        file = str(RunFolder(self.out / "teachers", None, {}).training_path)
-        return config.model_copy(update={"teachers": (), "rationales": (file,), "problems": None})
+        """A configuration that reads what the study's teachers wrote, where it would ask; the first rows only."""
+        if config.teachers:
+            file = str(RunFolder(self.out / "teachers", None, {}).training_path)
+            config = config.model_copy(update={"teachers": (), "rationales": (file,), "problems": None})
+        return self.workshop.first(config, self.study.config.limit)
 
     def prepare(self) -> None:
         """Read the data and check all that a run would trip over. Raises InputError with everything that is wrong."""
         wrong: list[str] = []
-        self._exam_key = _check_benchmarks(self._shared(self.study.base), self.study.config.tune, wrong)
+        base = self._shared(self.study.base)
+        self.workshop = Workshop(self.out / "data", self.study.config.budget, base)
+        self._exam_key = _check_benchmarks(base, self.study.config.tune, wrong)
         for arm in self.study.arms:
             config = self._shared(arm.config)
             try:
@@ -172,7 +174,6 @@ class Plan:
 
     def _best_jobs(self, arm: Arm, config: RunConfig) -> None:
         """Train all singles, examine them on the tuning rows, then examine the best of them on the others."""
-        tune = [part for task in self.study.config.tune for part in ("--task", task)]
         fitted = {
             (teacher, seed): self._of_teacher("singles", config, teacher, seed)
             for teacher in self.workshop.material(config).teachers
@@ -183,13 +184,13 @@ class Plan:
             short, key = f"{slug(teacher)}/seed-{seed}", Path(own.output).parent.name
             trained, examined = f"train/{key}/{short}", f"tune/{key}/{short}"
             self._add(Job(trained, partial(self._start, "train", own), ("base",)))
-            self._add(Job(examined, partial(self._tune, own, tune), (trained,)))
+            self._add(Job(examined, partial(self._tune, own), (trained,)))
             tuned.append(examined)
         for seed in self.study.config.seeds:
 
             def examine_best(seed: int = seed) -> list[str] | None:
                 accuracy = {
-                    teacher: [tune_accuracy(Path(fitted[teacher, s].output), self.study.config.tune)
+                    teacher: [tune_value(self._tuning(fitted[teacher, s]), self.study.config.tune)
                               for s in self.study.config.seeds]
                     for teacher, _ in fitted
                 }  # fmt: skip
@@ -247,8 +248,7 @@ class Plan:
         if mark.is_file() and mark.read_text(encoding="utf-8") == self._exam_key:
             return None
         config = self._write("base", self._shared(self.study.base))
-        command = ["compact_distill.study.run:examine_base", str(config), str(self.out / "base"), self._exam_key]
-        return [*command, *self.study.config.tune]
+        return ["compact_distill.study.run:examine_base", str(config), str(self.out / "base"), self._exam_key]
 
     def _start(self, stage: str, config: RunConfig) -> list[str] | None:
         """The command of a run's stage, its base's results in place; None where the run is finished."""
@@ -275,11 +275,16 @@ class Plan:
             json.dump(task, file, indent=1)
         return ["compact_distill.study.merge:main", str(path)]
 
-    def _tune(self, config: RunConfig, tasks: list[str]) -> list[str] | None:
+    def _tune(self, config: RunConfig) -> list[str] | None:
+        """Examine a run's student on the tuning rows, beside the run, whose own results are those of the test rows."""
         with contextlib.suppress(RunError):  # no results yet
-            tune_accuracy(Path(config.output), self.study.config.tune)
+            tune_value(self._tuning(config), self.study.config.tune)
             return None
-        return [_COMPACT, "eval", config.output, *tasks]
+        command = ["compact_distill.study.run:examine_tuning", str(Path(config.output) / "config.yaml")]
+        return [*command, str(self._tuning(config)), *self.study.config.tune]
+
+    def _tuning(self, config: RunConfig) -> Path:
+        return self.out / "tuning" / Path(config.output).relative_to(self.out)
 
     def _finished(self, config: RunConfig, stage: str = "run") -> bool:
         """Whether a run has done this stage, or all of them, with this very configuration."""
@@ -299,28 +304,28 @@ class Plan:
 
 
 def examine_base() -> None:
-    """A step of a study: examine the base on all benchmarks. Arguments: config, folder, key, tuning benchmarks."""
-    from compact_distill.evaluation.examine import examine_student
-    from compact_distill.evaluation.harness import Subject
-    from compact_distill.students.identity import student_hash
-
-    config_path, out, key, *tune = sys.argv[1:]
+    """A step of a study: examine the base on all benchmarks. Arguments: configuration, folder, key."""
+    config_path, out, key = sys.argv[1:]
     config = load_config(config_path)
-    instances = read_instances(config)
     subject = Subject("base", config.student, student_hash(config.student), 0, 0.0)
-    for only in ((), tune) if tune else ((),):
-        exam = read_exam(config, instances, only)
-        if exam:
-            examine_student(config.student, subject, exam, Path(out))
+    exam = read_exam(config, read_instances(config))
+    if exam:
+        examine_student(config.student, subject, exam, Path(out))
     with atomic_write(Path(out) / ".complete") as file:
         file.write(key)
 
 
+def examine_tuning() -> None:
+    """A step of a study: examine a run's student on tuning rows. Arguments: configuration, folder, benchmarks."""
+    config_path, out, *tune = sys.argv[1:]
+    config = load_config(config_path)
+    student = Path(config.output) / "student"
+    exam = read_exam(config, read_instances(config), tune)
+    examine_student(str(student), trained_subject(student, "student"), exam, Path(out))
+
+
 def _check_benchmarks(config: RunConfig, tune: tuple[str, ...], wrong: list[str]) -> str | None:
     """Check benchmarks and that tuning and test rows differ; what identifies them, None where there are none."""
-    from compact_distill.evaluation.task_rows import Training
-    from compact_distill.students.identity import student_hash
-
     try:
         instances = read_instances(config)
         test = read_exam(config, instances)
@@ -336,8 +341,7 @@ def _check_benchmarks(config: RunConfig, tune: tuple[str, ...], wrong: list[str]
                 f"tune: {len(shared)} rows of {rows.task.name} are tuning rows too ({shared[0]!r} is one), so what is "
                 "chosen on them would be reported on them; give other rows"
             )
-    keys = [test.fingerprint, tuning.fingerprint if tuning else None, student_hash(config.student)]
-    return fingerprint(keys) if test or tuning else None
+    return fingerprint([test.fingerprint, student_hash(config.student)]) if test else None
 
 
 def _copy_results(source: Path, target: Path) -> None:
@@ -347,28 +351,6 @@ def _copy_results(source: Path, target: Path) -> None:
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target / f".{file.name}.tmp")
             (target / f".{file.name}.tmp").replace(target / file.name)
-
-
-@contextlib.contextmanager
-def _claim(out: Path) -> Iterator[int]:
-    """Hold the study's lock, which its processes hold as well; wait for those of a killed study to end."""
-    if out.exists() and not (out / "inputs.json").exists() and any(not p.name.startswith(".") for p in out.iterdir()):
-        raise ConfigError(f"output must be new, empty or a study's folder, but {out} holds other files; choose another")
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        started = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() - started > _LOCK_SECONDS:
-                    raise RunError(f"{out} is in use by another study; wait for it or stop it") from None
-                time.sleep(0.2)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _same_study(study: Study, out: Path, threads: int) -> int:
@@ -384,6 +366,7 @@ def _same_study(study: Study, out: Path, threads: int) -> int:
         "base": base,
         "data": {name: content_hash(name) for name in files if Path(name).exists()},
         "budget": study.config.budget,
+        "limit": study.config.limit,
         "tune": list(study.config.tune),
         "arms": {arm.name: arm.fingerprint for arm in study.arms},
         "threads": threads,
@@ -392,7 +375,9 @@ def _same_study(study: Study, out: Path, threads: int) -> int:
     if path.exists():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-            differing = [key for key in ("format", "base", "data", "budget", "tune") if before[key] != made_of[key]]
+            differing = [
+                key for key in ("format", "base", "data", "budget", "limit", "tune") if before[key] != made_of[key]
+            ]
             changed = [name for name, key in made_of["arms"].items() if before["arms"].get(name, key) != key]
             made_of["arms"] = {**before["arms"], **made_of["arms"]}
             made_of["threads"] = before["threads"]
