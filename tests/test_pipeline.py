@@ -645,3 +645,91 @@ def test_a_run_keeps_the_commit_it_started_with(hub, configure, capsys):
     assert f"the hub has org/tiny at {NEW[:12]} now; this run keeps {OLD[:12]}" in said
     again = pipeline.train(configure(student=f"org/tiny@{NEW}", train={"max_steps": 1}, report={"gains": False}))
     assert again.manifest["student"]["commits"] == {"org/tiny": NEW}
+
+
+# ---- scores of a user's own, outputs that are inputs, dead ends
+
+
+def test_a_file_of_scores_is_imported_where_it_is_named_and_counts_by_what_it_says(configure, tmp_path):
+    text = "import compact_distill as c\nc.register_score('own_{}', lambda outputs: outputs.length_BK.float())\n"
+    (tmp_path / "first.py").write_text(text.format("a"))
+    settings = {"extra_scores": {"own_a": 0.5}, "scores_from": str(tmp_path / "first.py")}
+    folder = pipeline.train(configure(compatibility=settings, train={"max_steps": 1}, report={"gains": False}))
+    assert all("own_a" in row["extra_scores"] for row in folder.read_scores())
+    assert folder.manifest["scores_from"] == str(tmp_path / "first.py")
+    made_of = pipeline.prepare(configure(compatibility=settings)).made_of["compatibility"]
+    (tmp_path / "copy.py").write_text(text.format("a"))
+    again = {**settings, "scores_from": str(tmp_path / "copy.py")}
+    assert pipeline.prepare(configure(compatibility=again)).made_of["compatibility"] == made_of
+    (tmp_path / "copy.py").write_text(text.format("a") + "# changed")
+    assert pipeline.prepare(configure(compatibility=again)).made_of["compatibility"] != made_of
+
+
+@pytest.mark.parametrize("text", ["1 / 0", "import nothing_like_this", "syntax error", None])
+def test_a_file_of_scores_that_does_not_import_is_told(configure, tmp_path, text):
+    path = tmp_path / f"broken_{abs(hash(text))}.py"
+    if text is not None:
+        path.write_text(text)
+    (message,) = pipeline.validate_run(configure(compatibility={"scores_from": str(path)}))
+    assert "compatibility.scores_from must be a Python file or module that imports" in message
+
+
+def test_a_score_file_that_is_there_is_moved_aside(configure, tmp_path, capsys):
+    out = tmp_path / "scores.jsonl"
+    pipeline.score_file(configure(), out)
+    first = out.read_text()
+    pipeline.score_file(configure(compatibility={"temperature": 0.5}), out)
+    (aside,) = tmp_path.glob("scores.jsonl.*")
+    assert aside.read_text() == first != out.read_text()
+    assert f"that one is now {aside}" in capsys.readouterr().err
+
+
+def test_a_student_that_yields_no_numbers_cannot_score(configure, tmp_path):
+    model = tiny_model("qwen2", layers=1, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    broken = save_student(tmp_path / "broken", model, byte_level_tokenizer())
+    with pytest.raises(RunError, match=r"problem 'p0': the student gives \w+ nan for 't0'"):
+        pipeline.score_file(configure(student=str(broken)), tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+    with pytest.raises(RunError, match="step 1: the loss is nan"):
+        pipeline.train(configure(student=str(broken)))
+
+
+@pytest.mark.parametrize("nothing", [None, "", "I cannot say"])
+def test_a_problem_without_a_usable_rationale_is_dropped_and_counted(configure, tmp_path, nothing):
+    rows = [problem(1, "We add. The answer is 2.", nothing), problem(2, nothing, nothing)]
+    config = configure(rationales=str(write_data(tmp_path / "some.jsonl", rows)), train={"max_steps": 1})
+    summary = pipeline.train(config).stage_summary("train")
+    assert summary["problems"] == 1
+    assert sum(summary["statuses"].values()) == 4
+    none = configure(rationales=str(write_data(tmp_path / "none.jsonl", rows[1:])), output=str(tmp_path / "none"))
+    with pytest.raises(InputError, match="no rationale is left to train on"):
+        pipeline.dry_run(pipeline.prepare(none))
+    with pytest.raises(InputError, match="no rationale is left to train on"):
+        pipeline.train(none)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, "train.label_smoothing_factor has no effect here, got 0.1"),
+        ({"eval_strategy": "epoch"}, "train.eval_strategy has no effect here"),
+        ({"prediction_loss_only": True}, "train.prediction_loss_only has no effect here"),
+        ({"report_to": "wandb"}, "train.report_to"),
+        ({"report_to": ["clearml"]}, "train.report_to"),
+        ({"optim": "adamw_bnb_8bit"}, "train.optim"),
+        ({"optim": "galore_adamw", "optim_target_modules": ["attn"]}, "train.optim"),
+        ({"use_liger_kernel": True}, "train.use_liger_kernel cannot be used"),
+        ({"fp16": True}, "fp16"),
+        ({"push_to_hub": True}, "train.push_to_hub needs a login"),
+    ],
+)
+def test_training_settings_that_cannot_work_here_fail_before_any_work(configure, settings, message, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    found = pipeline.validate_run(configure(train=settings))
+    assert any(message in text for text in found), found
+
+
+def test_training_settings_at_their_defaults_are_no_faults(configure):
+    assert pipeline.validate_run(configure(train={"label_smoothing_factor": 0.0, "eval_strategy": "no"})) == []

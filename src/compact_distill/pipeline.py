@@ -43,8 +43,8 @@ from compact_distill.publish.card import push_card, write_card
 from compact_distill.records import RationaleStatus
 from compact_distill.report import is_current, write_report
 from compact_distill.runs.environment import accelerator, hardware, versions
-from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line
-from compact_distill.runs.folder import RunFolder, score_fields
+from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line, score_fields
+from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import progress, progress_over, say
 from compact_distill.students.identity import student_hash
 from compact_distill.students.load import load_student
@@ -97,7 +97,7 @@ def score_file(config: RunConfig, out: str | Path) -> str:
         infer_answers=config.answers.infer,
     )
     statuses: Counter[RationaleStatus] = Counter()
-    with atomic_write(out) as file, progress("score", len(instances)) as shown:
+    with atomic_write(out, keep=True) as file, progress("score", len(instances)) as shown:
         for row in rows:
             file.write(json_line(score_fields(row)))
             statuses.update(row.statuses)
@@ -374,6 +374,7 @@ def _ingredients(prepared: Prepared) -> dict[str, Any]:
         },
         "teachers": sorted({teacher for instance in instances for teacher in instance.teachers}),
         "prompt": config.text.model_dump(mode="json"),
+        "scores_from": config.compatibility.scores_from,
         "decoding": teachers_in_manifest(config) or None,  # None: these rationales were not written by this run
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from compact_distill import pipeline
 from compact_distill.cli import app
+from compact_distill.cli.options import load
 from compact_distill.config.models import load_config
 from compact_distill.errors import RunError
 from compact_distill.runs.folder import RunFolder
@@ -235,3 +237,37 @@ def test_env_shows_versions_and_no_secret_path_or_name(compact, monkeypatch):
     assert re.search(r"^cores: \d+$", text, flags=re.M)
     for private in ("sk-very-secret", str(Path.home()), os.getcwd(), sys.prefix, os.uname().nodename + "\n"):
         assert private not in text
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
+def test_a_full_disk_or_a_place_that_cannot_be_written_is_a_message(compact, config, monkeypatch, number):
+    def fail(config, *options):
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    result = compact("run", config, code=2)
+    assert f"error: some/file: {os.strerror(number)}" in result.stderr
+
+
+def test_an_output_that_is_an_input_is_refused(compact, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}")
+    (tmp_path / "student").mkdir()
+    for arguments in (
+        ("export", data, data),
+        ("score", "--student", tmp_path / "student", "--data", data, "--out", data),
+        ("score", "--student", tmp_path / "student", "--data", data, "--out", tmp_path / "student" / "x.jsonl"),
+    ):
+        result = compact(*arguments, code=2)
+        assert "must not be what is read" in result.stderr
+    assert data.read_text() == "{}"
+
+
+def test_a_moved_run_folder_is_used_where_it_stands(tmp_path, capsys):
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "manifest.json").write_text("{}")
+    path = tmp_path / "moved" / "config.yaml"
+    path.write_text("student: x\nrationales: y\noutput: runs/old\n")
+    assert load(path, []).output == str(tmp_path / "moved")
+    assert "has been moved; it is used where it stands, not at runs/old" in capsys.readouterr().err
+    assert load(path, ["output=runs/other"]).output == "runs/other"

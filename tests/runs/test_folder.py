@@ -15,8 +15,17 @@ from hypothesis import strategies as st
 
 from compact_distill.errors import RunError
 from compact_distill.records import RationaleStatus, ScoreRow
-from compact_distill.runs.files import atomic_write, content_hash, cut_torn_line, fingerprint, json_line, read_jsonl
-from compact_distill.runs.folder import RunFolder, ScoreTrace, output_problem
+from compact_distill.runs.files import (
+    ScoreTrace,
+    atomic_write,
+    content_hash,
+    cut_torn_line,
+    fingerprint,
+    json_line,
+    read_jsonl,
+)
+from compact_distill.runs.folder import RunFolder
+from compact_distill.runs.manifest import output_problem
 
 
 def row(name: str) -> ScoreRow:
@@ -336,7 +345,7 @@ def test_a_broken_line_inside_a_trace_is_an_error_with_its_number(tmp_path):
 def test_a_killed_writer_leaves_only_whole_rows(tmp_path):
     code = f"""
         from compact_distill.records import RationaleStatus, ScoreRow
-        from compact_distill.runs.folder import ScoreTrace
+        from compact_distill.runs.files import ScoreTrace
         trace = ScoreTrace({str(tmp_path / "scores.jsonl")!r})
         step = 0
         while True:

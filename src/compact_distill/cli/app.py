@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -14,6 +15,10 @@ from compact_distill.errors import CompactError, InputError
 
 # What the user did is wrong (2, as for wrong arguments); stopped by Ctrl-C (128 + SIGINT).
 _BAD_INPUT, _INTERRUPTED = 2, 130
+_OF_THE_SYSTEM = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG, errno.EIO,
+    errno.EMFILE, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
 
 
 class _Commands(TyperGroup):
@@ -32,10 +37,27 @@ class _Commands(TyperGroup):
                 print(f"{len(error.problems)} errors; nothing was done", file=sys.stderr)
         except CompactError as error:
             print(f"error: {error}", file=sys.stderr)
+        except (OSError, RuntimeError) as error:
+            told = _of_the_system(error)
+            if told is None:
+                raise
+            print(f"error: {told}", file=sys.stderr)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             raise typer.Exit(_INTERRUPTED) from None
         raise typer.Exit(_BAD_INPUT)
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """What to tell of a disk that is full, a place that cannot be written or a name too long; None for other errors."""
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; free space or choose another place; what is finished stays, and run again"
+    # torch and safetensors have errors of their own for it.
+    text = str(error)
+    if any(sign in text for sign in ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")):
+        return f"the disk is full ({text.strip().splitlines()[0][:120]}); free space and run again"
+    return None
 
 
 app = typer.Typer(

@@ -38,9 +38,17 @@ RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run 
 def load(path: Path, settings: list[str], max_errors: float | None = None) -> Any:
     """The run's configuration, with what the command line replaces."""
     from compact_distill.config.models import load_config
+    from compact_distill.runs.progress import say
 
     more = {} if max_errors is None else {"generation.max_errors": max_errors}
-    return load_config(path, {**overrides(settings), **more})
+    given = {**overrides(settings), **more}
+    config = load_config(path, given)
+    home = path.absolute().parent
+    of_a_run = path.name == "config.yaml" and (home / "manifest.json").is_file()
+    if of_a_run and "output" not in given and Path(config.output).resolve() != home.resolve():
+        say(f"the run folder {path.parent} has been moved; it is used where it stands, not at {config.output}")
+        config = load_config(path, {**given, "output": str(path.parent)})
+    return config
 
 
 def student_config(student: str, settings: list[str], more: dict[str, Any] | None = None) -> Any:
@@ -64,8 +72,11 @@ def overrides(settings: list[str]) -> dict[str, Any]:
     return values
 
 
-def check_target(path: Path) -> None:
-    """Refuse a file that cannot be written before any work is done for it."""
+def check_target(path: Path, *inputs: str | Path) -> None:
+    """Refuse a file that cannot be written, or is an input, before any work is done for it."""
+    for source in map(Path, inputs):
+        if path.resolve() == source.resolve() or (source.resolve() in path.resolve().parents and source.is_dir()):
+            raise ConfigError(f"{path} must not be what is read, {source}, or lie in it; choose another name")
     if path.is_dir():
         raise ConfigError(f"{path} must be a file to write, but is a folder; add a file name")
     if not path.absolute().parent.is_dir():

@@ -107,7 +107,7 @@ def compare(
     from compact_distill.evaluation.result_files import compare_students, describe_changes, write_result
 
     if out is not None:
-        check_target(out)
+        check_target(out, before, after)
     document = compare_students(_results_of(before), _results_of(after), names=(str(before), str(after)))
     for line in describe_changes(document):
         print(line)
@@ -151,14 +151,14 @@ def export(
     from compact_distill.data import export_instances, load_instances
 
     for target in (out, *([card] if card else [])):
-        check_target(target)
+        check_target(target, source)
     instances = load_instances(source)
     counts = export_instances(instances, out, shape.value)
     if card is not None:
         from compact_distill.publish.card import dataset_card
         from compact_distill.runs.files import atomic_write
 
-        with atomic_write(card) as file:
+        with atomic_write(card, keep=True) as file:
             file.write(dataset_card(instances, counts, shape.value, out.name))
     print(f"wrote {out}: {counts.written} rows, left out: {counts.missing} missing, {counts.unparsed} unparsed")
 

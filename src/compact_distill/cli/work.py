@@ -99,7 +99,7 @@ def score(
     from compact_distill import pipeline
     from compact_distill.config.models import config_from, load_config
 
-    check_target(out)
+    check_target(out, student, data, *([config] if config else []))
     given = {**overrides(settings), "student": student, "rationales": data}
     summary = pipeline.score_file(load_config(config, given) if config else config_from({}, given), out)
     print(f"wrote {out}: {summary}")

@@ -69,6 +69,11 @@ class CompatibilityConfig(Strict):
         description="coefficients of further scores: rank_surprisal, local_naturalness, agreement, registered ones",
         examples=[{"my_score": 0.5}],
     )
+    scores_from: str | None = Field(
+        None,
+        description="Python file or module that registers scores; imported, so name only your own",
+        examples=["my_scores.py"],
+    )
 
     @field_validator("thinking_expressions")
     @classmethod

@@ -53,7 +53,7 @@ def export_instances(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     written = missing = unparsed = 0
-    with atomic_write(path) as file:
+    with atomic_write(path, keep=True) as file:
         for instance in instances:
             for rationale, found in zip(instance.rationales, answers_of(instance, infer_answers), strict=True):
                 if not rationale.text.strip():

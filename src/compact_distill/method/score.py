@@ -6,6 +6,7 @@ Shape letters: B problems, K teachers, P points at which the belief is read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compact_distill.config.models import MAX_LENGTH, MAX_TOKENS_PER_PASS, CompatibilityConfig, TextConfig, Weighting
+from compact_distill.errors import RunError
 from compact_distill.method.encode import Branch, EncodedProblem, Encoder
 from compact_distill.method.forward import PassOptions, attach
 from compact_distill.method.outputs import StudentOutputs
@@ -177,6 +179,12 @@ def score_row(problem: EncodedProblem, scores: Mapping[str, Tensor], weights_K: 
 
     def column(name: str) -> tuple[float | None, ...]:
         values = scores[name].tolist()
+        for teacher, value, branch in zip(problem.teachers, values, problem.branches, strict=True):
+            if branch is not None and not math.isfinite(value):
+                raise RunError(
+                    f"problem {problem.id!r}: the student gives {name} {value} for {teacher!r}, so its weights or its "
+                    "precision are broken; load another copy, or one in bf16 or fp32 instead of fp16"
+                )
         return tuple(v if b is not None else None for v, b in zip(values, problem.branches, strict=True))
 
     return ScoreRow(

@@ -10,8 +10,12 @@ D width of a head.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -59,6 +63,31 @@ def register_score(name: str, score: Score, more_is_better: bool = True) -> None
     if name in taken:
         raise ConfigError(f"score name must differ from the built-in {', '.join(taken)}, got {name!r}; rename it")
     _EXTRA[name] = _Extra(score, 1.0 if more_is_better else -1.0)
+
+
+def import_scores(source: str) -> None:
+    """Import the Python file or module that registers a user's scores, once a process.
+
+    Raises:
+        ConfigError: it cannot be found or fails.
+    """
+    path = Path(source)
+    name = f"compact_scores_{path.stem}" if path.suffix == ".py" else source
+    if name in sys.modules:
+        return
+    try:
+        if path.suffix == ".py":
+            module = types.ModuleType(name)
+            module.__file__ = str(path)
+            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+            sys.modules[name] = module
+        else:
+            importlib.import_module(source)
+    except Exception as error:
+        raise ConfigError(
+            f"compatibility.scores_from must be a Python file or module that imports, got {source!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def consensus(outputs: StudentOutputs, attention: Literal["joint", "heads"] = "joint") -> Tensor:
@@ -162,6 +191,8 @@ class Scorer:
         self, config: CompatibilityConfig | None = None, weighting: Weighting = "compact", seed: int = 42
     ) -> None:
         self.config = config or CompatibilityConfig()
+        if self.config.scores_from is not None:
+            import_scores(self.config.scores_from)
         known = (*FURTHER, *sorted(_EXTRA))
         for name in self.config.extra_scores:
             if name not in known:

@@ -15,11 +15,16 @@ from types import TracebackType
 from typing import IO, Any, ClassVar, Self
 
 from compact_distill.errors import RunError
+from compact_distill.records import ScoreRow
+from compact_distill.runs.progress import say
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[IO[str]]:
-    """Write a text file that appears whole, under its name, when the block ends, and not at all if it raises."""
+def atomic_write(path: str | Path, keep: bool = False) -> Iterator[IO[str]]:
+    """Write a text file that appears whole, under its name, when the block ends, and not at all if it raises.
+
+    With `keep` a file of that name is moved aside instead of replaced, and the user is told.
+    """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,6 +32,8 @@ def atomic_write(path: str | Path) -> Iterator[IO[str]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists() and path.stat().st_size:
+            say(f"{path} was there already; that one is now {move_aside(path)}")
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -219,6 +226,33 @@ class StepLog:
             self.sync()
             self._file.close()
             self._file = None
+
+
+class ScoreTrace(StepLog):
+    """The trace: scores and weights, one line per problem and epoch.
+
+    A line is a `ScoreRow` plus "epoch" and "step": how many epochs and optimizer steps were done when the problem was
+    read. A resume from step N calls `truncate(N)`: what came later will be read again.
+    """
+
+    def append(self, rows: Iterable[ScoreRow], *, epoch: float, step: int) -> None:
+        """Add rows that were read when `epoch` epochs and `step` optimizer steps were done."""
+        now = {"epoch": round(epoch, 6), "step": step}
+        self.write({**now, **score_fields(row), "statuses": list(row.statuses)} for row in rows)
+
+
+def score_fields(row: ScoreRow) -> dict[str, Any]:
+    """A row of scores as `compact score` and the trace write it; `extra_scores` only where users registered some."""
+    extra = {name: list(values) for name, values in row.extra_scores.items()}
+    return {
+        "id": row.id,
+        "teachers": list(row.teachers),
+        "consensus": list(row.consensus),
+        "adaptability": list(row.adaptability),
+        "difficulty": list(row.difficulty),
+        "weights": list(row.weights),
+        **({"extra_scores": extra} if extra else {}),
+    }
 
 
 def fingerprint(value: Any) -> str:

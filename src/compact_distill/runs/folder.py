@@ -21,9 +21,7 @@ grow; a last line that a crash tore is cut off when they are opened again. One p
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,22 +29,18 @@ from types import TracebackType
 from typing import Any
 
 from compact_distill.errors import RunError
-from compact_distill.records import ScoreRow
 from compact_distill.runs.files import (
     Lock,
-    StepLog,
+    ScoreTrace,
     atomic_write,
     content_hash,
     dated_name,
     is_aside,
     json_line,
-    move_aside,
     read_jsonl,
 )
-from compact_distill.runs.progress import say
+from compact_distill.runs.manifest import manifest_to_go_on_with, new_manifest, now, output_problem, read_manifest
 
-FORMAT = 1
-_LONGEST_NAME = 255  # bytes, on every file system in use
 _OF_STUDENT = ("data", "train", "gains", "eval")  # stages whose files `set_aside` moves
 _BASE_RESULTS = "base"  # of eval/: they are of the untrained student
 
@@ -125,7 +119,7 @@ class RunFolder:
         path = Path(path)
         if not (path / "manifest.json").is_file():
             raise RunError(f"{path} must be a run folder, but holds no manifest.json; `compact run` makes one")
-        return cls(path, None, _read_manifest(path / "manifest.json"))
+        return cls(path, None, read_manifest(path / "manifest.json"))
 
     @classmethod
     def claim(cls, path: str | Path) -> RunFolder:
@@ -147,7 +141,7 @@ class RunFolder:
         try:
             for leftover in path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink()
-            manifest, known = _manifest_to_go_on_with(path / "manifest.json", ours)
+            manifest, known = manifest_to_go_on_with(path / "manifest.json", ours)
             run = cls(path, lock, manifest)
             if not known:
                 run._save_manifest()
@@ -161,7 +155,7 @@ class RunFolder:
         """Work on a run that another rank of the same job claims and writes: all that is written here goes nowhere."""
         path = Path(path)
         known = (path / "manifest.json").is_file()
-        return _Follower(path, None, _read_manifest(path / "manifest.json") if known else _new_manifest())
+        return _Follower(path, None, read_manifest(path / "manifest.json") if known else new_manifest())
 
     def __enter__(self) -> RunFolder:
         return self
@@ -224,14 +218,14 @@ class RunFolder:
         """
         self._must_write()
         summary: dict[str, Any] = {}
-        record: dict[str, Any] = {"inputs": inputs, "started": _now(), "finished": None, "summary": summary}
+        record: dict[str, Any] = {"inputs": inputs, "started": now(), "finished": None, "summary": summary}
         record |= {"parts": dict(parts)} if parts else {}
         self.manifest["stages"][name] = record
         self.manifest["finished"] = None
         self._save_manifest()
         yield summary
         self._record_outputs(record, outputs())
-        record["finished"] = _now()
+        record["finished"] = now()
         self._save_manifest()
 
     def _record_outputs(self, record: dict[str, Any], files: Iterable[Path]) -> None:
@@ -285,7 +279,7 @@ class RunFolder:
 
     def finish(self) -> None:
         """Record that the run has done all its stages."""
-        self.update_manifest(finished=_now())
+        self.update_manifest(finished=now())
 
     def set_aside(self, discard: bool = False) -> Path | None:
         """Move the student and all that is known of it out of the way: they belong to inputs that have changed.
@@ -410,101 +404,3 @@ class _Follower(RunFolder):
 
     def _save_manifest(self) -> None:
         pass
-
-
-class ScoreTrace(StepLog):
-    """The trace: scores and weights, one line per problem and epoch.
-
-    A line is a `ScoreRow` plus "epoch" and "step": how many epochs and optimizer steps were done when the problem was
-    read. A resume from step N calls `truncate(N)`: what came later will be read again.
-    """
-
-    def append(self, rows: Iterable[ScoreRow], *, epoch: float, step: int) -> None:
-        """Add rows that were read when `epoch` epochs and `step` optimizer steps were done."""
-        now = {"epoch": round(epoch, 6), "step": step}
-        self.write({**now, **score_fields(row), "statuses": list(row.statuses)} for row in rows)
-
-
-def score_fields(row: ScoreRow) -> dict[str, Any]:
-    """A row of scores as `compact score` and the trace write it; `extra_scores` only where users registered some."""
-    extra = {name: list(values) for name, values in row.extra_scores.items()}
-    return {
-        "id": row.id,
-        "teachers": list(row.teachers),
-        "consensus": list(row.consensus),
-        "adaptability": list(row.adaptability),
-        "difficulty": list(row.difficulty),
-        "weights": list(row.weights),
-        **({"extra_scores": extra} if extra else {}),
-    }
-
-
-def output_problem(path: str | Path) -> str | None:
-    """Why a path cannot become or continue a run folder, as a message; None where it can."""
-    try:
-        return _output_problem(Path(path))
-    except OSError as error:  # too long a name, a folder that may not be looked into
-        return f"output {path} cannot be used: {error.strerror}; choose another `output:`"
-
-
-def _output_problem(path: Path) -> str | None:
-    if path.exists() and not path.is_dir():
-        return f"output must be a folder, but {path} is a file; choose another `output:`"
-    if (
-        path.is_dir()
-        and not (path / "manifest.json").exists()
-        and any(not p.name.startswith(".") for p in path.iterdir())
-    ):
-        return f"output must be new, empty or a run folder, but {path} holds other files; choose another `output:`"
-    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
-        return f"output {path} cannot be used: File name too long; choose another `output:`"
-    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if not os.access(nearest, os.W_OK):
-        return f"output {path} cannot be written: no permission in {nearest}; choose another `output:`"
-    return None
-
-
-def _new_manifest() -> dict[str, Any]:
-    return {"format": FORMAT, "started": _now(), "finished": None, "stages": {}}
-
-
-class _Damaged(RunError):
-    pass
-
-
-def _manifest_to_go_on_with(path: Path, ours: bool) -> tuple[dict[str, Any], bool]:
-    """A run's manifest and whether it stands in the file; a new one for a new folder, or where ours is damaged."""
-    if not path.is_file():
-        return _new_manifest(), False
-    try:
-        return _read_manifest(path), True
-    except _Damaged:
-        if not ours:  # nobody has written a run here
-            raise
-        aside = move_aside(path)
-        say(f"{path} was damaged; it is now {aside.name}. What it alone proved is done again; rationales are kept")
-        return _new_manifest(), False
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        found = manifest["format"]
-        for record in manifest["stages"].values():
-            str(record["inputs"]), record["finished"], record.setdefault("summary", {}).items()
-            for size, digest in record.setdefault("outputs", {}).values():
-                int(size), str(digest)
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _Damaged(
-            f"{path} is damaged ({error!r}); `compact run` with this output starts a new one and keeps what is there, "
-            "or choose another `output:`"
-        ) from error
-    if found != FORMAT:
-        raise RunError(f"{path} must have format {FORMAT}, got {found!r}; use the version of compact that wrote it")
-    return dict(manifest)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

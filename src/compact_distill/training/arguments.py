@@ -122,7 +122,8 @@ def setting_problems(args: CompactConfig) -> list[str]:
     if args.fp16 and args.device.type == "cpu":
         wrong.append("train.fp16 needs a GPU, and this run computes on a CPU; remove it (weights stay in fp32)")
     try:
-        get_reporting_integration_callbacks(args.report_to)
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()  # looks for its package
     except (ImportError, RuntimeError, ValueError) as error:
         wrong.append(f"train.report_to {args.report_to!r} cannot be used: {error}; install the package or remove it")
     try:

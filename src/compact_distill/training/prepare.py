@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from compact_distill.config.models import RunConfig
+from compact_distill.config.models import CompatibilityConfig, RunConfig
 from compact_distill.data import load_instances
 from compact_distill.data.load import ProblemStream
 from compact_distill.errors import DataError, InputError, RunError
@@ -20,8 +20,9 @@ from compact_distill.evaluation.examine import Exam, prepare_exam
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance
-from compact_distill.runs.files import fingerprint
-from compact_distill.runs.folder import RunFolder, output_problem
+from compact_distill.runs.files import content_hash, fingerprint
+from compact_distill.runs.folder import RunFolder
+from compact_distill.runs.manifest import output_problem
 from compact_distill.runs.progress import say
 from compact_distill.students.identity import commit_of, hub_names, newest_commit, student_hash
 from compact_distill.students.load import adapter_base, check_student, load_tokenizer, pin, split_revision
@@ -53,7 +54,7 @@ class Prepared:
         return {
             "student": student_hash(student),
             "data": fingerprint([_plain(instance, config.weighting) for instance in self.instances]),
-            "compatibility": config.compatibility.model_dump(mode="json"),
+            "compatibility": _compatibility(config.compatibility),
             "weighting": config.weighting,
             "consistency": config.consistency,
             "lora": lora,
@@ -95,6 +96,13 @@ class Prepared:
         if "encoded" in self.__dict__:
             return iter(self.encoded)
         return (problem for _, problem in self.scorer.encode(self.encoder, self.instances))
+
+
+def _compatibility(config: CompatibilityConfig) -> dict[str, Any]:
+    """The settings; a file of scores by what it says, not by its name."""
+    settings = config.model_dump(mode="json")
+    source = settings.pop("scores_from")
+    return settings | ({"scores": content_hash(source) if Path(source).is_file() else source} if source else {})
 
 
 def _plain(instance: Instance, weighting: Any) -> list[Any]:

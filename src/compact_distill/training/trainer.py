@@ -31,7 +31,7 @@ from compact_distill.method.passes import Job, plan_jobs, read_job
 from compact_distill.method.score import score_row
 from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, ScoreRow
-from compact_distill.runs.folder import ScoreTrace
+from compact_distill.runs.files import ScoreTrace
 from compact_distill.training.arguments import CompactConfig
 from compact_distill.training.checkpoints import STATE, newest_complete, require_complete, seal, trace_damage
 from compact_distill.training.dataset import LengthGroupedSampler, ProblemDataset
