@@ -266,6 +266,7 @@ def test_a_run_that_would_write_what_it_reads_is_refused(configure, tmp_path):
         ("student/adapter_model.safetensors", "cut"),
         ("student/adapter_model.safetensors", "flip"),
         ("student/adapter_config.json", "delete"),
+        ("scores.jsonl", "flip"),
         ("data.jsonl", "cut"),
         ("gains.jsonl", "flip"),
     ],
@@ -288,8 +289,10 @@ def test_what_a_finished_run_lacks_is_said_and_done_again(configure, capsys, fil
     said = capsys.readouterr().err
     assert f"{file} {'is missing' if harm == 'delete' else 'has'}" in said
     assert path.read_bytes() == whole
+    if file == "scores.jsonl":  # the student of that training is kept beside it
+        assert list(folder.path.glob("damaged.*/student/adapter_model.safetensors"))
     asides = list(folder.path.glob("damaged.*"))
-    assert len(asides) == (harm != "delete")
+    assert bool(asides) == (harm != "delete")
     assert pipeline.damage_of(RunFolder.open(folder.path), verify=True) == []
 
 
@@ -315,7 +318,7 @@ def test_a_trace_that_was_cut_is_never_continued_with_a_hole(configure, tmp_path
     scores.write_text("".join(scores.read_text().splitlines(keepends=True)[:5]))  # steps 0 and 1 are whole
     again = pipeline.train(config)
     said = capsys.readouterr().err
-    assert "checkpoint-4 cannot be gone on from (scores.jsonl holds 5 rows" in said
+    assert "checkpoint-4 cannot be gone on from (scores.jsonl lacks" in said
     assert "checkpoint-2 cannot" not in said
     assert list(again.read_scores()) == list(whole.read_scores())
     assert same(weights(again), weights(whole))

@@ -238,7 +238,7 @@ def damage_of(folder: RunFolder, verify: bool = False) -> list[str]:
 def _train(prepared: Prepared, folder: RunFolder, discard: bool, verify: bool) -> None:
     """Train, unless that is done, and write beside it what only the report wants to know."""
     config, inputs = prepared.config, fingerprint(prepared.made_of)
-    done = folder.stage_is_done("train", inputs) and not _student_is_damaged(folder, verify)
+    done = folder.stage_is_done("train", inputs) and not _must_go_on(folder, verify)
     if done:
         say("train: done already with these inputs")
     else:
@@ -277,19 +277,29 @@ def _make_room(prepared: Prepared, folder: RunFolder, inputs: str, discard: bool
     return back is not None
 
 
-def _student_is_damaged(folder: RunFolder, verify: bool) -> bool:
-    """Whether training must go on because of it; what is damaged is said, and moved out of the way."""
+def _must_go_on(folder: RunFolder, verify: bool) -> bool:
+    """Whether a finished training must be done again for what is damaged of it; says so and moves that out of the way.
+
+    A damaged trace or log alone costs the report something and the student nothing: only who asks to `verify` gets
+    them again, by training again.
+    """
     wrong = folder.damage("train", verify)
     for name, what in wrong.items():
         say(f"train: {name} {what}")
-    of_student = _of_student(wrong)
-    if of_student:
-        aside = folder.put_damage_aside(of_student)
-        where = f"; what was damaged is now in {aside}" if aside else ""
-        say(f"train: done again from the last complete checkpoint{where}")
-    elif wrong:
-        say("train: the student itself is whole; the report shows what is left of the rest")
-    return bool(of_student)
+    if not _of_student(wrong) and not verify:
+        if wrong:
+            say("train: the student itself is whole; `--verify` trains again to have the rest as it was")
+        return False
+    if wrong:
+        # What is whole of the student is finished work: it goes along.
+        aside = folder.put_damage_aside(
+            [p.relative_to(folder.path).as_posix() for p in folder.training_outputs()]
+            if not _of_student(wrong)
+            else wrong
+        )
+        where = f"; what was there is now in {aside}" if aside else ""
+        say(f"train: done again from the last checkpoint that fits{where}")
+    return bool(wrong)
 
 
 def _of_student(wrong: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,15 @@ import logging
 import pytest
 
 from compact_distill.errors import RunError
-from compact_distill.training.checkpoints import STATE, damage, newest_complete, require_complete, seal, trace_damage
+from compact_distill.training.checkpoints import (
+    STATE,
+    damage,
+    newest_complete,
+    require_complete,
+    seal,
+    trace_damage,
+    trace_so_far,
+)
 
 
 def checkpoint(folder, step, sealed=True):
@@ -64,18 +72,25 @@ def test_a_sealed_checkpoint_is_whole(tmp_path):
     assert damage(checkpoint(tmp_path, 1)) is None
 
 
-def test_a_trace_with_rows_missing_before_a_checkpoint_is_known(tmp_path):
-    path = checkpoint(tmp_path, 2)
-    (path / STATE).write_text(json.dumps({"step": 2, "trace_rows": 3}))
-    trace = tmp_path / "scores.jsonl"
-    rows = [json.dumps({"step": step}) for step in (0, 0, 1, 2)]
-    trace.write_text("\n".join(rows) + "\n")
-    assert trace_damage(path, trace) is None
-    trace.write_text("\n".join(rows[:2]) + "\n")
-    assert "holds 2 rows of the steps before it, not 3" in trace_damage(path, trace)
-    trace.write_text("\n".join([rows[0], "garbage", *rows[1:]]) + "\n")
-    assert "holds 1 rows" in trace_damage(path, trace)
+def test_a_trace_that_is_not_what_a_checkpoint_saw_is_known(tmp_path):
+    path, trace = checkpoint(tmp_path, 2), tmp_path / "scores.jsonl"
+    rows = "".join(json.dumps({"step": step}) + "\n" for step in (0, 0, 1))
+    trace.write_text(rows)
+    (path / STATE).write_text(json.dumps({"step": 2, **trace_so_far(trace)}))
+    for grown in (rows, rows + '{"step": 2}\n', rows + '{"st'):
+        trace.write_text(grown)
+        assert trace_damage(path, trace) is None
+    trace.write_text(rows[:-4])
+    assert trace_damage(path, trace) == f"scores.jsonl lacks 4 of its {len(rows)} bytes"
+    trace.write_text(rows.replace("1", "3"))
+    assert trace_damage(path, trace) == "scores.jsonl has changed since"
     trace.unlink()
-    assert "holds 0 rows" in trace_damage(path, trace)
+    assert "lacks" in trace_damage(path, trace)
     (path / STATE).write_text("[]")
     assert "cannot be read" in trace_damage(path, trace)
+
+
+def test_a_checkpoint_before_the_first_row_fits_any_trace(tmp_path):
+    path = checkpoint(tmp_path, 1)
+    (path / STATE).write_text(json.dumps({"step": 0, **trace_so_far(tmp_path / "none.jsonl")}))
+    assert trace_damage(path, tmp_path / "none.jsonl") is None

@@ -176,14 +176,11 @@ class StepLog:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.rows = 0  # in the file, counted from the last `truncate` on
         self._file: IO[str] | None = None
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows; they are in the file when this returns (in the system's cache, not yet on disk)."""
-        lines = [json_line(row) for row in rows]
-        text = "".join(lines)
-        self.rows += len(lines)
+        text = "".join(json_line(row) for row in rows)
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             cut_torn_line(self.path)
@@ -194,14 +191,13 @@ class StepLog:
     def truncate(self, step: int) -> int:
         """Keep only rows of steps before `step`, and none after a damaged line; returns how many rows went."""
         self.close()
-        self.rows = removed = 0
+        removed = 0
         if not self.path.exists():
             return 0
         with atomic_write(self.path) as file:
             for row in read_jsonl(self.path, until_damage=True):
                 if row.get("step", step) < step:
                     file.write(json_line(row))
-                    self.rows += 1
                 else:
                     removed += 1
         return removed

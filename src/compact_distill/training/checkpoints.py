@@ -6,13 +6,15 @@ uninterrupted run; here a damaged checkpoint is named and the newest complete on
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 from compact_distill.errors import RunError
-from compact_distill.runs.files import atomic_write, content_hash, read_jsonl
+from compact_distill.runs.files import atomic_write, content_hash
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +55,29 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
+def trace_so_far(trace: Path) -> dict[str, Any]:
+    """What a checkpoint keeps of the trace as it stands: its size in bytes and hash."""
+    if not trace.exists():
+        return {"trace_bytes": 0, "trace_sha256": hashlib.sha256().hexdigest()}
+    return {"trace_bytes": trace.stat().st_size, "trace_sha256": content_hash(trace)}
+
+
 def trace_damage(checkpoint: Path, trace: Path) -> str | None:
-    """What a trace lacks of the rows that were written before a checkpoint, or None where it has them all."""
+    """How a trace differs from what it was when a checkpoint was written, or None where it has only grown."""
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        step, expected = int(state["step"]), int(state.get("trace_rows", -1))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        size, expected = int(state["trace_bytes"]), str(state["trace_sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{STATE} cannot be read ({error!r})"
-    if expected < 0:
-        return None  # of a version that did not count them
-    found = sum(row.get("step", step) < step for row in read_jsonl(trace, until_damage=True))
-    return None if found == expected else f"{trace.name} holds {found} rows of the steps before it, not {expected}"
+    digest, left = hashlib.sha256(), size
+    if trace.exists():
+        with trace.open("rb") as file:
+            while left and (block := file.read(min(left, 1 << 20))):
+                digest.update(block)
+                left -= len(block)
+    if left:
+        return f"{trace.name} lacks {left} of its {size} bytes"
+    return None if digest.hexdigest() == expected else f"{trace.name} has changed since"
 
 
 def newest_complete(folder: Path) -> Path | None:

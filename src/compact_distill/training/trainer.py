@@ -33,7 +33,14 @@ from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, ScoreRow
 from compact_distill.runs.files import ScoreTrace
 from compact_distill.training.arguments import CompactConfig
-from compact_distill.training.checkpoints import STATE, newest_complete, require_complete, seal, trace_damage
+from compact_distill.training.checkpoints import (
+    STATE,
+    newest_complete,
+    require_complete,
+    seal,
+    trace_damage,
+    trace_so_far,
+)
 from compact_distill.training.dataset import LengthGroupedSampler, ProblemDataset
 from compact_distill.training.metrics import TrainingMetrics
 
@@ -367,9 +374,9 @@ class CompactTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save and folder.is_dir():
             moments = self.scorer.running.moments if self.scorer.running is not None else {}
-            state = {"step": self.state.global_step, "moments": moments, "trace_rows": self.trace.rows}
-            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
             self.trace.sync()
+            state = {"step": self.state.global_step, "moments": moments, **trace_so_far(self.trace.path)}
+            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
             seal(folder)
 
     def _load_state(self, checkpoint: Path) -> int:
