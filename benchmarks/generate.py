@@ -25,7 +25,7 @@ from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.records import Problem, Verdict
 from compact_distill.teachers.pool import generate
 from compact_distill.teachers.protocol import Prompting
-from compact_distill.teachers.store import RowStatus, Store, StoredRow, StoreReader
+from compact_distill.teachers.store import RowStatus, Store, StoredRow, StoreReader, text_digest
 from compact_distill.teachers.worker import estimate
 
 HERE = Path(__file__).parent
@@ -147,11 +147,12 @@ def resume(folder: Path, count: int = 400_000) -> dict[str, float]:
     config = teacher(1, 1)
     prompting = Prompting(config)
     reasoning = "We add the two numbers, step by step, and look at what comes out.\n" * 20
+    digest = text_digest("", reasoning + "The answer is 4.")
     with Store(folder, "stub") as store:
         for problem in Problems(count):
             store.append(
                 StoredRow(
-                    problem.id, "stub", 0, prompting.key(problem), RowStatus.OK, Verdict.CORRECT, "0" * 12,
+                    problem.id, "stub", 0, prompting.key(problem), RowStatus.OK, Verdict.CORRECT, digest,
                     reasoning + "The answer is 4.", "", "4", "4", "stop", 60, 120, 0.2, None, "stub",
                     "2026-01-01T00:00:00.000+00:00",
                 )

@@ -47,6 +47,7 @@ class RationaleStatus(StrEnum):
     REFUSED = "refused"  # the teacher's server says so
     EMPTY = "empty"  # the teacher wrote nothing
     DUPLICATE = "duplicate"  # letter by letter another sample of the same problem
+    INTERRUPTED = "interrupted"  # the teacher's server stopped for a reason of its own
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,19 @@ def test_a_fault_is_asked_again_and_a_row_without_reply_makes_no_result(tmp_path
     assert document["result"]["accuracy"] == 1
 
 
+def test_a_key_that_the_server_echoes_is_in_no_reply(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-secret-0123456789abcdefghij")
+
+    def echo(body, number):
+        return says(f"Your key is sk-secret-0123456789abcdefghij, nul \0. The answer is {number_in(body) + 1}.")
+
+    with Server(echo) as server:
+        evaluate_task(ServedWriter("m", server.url, "MY_KEY"), SUBJECT, rows_of(2), tmp_path)
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"Your key is [MY_KEY], nul" in written
+    assert b"sk-secret-01" not in written
+
+
 def test_a_server_that_refuses_the_key_is_not_asked_for_every_row(tmp_path):
     with Server(lambda body, number: fails(401, "who are you?")) as server:
         with pytest.raises(RunError, match=r"200 of 200 requests got no reply, .*who are you"):

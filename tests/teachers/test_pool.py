@@ -18,6 +18,7 @@ import pytest
 from compact_distill.config.teachers import GenerationConfig
 from compact_distill.errors import InputError, RunError
 from compact_distill.records import Problem, Verdict
+from compact_distill.teachers.pool import _rate, _tokens
 from compact_distill.teachers.protocol import FaultKind
 from compact_distill.teachers.store import RowStatus, StoreReader
 from compact_distill.teachers.worker import estimate
@@ -444,6 +445,34 @@ def test_rows_without_a_verdict_are_verified_when_the_run_goes_on(ask, problems,
         ask(teacher(server.url), problems(3), rejection="until_correct")
         assert len(server.seen) == count
     assert [row.verdict for row in stored()] == [Verdict.CORRECT] * 3
+
+
+def test_a_row_whose_text_was_changed_is_said_moved_aside_and_asked_again(ask, problems, stored, tmp_path, capsys):
+    with Server(right) as server:
+        ask(teacher(server.url), problems(3))
+        path = tmp_path / "stores" / "t.jsonl"
+        changed, *rest = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(changed.replace(b"We add", b"We ODD") + b"".join(rest))
+        count = len(questions(server))
+        ask(teacher(server.url), problems(3))
+        assert len(questions(server)) - count == 1
+    assert all("We add" in row.text for row in stored())
+    assert len(stored()) == 3
+    assert b"We ODD" in (tmp_path / "stores" / "t.jsonl.damaged").read_bytes()
+    assert "1 damaged lines (line 1) were moved to t.jsonl.damaged and are asked again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("per_second", "said"),
+    [(12.34, "12.3/s"), (1.0, "1.0/s"), (0.5, "30 a minute"), (0.02, "1.2 a minute"), (0.0005, "1.8 an hour")],
+)
+def test_a_rate_is_a_number_at_any_speed(per_second, said):
+    assert _rate(per_second) == said
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 tokens"), (499, "499 tokens"), (12_345, "12k tokens")])
+def test_few_tokens_are_counted_one_by_one(count, said):
+    assert _tokens(count) == said
 
 
 def test_a_dry_run_counts_and_sends_nothing(ask, problems, tmp_path, monkeypatch):

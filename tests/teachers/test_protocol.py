@@ -79,6 +79,19 @@ def test_retrained_weights_in_the_same_folder_are_another_model(tmp_path):
     assert prompting(backend="transformers", model=str(tmp_path), base_url=None).key(PROBLEM) != before
 
 
+def test_a_readme_beside_the_weights_changes_no_model(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"a" * 100)
+    before = prompting(backend="transformers", model=str(tmp_path), base_url=None).key(PROBLEM)
+    (tmp_path / "README.md").write_text("a note")
+    assert prompting(backend="transformers", model=str(tmp_path), base_url=None).key(PROBLEM) == before
+    (tmp_path / "config.json").write_text("{}")
+    assert prompting(backend="transformers", model=str(tmp_path), base_url=None).key(PROBLEM) != before
+
+
+def test_a_name_that_no_file_system_takes_is_a_hub_name():
+    prompting(backend="transformers", model="m" * 5000, base_url=None)
+
+
 def test_the_ends_of_large_weights_tell_models_apart(tmp_path):
     weights = tmp_path / "model.safetensors"
     keys = set()

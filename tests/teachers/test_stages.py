@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 import torch
@@ -215,6 +217,31 @@ def test_validation_names_everything_that_is_wrong_at_once(configure, monkeypatc
     assert "give `teachers:` or `rationales:`, not both" in said
     assert "problems.jsonl, line 2: question must be text" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_checking_and_planning_leave_nothing_open(configure, tmp_path):
+    (tmp_path / "old.jsonl").write_text('{"id": "p0", "text": "The answer is 4."}\n')
+    teachers = [
+        *configure().model_dump()["teachers"],
+        {"name": "old", "backend": "jsonl", "path": str(tmp_path / "old.jsonl")},
+        {"name": "local", "backend": "transformers", "model": "some/model"},
+        {"name": "lab", "backend": "lab", "model": "terse"},
+    ]
+    config = config_from({**configure().model_dump(), "teachers": teachers})
+
+    def open_now():
+        links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+        return sorted(os.readlink(link) for link in links if os.path.lexists(link)), threading.active_count()
+
+    stages.check_teachers(config)  # imports what it needs
+    before = open_now()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        assert stages.check_teachers(config) == []
+        stages.plan(config)
+        gc.collect()
+    assert open_now() == before
+    assert [w for w in caught if w.category is ResourceWarning] == []
 
 
 def test_training_before_asking_says_what_to_do(configure, servers):

@@ -72,26 +72,119 @@ def test_a_file_cut_at_any_byte_keeps_every_whole_row_and_can_be_written_again(t
             # A row that lacks nothing but the end of its line is whole.
             expected = [i for i, end in (("p0", first - 1), ("p1", len(whole) - 1)) if length >= end]
             assert [r.id for r in store.rows()] == expected, length
-            assert store.damaged == []
+            torn = length not in (0, first - 1, first, len(whole) - 1, len(whole))
+            assert store.damaged == [len(expected) + 1] * torn
             store.append(row(id="p9"))
             assert [r.id for r in store.rows()] == [*expected, "p9"]
 
 
-def test_a_torn_last_line_is_reported_with_its_size(tmp_path, row):
-    (tmp_path / "t.jsonl").write_bytes(row_line(row()) + b'{"id": "p1", "tea')
-    with Store(tmp_path, "t") as store:
-        assert store.torn_bytes == 17
+def corrupt(line: bytes) -> bytes:
+    """The line with another number in its text: still JSON, still a row."""
+    return line.replace(b"2 + 2 = 4", b"2 + 2 = 5")
 
 
-@pytest.mark.parametrize(
-    "damage", [b"\0" * 40 + b"\n", b"garbage\n", b"[1]\n", b'{"id": "p1"}\n', b"\n", b"\xff\xfe}\n"]
-)
-def test_a_damaged_line_is_reported_and_spoils_no_other(tmp_path, row, damage):
+DAMAGE = {
+    "zeros": b"\0" * 40 + b"\n",
+    "garbage": b"garbage\n",
+    "a list": b"[1]\n",
+    "half a row": b'{"id": "p1"}\n',
+    "nothing": b"\n",
+    "no UTF-8": b"\xff\xfe}\n",
+    "another text": None,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_line_is_moved_aside_and_spoils_no_other(tmp_path, row, name):
+    damage = DAMAGE[name] or corrupt(row_line(row(id="p1")))
     (tmp_path / "t.jsonl").write_bytes(row_line(row(id="p0")) + damage + row_line(row(id="p2")))
     with Store(tmp_path, "t") as store:
         assert store.damaged == [2]
         assert [r.id for r in store.rows()] == ["p0", "p2"]
-        assert store.seen("p2", 0, "0" * 16) is not None
+        assert store.seen("p1", 0, "0" * 16) is None
+        assert store.read(store.seen("p2", 0, "0" * 16).offset).id == "p2"
+        assert store.aside.read_bytes() == damage
+        store.append(row(id="p1"))
+    assert (tmp_path / "t.jsonl").read_bytes() == b"".join(row_line(row(id=i)) for i in ("p0", "p2", "p1"))
+    with Store(tmp_path, "t") as store:
+        assert store.damaged == []
+        assert store.aside.read_bytes() == damage
+
+
+def test_a_torn_last_line_is_moved_aside_too_and_what_is_aside_is_never_overwritten(tmp_path, row):
+    torn = b'{"id": "p1", "tea'
+    for count in (1, 2):
+        with (tmp_path / "t.jsonl").open("ab") as file:
+            file.write((row_line(row()) if count == 1 else b"") + torn)
+        with Store(tmp_path, "t") as store:
+            assert store.damaged == [2]
+            assert [r.id for r in store.rows()] == ["p0"]
+            assert store.aside.read_bytes() == (torn + b"\n") * count
+
+
+def test_a_reader_takes_no_text_that_was_changed(tmp_path, row):
+    (tmp_path / "t.jsonl").write_bytes(corrupt(row_line(row(id="p1"))))
+    reader = StoreReader(tmp_path, "t")
+    assert reader.read(reader.seen("p1", 0, "0" * 16).offset) is None
+    assert list(reader.rows()) == []
+
+
+def test_of_rows_with_the_same_key_the_last_one_counts(tmp_path, row):
+    rows = [row(text="first: the answer is 5."), row(text="last: the answer is 4."), row(id="p1")]
+    (tmp_path / "t.jsonl").write_bytes(b"".join(map(row_line, rows)))
+    with Store(tmp_path, "t") as store:
+        assert store.read(store.seen("p0", 0, "0" * 16).offset).text == "last: the answer is 4."
+        assert len(store) == 2
+
+
+def test_a_long_last_row_that_lacks_only_its_end_of_line_is_kept(tmp_path, row):
+    long = row(text="x" * (3 << 20))
+    (tmp_path / "t.jsonl").write_bytes(row_line(row(id="p1")) + row_line(long)[:-1])
+    with Store(tmp_path, "t") as store:
+        assert [r.id for r in store.rows()] == ["p1", "p0"]
+        store.append(row(id="p2"))
+    assert [r.id for r in StoreReader(tmp_path, "t").rows()] == ["p1", "p0", "p2"]
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """What was brought to the disk itself, as (inode, size), in order."""
+    found = []
+    fsync = os.fsync
+
+    def note(descriptor):
+        fsync(descriptor)
+        found.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(os, "fsync", note)
+    return found
+
+
+def test_syncing_and_closing_bring_every_row_to_the_disk(tmp_path, row, synced):
+    with Store(tmp_path, "t") as store:
+        inode = store.path.stat().st_ino
+        store.append(row(id="p0"))
+        synced.clear()
+        store.sync()
+        assert synced == [(inode, len(row_line(row(id="p0"))))]
+        store.append(row(id="p1"))
+        synced.clear()
+    assert synced == [(inode, 2 * len(row_line(row(id="p0"))))]
+
+
+def test_a_rewritten_store_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, row, synced, monkeypatch):
+    with Store(tmp_path, "t") as store:
+        store.append(row(id="p0", verdict=None))
+        synced.clear()
+        replace_file = type(store.path).replace
+
+        def check(fresh, target):
+            assert synced == [(fresh.stat().st_ino, fresh.stat().st_size)]
+            return replace_file(fresh, target)
+
+        monkeypatch.setattr(type(store.path), "replace", check)
+        store.rewrite([row(id="p0")])
+        assert (tmp_path.stat().st_ino, tmp_path.stat().st_size) in synced  # and so is its name
 
 
 def test_a_second_process_cannot_write_the_same_store(tmp_path):
@@ -121,12 +214,11 @@ import resource, signal, sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from pathlib import Path
 from compact_distill.errors import RunError
-from compact_distill.teachers.store import RowStatus, StoredRow
-from compact_distill.teachers.store import Store
+from compact_distill.teachers.store import RowStatus, Store, StoredRow, text_digest
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 counts = (None, None, None, 0.0, None, None)
-row = StoredRow("p", "t", 0, "0", RowStatus.OK, None, "0" * 12, "x" * 300, "", None, "4", *counts, "")
+row = StoredRow("p", "t", 0, "0", RowStatus.OK, None, text_digest("", "x" * 300), "x" * 300, "", None, "4", *counts, "")
 store = Store(Path({str(tmp_path)!r}), "t")
 store.append(row)
 try:
@@ -170,6 +262,12 @@ def test_different_names_have_different_files():
     names = ["a/b", "a_b", "a:b", "a b", ".a", "a", "é", "è", "x" * 90, "x" * 91]
     assert len({file_name(name) for name in names}) == len(names)
     assert file_name("qwen2.5-72b") == "qwen2.5-72b.jsonl"
+
+
+def test_a_name_of_any_length_has_a_store(tmp_path, row):
+    with Store(tmp_path, "x" * 5000) as store:
+        store.append(row())
+    assert len(StoreReader(tmp_path, "x" * 5000)) == 1
 
 
 def test_equal_digests_mean_equal_answers():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -136,6 +137,20 @@ def test_changed_gold_answers_change_the_verdicts_and_nothing_else(ask, problems
         ("p0", "4", Verdict.CORRECT),
         ("p1", "5", Verdict.WRONG),
     ]
+
+
+def test_verifying_again_reads_a_choice_as_it_was_read_on_arrival(ask, tmp_path, stored):
+    asked = [Problem("p0", "Where are books? problem", "B", {"choices": {"A": "bank", "B": "library"}})]
+    with Server(lambda body, number: says("Books are kept there.\nThe answer is library.")) as server:
+        ask(teacher(server.url), asked)
+    (before,) = stored()
+    assert (before.answer, before.verdict) == ("B", Verdict.CORRECT)
+    with Verifier() as verifier, Store(tmp_path / "stores", "t") as store:
+        choices = {"p0": {"A": "bank", "B": "library"}}
+        assert verify_store(store, verifier, {"p0": "B"}, everything=True, choices=choices) == 1
+        store.rewrite([replace(row, verdict=None) for row in store.rows()])
+        assert verify_store(store, verifier, golds={}) == 1
+    assert stored() == [before]
 
 
 def test_verifying_again_reads_the_answer_by_todays_rules(row, tmp_path):

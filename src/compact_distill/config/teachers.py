@@ -68,14 +68,26 @@ class TeacherConfig(Strict):
     device: str = Field("auto", description="transformers: auto, cpu, cuda, cuda:1, ...")
     ray: RayConfig | None = Field(None, description="actors of a Ray cluster: {actors: 2, num_gpus: 1}")
 
+    @field_validator("name")
+    @classmethod
+    def _can_be_read_back(cls, name: str) -> str:
+        if name != name.strip() or not name.isprintable():
+            raise ValueError(f"must be printable text without spaces around it, got {name!r}; write such a name")
+        if re.search(r"#\d+$", name):
+            raise ValueError(f"must not end in # and a number, which means a sample, got {name!r}; write another name")
+        return name
+
     @field_validator("base_url")
     @classmethod
     def _no_password(cls, url: str | None) -> str | None:
         if url is None:
             return None
+        if any(sign in url for sign in "@?#;"):
+            raise ValueError(
+                "must hold nothing but host, port and path: no password, no query, no part after # or ;; name an "
+                "environment variable in api_key_env"
+            )
         parts = urlsplit(url)
-        if parts.username or parts.password or "@" in parts.netloc or parts.query:
-            raise ValueError("must not hold a password or a query; name an environment variable in api_key_env")
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError(f"must start with http:// or https://, got {url!r}; as in http://localhost:8000/v1")
         return url

@@ -17,8 +17,10 @@ from compact_distill.method.encode import Encoder
 from compact_distill.records import Problem
 from compact_distill.students.generate import Decoding, Generator, plan_batches
 from compact_distill.teachers import protocol
+from compact_distill.teachers.answer import clean
 from compact_distill.teachers.ask import Halted, Requester
 from compact_distill.teachers.backends import build
+from compact_distill.teachers.secrets import Redactor
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +226,7 @@ class ServedWriter:
                 if isinstance(answer, str):
                     faults.append(answer)
                 else:
-                    yield index, _reply(answer)
+                    yield index, _reply(answer, member.redact)
         finally:
             for open_task in tasks:
                 open_task.cancel()
@@ -245,5 +247,6 @@ def _to_teacher(request: Attempt, decoding: Decoding) -> protocol.TeacherRequest
     )
 
 
-def _reply(answer: protocol.TeacherAnswer) -> Reply:
-    return Reply(answer.text, answer.finish_reason != "length", answer.prompt_tokens, answer.completion_tokens)
+def _reply(answer: protocol.TeacherAnswer, redact: Redactor) -> Reply:
+    finished = protocol.finish(answer.finish_reason) is protocol.Finish.WHOLE
+    return Reply(clean(answer.text, redact), finished, answer.prompt_tokens, answer.completion_tokens)

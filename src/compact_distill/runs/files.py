@@ -38,7 +38,7 @@ def atomic_write(path: str | Path, keep: bool = False) -> Iterator[IO[str]]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 class Lock:
@@ -93,7 +93,7 @@ def move_aside(path: str | Path) -> Path:
     path = Path(path)
     aside = dated_name(path)
     path.rename(aside)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return aside
 
 
@@ -271,7 +271,7 @@ def _is_hidden(relative: Path) -> bool:
     return any(part.startswith(".") for part in relative.parts)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Bring the rename itself to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

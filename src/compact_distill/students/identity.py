@@ -44,7 +44,7 @@ def student_hash(student: str | Path) -> str:
     folder = Path(student)
     if not folder.is_dir():
         return fingerprint(["hub", commit_of(student) or str(student)])
-    files = sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
+    files = _model_files(folder)
     stamps = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     base = adapter_base(folder)
     return fingerprint([_files_hash(stamps), None if base is None else student_hash(base)])
@@ -81,9 +81,9 @@ def weights_hash(model: Any) -> str:
 
 
 def folder_hash(folder: Path) -> str:
-    """SHA-256 of a folder's file names and sizes, and of the files' ends: fast, for models of a hundred gigabytes."""
+    """SHA-256 of a model's files by name, size and both ends: fast, for models of a hundred gigabytes."""
     state = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.is_file()):
+    for file in _model_files(folder):
         size = file.stat().st_size
         state.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as stream:
@@ -94,6 +94,10 @@ def folder_hash(folder: Path) -> str:
                 stream.seek(size - _END)
                 state.update(stream.read())
     return state.hexdigest()
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
 
 
 @lru_cache(maxsize=64)

@@ -86,7 +86,7 @@ def to_row(
 
     `others` holds the digests of the problem's other samples by this teacher; the answer's own is added.
     """
-    thought, said = split_reasoning(_clean(answer.text, redact), _clean(answer.reasoning, redact))
+    thought, said = split_reasoning(clean(answer.text, redact), clean(answer.reasoning, redact))
     problem = request.problem
     found = read_rationale(
         said or thought,
@@ -150,8 +150,8 @@ class Verification:
 
 
 def _ended(finish_reason: str | None) -> bool | None:
-    """Whether the text ended by itself; None where the server does not say so."""
-    return True if finish_reason in ("stop", "eos") else None
+    """Whether the text ended by itself; None where the server does not say how it ended."""
+    return finish(finish_reason) is Finish.WHOLE if finish_reason else None
 
 
 def _status(answer: TeacherAnswer, thought: str, said: str, found: str | None, repeated: bool) -> RowStatus:
@@ -167,23 +167,30 @@ def _status(answer: TeacherAnswer, thought: str, said: str, found: str | None, r
     return RowStatus.UNPARSED if found is None else RowStatus.OK
 
 
-def _clean(text: str, redact: Redact) -> str:
+def clean(text: str, redact: Redact) -> str:
     """Text that any file and tokenizer can hold, without keys: JSON may escape NUL and half of a surrogate pair."""
     return redact(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd"))
 
 
 def _optional(text: str | None, redact: Redact) -> str | None:
-    return None if text is None else _clean(text, redact)
+    return None if text is None else clean(text, redact)
 
 
 _TOGETHER = 256
 
 
-def verify_store(store: Store, verifier: Verifier, golds: Mapping[str, str], everything: bool = False) -> int:
+def verify_store(
+    store: Store,
+    verifier: Verifier,
+    golds: Mapping[str, str],
+    everything: bool = False,
+    choices: Mapping[str, Mapping[str, str]] | None = None,
+) -> int:
     """Verify the rows that have no verdict, or one on another gold answer; `everything` verifies all.
 
     Args:
         golds: the gold answers, by the problem's id; rows of other problems keep theirs.
+        choices: label and text of each choice, by the id of the problems that have any.
 
     Returns:
         How many rows were verified. The store is rewritten only if there are any.
@@ -195,29 +202,34 @@ def verify_store(store: Store, verifier: Verifier, golds: Mapping[str, str], eve
     def is_stale(row: StoredRow) -> bool:
         return everything or row.verdict is None or row.gold != golds.get(row.id, row.gold)
 
+    def read(row: StoredRow) -> StoredRow:
+        gold = golds.get(row.id, row.gold)
+        # What only lacks a verdict was read on arrival, with all that the problem says.
+        return _extracted(row, gold, (choices or {}).get(row.id)) if everything or gold != row.gold else row
+
     stale = store.unverified if not golds and not everything else sum(map(is_stale, store.rows()))
     if stale:
         store.rewrite(
             row
             for rows in _chunks(store.rows())
-            for row in _verified(rows, [is_stale(row) for row in rows], golds, verifier)
+            for row in _verified(rows, [is_stale(row) for row in rows], read, verifier)
         )
     return stale
 
 
 def _verified(
-    rows: list[StoredRow], stale: list[bool], golds: Mapping[str, str], verifier: Verifier
+    rows: list[StoredRow], stale: list[bool], read: Callable[[StoredRow], StoredRow], verifier: Verifier
 ) -> Iterator[StoredRow]:
-    fresh = [_extracted(row, golds.get(row.id, row.gold)) for row, old in zip(rows, stale, strict=True) if old]
+    fresh = [read(row) for row, old in zip(rows, stale, strict=True) if old]
     verdicts = verifier.verify_many((row.answer, row.gold) for row in fresh)
     changed = (replace(row, verdict=verdict) for row, verdict in zip(fresh, verdicts, strict=True))
     for row, old in zip(rows, stale, strict=True):
         yield next(changed) if old else row
 
 
-def _extracted(row: StoredRow, gold: str) -> StoredRow:
+def _extracted(row: StoredRow, gold: str, choices: Mapping[str, str] | None) -> StoredRow:
     """The row with the answer that today's rules find in it."""
-    found = read_rationale(row.text or row.reasoning, gold, finished=_ended(row.finish_reason))
+    found = read_rationale(row.text or row.reasoning, gold, finished=_ended(row.finish_reason), choices=choices)
     status = row.status
     if status in (RowStatus.OK, RowStatus.UNPARSED):
         status = RowStatus.UNPARSED if found.answer is None else RowStatus.OK

@@ -194,11 +194,12 @@ def _check_errors(all_counts: Sequence[Counters], max_errors: float) -> None:
 
 
 def _report_damage(store: Store) -> None:
-    if store.torn_bytes:
-        say(f"{store.path}: a torn last line of {store.torn_bytes} bytes was cut off; it is asked again")
     if store.damaged:
-        lines = ", ".join(map(str, store.damaged[:10]))
-        say(f"{store.path}: {len(store.damaged)} damaged lines are left out and asked again (lines {lines})")
+        lines = ", ".join(map(str, store.damaged[:10])) + (", ..." if len(store.damaged) > 10 else "")
+        say(
+            f"{store.path}: {len(store.damaged)} damaged lines (line {lines}) were moved to {store.aside.name} and are "
+            "asked again"
+        )
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -259,15 +260,27 @@ def columns(worker: Worker) -> list[str]:
     return [
         counts.teacher,
         f"{counts.stored + done} of {counts.stored + counts.planned}",
-        f"{counts.answers / seconds:.1f}/s" if counts.answers else "",
+        _rate(counts.answers / seconds) if counts.answers else "",
         f"about {duration(left)} left" if left and not worker.requester.halted else "",
-        f"{(counts.prompt_tokens + counts.completion_tokens) / 1000:.0f}k tokens",
+        _tokens(counts.prompt_tokens + counts.completion_tokens),
         f"{counts.correct_share:.0%} correct" if counts.correct_share is not None else "",
         f"{counts.cost:.2f} spent" if counts.cost is not None else "",
         f"{retries} retries" if retries > 0 else "",
         f"no answer: {faults}" if faults else "",
         _state(worker, now),
     ]
+
+
+def _rate(per_second: float) -> str:
+    """A rate that says something at any speed: nobody can wait for `0.0/s`."""
+    if per_second >= 1:
+        return f"{per_second:.1f}/s"
+    a_minute = 60 * per_second
+    return f"{a_minute:.{0 if a_minute >= 10 else 1}f} a minute" if a_minute >= 0.1 else f"{60 * a_minute:.1f} an hour"
+
+
+def _tokens(count: int) -> str:
+    return f"{count} tokens" if count < 10_000 else f"{count / 1000:.0f}k tokens"
 
 
 def _state(worker: Worker, now: float) -> str:

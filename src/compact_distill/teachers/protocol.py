@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -207,6 +208,6 @@ def model_identity(config: TeacherConfig) -> str:
         except OSError as error:
             message = f"teacher {config.name}: {path} must be readable: {error.strerror}; check `path`"
             raise ConfigError(message) from None
-    if config.backend == "transformers" and Path(str(config.model)).is_dir():
+    if config.backend == "transformers" and os.path.isdir(str(config.model)):
         return f"folder/{folder_hash(Path(str(config.model)))[:16]}"
     return f"{config.backend}/{config.model}"

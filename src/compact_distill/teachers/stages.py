@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from compact_distill.answers import Verifier
+from compact_distill.answers import Verifier, choices_of
 from compact_distill.config.models import RunConfig, dump_config
 from compact_distill.data.load import ProblemStream
 from compact_distill.errors import ConfigError, InputError, RunError
@@ -205,11 +205,15 @@ def _join_inputs(config: RunConfig, inputs: str) -> str:
 
 
 def _verify(config: RunConfig, folder: Path, problems: ProblemStream, everything: bool) -> int:
-    golds = {problem.id: problem.answer for problem in problems}
+    golds, choices = {}, {}
+    for problem in problems:
+        golds[problem.id] = problem.answer
+        if found := choices_of(problem.extra.get("choices")):
+            choices[problem.id] = found
     with ExitStack() as stack:
         verifier = stack.enter_context(Verifier())
         stores = [stack.enter_context(Store(folder, teacher.name)) for teacher in config.teachers]
-        return sum(verify_store(store, verifier, golds, everything) for store in stores)
+        return sum(verify_store(store, verifier, golds, everything, choices) for store in stores)
 
 
 def problem_stream(config: RunConfig) -> ProblemStream:

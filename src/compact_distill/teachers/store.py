@@ -1,7 +1,8 @@
 """The rationale store: one append-only JSONL per teacher, one row per (problem, sample, request key).
 
 A row is written by one system call before its answer counts, so a killed process loses only what was in flight.
-A lock keeps a second process out; a torn last line is cut off; a damaged line is reported and asked again.
+A lock keeps a second process out. Lines that are torn, broken or do not fit their digest are moved aside and asked
+again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 from compact_distill.errors import DataError, RunError
 from compact_distill.records import AnswerFrom, Verdict
-from compact_distill.runs.files import Lock, cut_torn_line, json_line
+from compact_distill.runs.files import Lock, json_line, sync_folder
 
 
 class RowStatus(StrEnum):
@@ -83,9 +84,11 @@ def row_line(row: StoredRow) -> bytes:
 
 
 def parse_row(line: bytes) -> StoredRow | None:
-    """Return the line's row, None where it is damaged."""
+    """Return the line's row, None where it is damaged or its texts are not those that were written."""
     try:
         values: dict[str, Any] = json.loads(line)
+        if values["digest"] != text_digest(values["reasoning"], values["text"]):
+            return None
         values["status"] = RowStatus(values["status"])
         values["answer_from"] = AnswerFrom(values["answer_from"]) if values.get("answer_from") else None
         values["verdict"] = None if values["verdict"] is None else Verdict(values["verdict"])
@@ -128,7 +131,7 @@ class StoreReader:
     def __init__(self, folder: Path, teacher: str) -> None:
         """Index the teacher's store; one that does not exist yet is empty."""
         self.path = folder / file_name(teacher)
-        self.damaged: list[int] = []  # numbers of lines that cannot be read
+        self.damaged: list[int] = []  # numbers of lines that cannot be read, as far as their heads show it
         # A number a row, because a million rows must fit: from the low end 4 bits of status, 4 of verdict, 48 of
         # digest, and the offset.
         self._index: dict[int, int] = {}
@@ -167,8 +170,8 @@ class StoreReader:
                         yield row
 
     def _read_index(self) -> None:
+        """Note where each row stands; of several with the same key the last one counts."""
         self._index.clear()
-        self.damaged.clear()
         if not self.path.exists():
             return
         offset = 0
@@ -188,7 +191,9 @@ class Store(StoreReader):
     """A store that this process alone writes. Use it as a context manager."""
 
     def __init__(self, folder: Path, teacher: str) -> None:
-        """Lock, repair and index the teacher's store; make it where there is none.
+        """Lock, check, repair and index the teacher's store; make it where there is none.
+
+        `damaged` holds the numbers of the lines that were moved aside, `aside` the file that has them now.
 
         Raises:
             RunError: another process has it open.
@@ -201,8 +206,16 @@ class Store(StoreReader):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
             raise DataError(f"{path} must be writable: {error.strerror}; choose another output folder") from None
-        self.torn_bytes = _repair(path)
-        super().__init__(folder, teacher)
+        self.path = path
+        self.aside = path.with_suffix(".jsonl.damaged")
+        try:
+            moved = self._move_damaged_aside()
+            super().__init__(folder, teacher)
+        except BaseException:
+            os.close(self._file)
+            self._lock.release()
+            raise
+        self.damaged = moved
 
     def __enter__(self) -> Store:
         return self
@@ -244,18 +257,7 @@ class Store(StoreReader):
         Raises:
             RunError: the disk is full or gone; the old rows still stand.
         """
-        fresh = self.path.with_suffix(".jsonl.new")
-        try:
-            with fresh.open("wb") as file:
-                for row in rows:
-                    file.write(row_line(row))
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self.path)
-        except OSError as error:
-            raise RunError(f"{fresh} could not be written: {error.strerror}; free space and run again") from None
-        os.close(self._file)
-        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        self._replace(map(row_line, rows))
         self._read_index()
 
     def close(self) -> None:
@@ -266,22 +268,46 @@ class Store(StoreReader):
             os.close(self._file)
             self._lock.release()
 
+    def _replace(self, lines: Iterable[bytes]) -> None:
+        fresh = self.path.with_suffix(".jsonl.new")
+        try:
+            with fresh.open("wb") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.path)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise RunError(f"{fresh} could not be written: {error.strerror}; free space and run again") from None
+        os.close(self._file)
+        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND)
+
+    def _move_damaged_aside(self) -> list[int]:
+        """Append every line that is no whole row to the file of damaged ones, and take it out of the store.
+
+        Returns:
+            The lines' numbers. A last row that lacks nothing but its end of line gets one.
+        """
+        damaged: list[int] = []
+        last = b"\n"
+        with self.path.open("rb", buffering=1 << 20) as file:
+            for number, last in enumerate(file, start=1):
+                if parse_row(last) is None:
+                    damaged.append(number)
+        if damaged:
+            wrong = set(damaged)
+            with self.path.open("rb") as file, self.aside.open("ab") as aside:
+                aside.writelines(line.rstrip(b"\n") + b"\n" for n, line in enumerate(file, start=1) if n in wrong)
+                aside.flush()
+                os.fsync(aside.fileno())
+            with self.path.open("rb") as file:
+                self._replace(line.rstrip(b"\n") + b"\n" for n, line in enumerate(file, start=1) if n not in wrong)
+        elif not last.endswith(b"\n"):
+            os.write(self._file, b"\n")
+        return damaged
+
 
 def _key(problem_id: str, sample: int, request: str) -> int:
     # 64 bits: among a million rows two meet with a chance of 3e-8, and an index of numbers stays small.
     name = f"{problem_id}\0{sample}\0{request}".encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
-
-
-def _repair(path: Path) -> int:
-    """Cut off a torn last line; return how many bytes it had. A row that lacks nothing but its end of line gets one."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(size - (1 << 20), 0))
-        tail = file.read().rpartition(b"\n")[2]
-    if tail and parse_row(tail) is not None:
-        with path.open("ab") as file:
-            file.write(b"\n")
-        return 0
-    cut_torn_line(path)
-    return size - path.stat().st_size
