@@ -8,10 +8,11 @@ import pytest
 
 import reference
 from compact_distill.answers import Verifier
-from compact_distill.config.models import TextConfig
+from compact_distill.config.models import CompatibilityConfig, TextConfig
 from compact_distill.method.encode import Encoder, _mark_thinking, thinking_spans
+from compact_distill.method.score import score
 from compact_distill.records import Instance, Rationale, Verdict
-from models import byte_level_tokenizer, sentencepiece_tokenizer
+from models import byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
 
 TOKENIZERS = {
     "byte_level": byte_level_tokenizer,
@@ -117,3 +118,40 @@ def test_a_rationale_that_takes_no_part_keeps_the_reason() -> None:
     rationales = tuple(Rationale(f"t{k}", "", extra={"status": status}) for k, status in enumerate(said))
     statuses = Encoder(byte_level_tokenizer())(Instance("p", "Why?", "12", rationales)).statuses
     assert [str(status) for status in statuses] == [*said[:7], "missing", "missing", "missing"]
+
+
+# --- rationales that are the answer itself ---
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_text_that_is_the_answer_is_learned_as_it_is(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    texts = [" Ich habe 3 Äpfel. \n", "The answer is 3.", ""]
+    instance = Instance(
+        "p", "Translate.", "Ich habe drei Äpfel.", tuple(Rationale(f"t{k}", x) for k, x in enumerate(texts))
+    )
+    problem = Encoder(tokenizer, TextConfig(rationale="answer"))(instance)
+    lead = "" if tokenizer.chat_template else " "
+    plain = lambda text: tuple(tokenizer(lead + text, add_special_tokens=False)["input_ids"])  # noqa: E731
+    assert [b and (b.reasoning, b.answer) for b in problem.branches] == [
+        ((), plain("Ich habe 3 Äpfel.")),
+        ((), plain("The answer is 3.")),
+        None,
+    ]
+    assert problem.gold == plain("Ich habe drei Äpfel.")
+    assert problem.gold_stop == len(problem.gold)
+    assert problem.statuses[2] == "missing"
+
+
+def test_scores_that_need_reasoning_count_as_0_without_it() -> None:
+    texts = ["Ich habe drei Äpfel.", "Ich hab 3 Äpfel.", "Drei"]
+    instance = Instance("p", "Translate.", texts[0], tuple(Rationale(f"t{k}", x) for k, x in enumerate(texts)))
+    further = {"local_naturalness": 1.0, "agreement": 1.0, "rank_surprisal": -1.0}
+    for estimator in ("lens", "probe"):
+        config = CompatibilityConfig(estimator=estimator, extra_scores=further)
+        model, tokenizer = tiny_model("qwen2"), byte_level_tokenizer()
+        (row,) = score(model, tokenizer, [instance], config, TextConfig(rationale="answer"))
+        assert row.adaptability == (0.0, 0.0, 0.0)
+        assert row.extra_scores["local_naturalness"] == (0.0, 0.0, 0.0)
+        assert all(value > 0 for value in (*row.difficulty, *row.consensus, *row.extra_scores["rank_surprisal"]))
+        assert sum(row.weights) == pytest.approx(1.0)

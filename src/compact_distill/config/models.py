@@ -93,6 +93,10 @@ class TextConfig(Strict):
 
     prompt_template: str = Field("Question: {question}\nAnswer:", description="used without a chat template")
     answer_template: str = Field("The answer is {answer}.", description="the answer segment's sentence")
+    rationale: Literal["reasoning", "answer"] = Field(
+        "reasoning",
+        description="what a rationale's text is: reasoning that ends in an answer, or the answer itself (translation)",
+    )
 
     @field_validator("prompt_template")
     @classmethod

@@ -157,7 +157,7 @@ class Encoder:
         gold, gold_start, gold_stop = self._encode_gold(instance)
         branches: list[Branch | None] = []
         statuses: list[RationaleStatus] = []
-        found = answers_of(instance, self.infer)
+        found = self._found(instance)
         for rationale, split in zip(instance.rationales, found, strict=True):
             branch, status = self._encode_rationale(rationale, split, len(prompt))
             branches.append(branch)
@@ -197,11 +197,25 @@ class Encoder:
             raise DataError(f"prompt of question {question!r} has no tokens; check text.prompt_template")
         return tuple(ids)
 
-    def _encode_gold(self, instance: Instance) -> tuple[tuple[int, ...], int, int]:
+    def _found(self, instance: Instance) -> list[FoundAnswer]:
+        """Reasoning and answer of each rationale; where the text is the answer itself, there is no reasoning."""
+        if self.text.rationale == "reasoning":
+            return answers_of(instance, self.infer)
+        texts = [rationale.text.strip() for rationale in instance.rationales]
+        return [FoundAnswer("", text or None, AnswerFrom.STATED if text else None) for text in texts]
+
+    def _answer_sentence(self) -> tuple[str, str]:
+        """What stands before and after an answer in its segment."""
+        if self.text.rationale == "answer":  # it follows the prompt as a reasoning does
+            return self._lead("answer"), ""
         before, after = self.text.answer_template.split("{answer}")
-        start = 1 + len(before)
+        return f"\n{before}", after
+
+    def _encode_gold(self, instance: Instance) -> tuple[tuple[int, ...], int, int]:
+        before, after = self._answer_sentence()
+        start = len(before)
         stop = start + len(instance.answer)
-        ids, offsets = self._encode_piece(f"\n{before}{instance.answer}{after}")
+        ids, offsets = self._encode_piece(f"{before}{instance.answer}{after}")
         inside = [t for t, (a, b) in enumerate(offsets) if a < stop and b > start]
         if not inside:
             raise DataError(f"problem {instance.id!r}: gold answer {instance.answer!r} has no tokens; mend the answer")
@@ -214,8 +228,8 @@ class Encoder:
             return None, _absent(rationale)
         if found.answer is None:
             return None, RationaleStatus.UNPARSED
-        before, after = self.text.answer_template.split("{answer}")
-        answer_ids, _ = self._encode_piece(f"\n{before}{found.answer}{after}")
+        before, after = self._answer_sentence()
+        answer_ids, _ = self._encode_piece(f"{before}{found.answer}{after}")
         reasoning_text = self._lead(found.reasoning) + found.reasoning
         reasoning_ids, offsets = self._encode_piece(reasoning_text)
         thinking, stops = _mark_thinking(thinking_spans(reasoning_text, self.thinking_expressions), offsets)
@@ -227,7 +241,7 @@ class Encoder:
 
     def reasoning_spans(self, text: str) -> list[tuple[int, int]]:
         """Characters of a rationale's text that each token of its reasoning stands for, as (start, end)."""
-        reasoning, _ = split_answer(text)
+        reasoning = split_answer(text)[0] if self.text.rationale == "reasoning" else ""
         lead = self._lead(reasoning)
         _, offsets = self._encode_piece(lead + reasoning)
         shift = len(text) - len(text.lstrip()) - len(lead)
