@@ -72,7 +72,7 @@ def fits(page):
 def test_the_page_is_silent_and_never_wider_than_the_screen(visit, report, viewport, scheme):
     page = visit(report, viewport, color_scheme=scheme)
     assert fits(page)
-    assert page.locator("figure").count() == 18
+    assert page.locator("figure").count() == 19
     assert page.locator("h1").inner_text().startswith("The student got better at gsm8k")
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(251, 251, 249)", "dark": "rgb(18, 20, 24)"}[scheme]

@@ -15,7 +15,7 @@ from scipy import stats
 
 from compact_distill.report import figures_weights as scores
 from compact_distill.report import read_run
-from compact_distill.report.figures_weights import curriculum
+from compact_distill.report.figures_weights import weight_moves
 from compact_distill.report.pages import run_sections
 from report.synthetic import make_run
 
@@ -26,6 +26,7 @@ KEYS = [
     "accuracy_over_training",
     "weights",
     "entropy",
+    "curriculum",
     "scores_over_training",
     "score_distributions",
     "separation",
@@ -133,6 +134,27 @@ def scores_over_training_of(folder, width=1.0):
     return {(*key, *mean_and_error(values), len(values)) for key, values in found.items()}
 
 
+def curriculum_of(folder):
+    """Correlation of the centred ranks within problems, by epoch; no two values of this run are equal."""
+    rows, length = lines(folder / "scores.jsonl"), {(i, r["teacher"]): r["tokens"] for i, r in rationales(folder)}
+    first = {row["id"]: row for row in reversed(rows)}
+    out = set()
+    for epoch, group in grouped((bin_end(row["epoch"]), row) for row in rows).items():
+        for name in ("difficulty", "length"):
+            a, b = [], []
+            for row in group:
+                here = [k for k, s in enumerate(row["statuses"]) if s == "ok"]
+                if name == "length":
+                    other = [length[row["id"], row["teachers"][k]] for k in here]
+                else:
+                    other = [first[row["id"]]["difficulty"][k] for k in here]
+                for column, values in ((a, [row["weights"][k] for k in here]), (b, other)):
+                    ranks = stats.rankdata(values)
+                    column.extend(ranks - ranks.mean())
+            out.add((epoch, name, float(np.dot(a, b) / np.sqrt(np.dot(a, a) * np.dot(b, b)))))
+    return out
+
+
 def verdicts(folder):
     return {(i, r["teacher"]): r["verdict"] for i, r in rationales(folder) if r["verdict"] in ("correct", "wrong")}
 
@@ -235,7 +257,7 @@ CURVES = ("epoch", "loss", "loss_likelihood", "loss_consistency", "grad_norm", "
 # By figure: the columns that are compared, and the rows they must hold.
 REFERENCES = {
     "accuracy": (
-        ("student", "task", "accuracy", "low", "high"),
+        ("student", "task", "value", "low", "high"),
         lambda run: {
             (who, r["task"]["name"], *(r["result"][k] for k in ("accuracy", "low", "high")))
             for who, r in accuracies(run)
@@ -254,6 +276,7 @@ REFERENCES = {
     ),
     "weights": (("epoch", "teacher", "weight", "sem", "wins", "n"), weights_of),
     "entropy": (("epoch", "entropy", "sem", "n"), entropies_of),
+    "curriculum": (("epoch", "property", "correlation"), curriculum_of),
     "scores_over_training": (("epoch", "teacher", "score", "mean", "sem", "n"), scores_over_training_of),
     "score_distributions": (("score", "teacher", "verdict", "count", "median"), score_distributions_of),
     "separation": (("score", "reading", "chance", "pairs"), separation_of),
@@ -379,16 +402,18 @@ def test_weights_and_entropy_are_those_of_the_file(folder, found):
 
 
 def test_a_curriculum_is_told_only_where_weights_moved_beyond_chance(folder, tmp_path):
-    assert curriculum(read_run(folder).trace).startswith("The weights moved: between first and last reading qwq gained")
+    assert weight_moves(read_run(folder).trace).startswith(
+        "The weights moved: between first and last reading qwq gained"
+    )
     path = make_run(tmp_path / "still", problems=12) / "scores.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     by_id = {}
     for row in rows:
         row["weights"] = by_id.setdefault(row["id"], row["weights"])
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert curriculum(read_run(path.parent).trace).startswith("The weights stayed")
+    assert weight_moves(read_run(path.parent).trace).startswith("The weights stayed")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["epoch"] < 1))
-    assert curriculum(read_run(path.parent).trace).startswith("Every problem was read once")
+    assert weight_moves(read_run(path.parent).trace).startswith("Every problem was read once")
 
 
 def test_long_logs_are_averaged_and_say_so(tmp_path):

@@ -33,13 +33,14 @@ def weights(*rows, teachers=("a", "b")):
 @pytest.mark.parametrize(
     ("changes", "value", "words"),
     [
-        ([change("x", 0.1, 0.05)], "Yes: +10.0 points", "The student got better at x (+10.0 points)."),
-        ([change("x", 0.1, 0.2)], "No clear change", "The student shows no clear change on x (+10.0 points)."),
-        ([change("x", -0.1, 0.05)], "Worse: −10.0 points", "The student got worse at x (−10.0 points)."),
+        ([change("x", 0.1, 0.05)], "Yes: +10.0 points", "The student got better at x (+10.0 percentage points)."),
+        ([change("x", 0.1, 0.2)], "No clear change", "The student shows no clear change on x (+10.0 percentage points)."),
+        ([change("x", -0.1, 0.05)], "Worse: −10.0 points", "The student got worse at x (−10.0 percentage points)."),
         (
             [change("x", 0.1, 0.05), change("y", -0.2, 0.05), change("z", 0.0, 0.05)],
             "Mixed: −3.3 points",
-            "The student got better at x (+10.0 points), but worse at y (−20.0), with no clear change on z (+0.0).",
+            "The student got better at x (+10.0 percentage points), but worse at y (−20.0), "
+            "with no clear change on z (+0.0).",
         ),
     ],
 )
@@ -134,7 +135,7 @@ def test_the_terminal_shows_the_verdict_the_changes_and_the_weights():
 def test_right_and_wrong_are_compared_within_the_teachers_that_wrote_both():
     def problem(name, **verdicts):
         rationales = {t: UsedRationale(t, "...", "1", verdict, "ok", 9) for t, verdict in verdicts.items()}
-        return UsedProblem(name, "?", "1", 5, rationales)
+        return UsedProblem(name, "?", "1", rationales)
 
     trace = weights([0.7, 0.3], [0.9, 0.1])
     mixed = {"p0": problem("p0", a="correct", b="correct"), "p1": problem("p1", a="correct", b="wrong")}

@@ -48,7 +48,9 @@ def test_the_comparison_shows_results_weights_losses_and_paired_changes(three, t
     document = json.loads((three[0].path / "eval" / "changes.json").read_text())
     assert [f.key for f in compare_figures(three)] == ["compare_accuracy", "compare_weights", "compare_loss"]
     found = {f.key: f for f in compare_figures(three, [document, document])}
-    assert ("b/run", "gsm8k", "learned", 200, 0.13, 0.09, 0.17, 31, 7, 0.0001) in found["compare_change"].table.rows
+    assert ("b/run", "gsm8k", "learned", "accuracy", 200, 0.13, 0.09, 0.17, 31, 7, 0.0001) in found[
+        "compare_change"
+    ].table.rows
     losses = [row for row in found["compare_loss"].table.rows if row[0] == "b/run"]
     logged = [json.loads(line) for line in (three[1].path / "training_log.jsonl").read_text().splitlines()]
     assert [row[2] for row in losses] == pytest.approx([row["loss"] for row in logged if "loss" in row])

@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
 def test_report_writes_the_page_and_prints_the_main_figures(runs):
     result = compact("report", runs[0])
     assert (runs[0] / "report.html").read_text().startswith("<!doctype html>")
-    assert result.stdout.startswith("The student got better at gsm8k (+13.0 points)")
+    assert result.stdout.startswith("The student got better at gsm8k (+13.0 percentage points)")
     assert result.stdout.endswith(f"report: {runs[0] / 'report.html'}\n")
 
 

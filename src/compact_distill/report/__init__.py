@@ -46,7 +46,7 @@ from compact_distill.report.pages import (
     verdict,
 )
 from compact_distill.report.read import RunData, content_stamp, read_run
-from compact_distill.report.text import DASH, number, percent, points, short
+from compact_distill.report.text import DASH, UNITS, measured, moved, number, percent, short
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.progress import text_table
 
@@ -117,11 +117,11 @@ def summary(run: RunData) -> str:
     lines = [head.verdict, ""]
     if run.changes:
         width = max(len(short(c.task, _NAME)) for c in run.changes)
-        for c in sorted(run.changes, key=lambda c: (c.role != "learned", c.task)):
-            lines.append(
-                f"  {short(c.task, _NAME):<{width}}  {percent(c.before):>7} → {percent(c.after):>7}   "
-                f"{points(c.difference):>6} points (95 %: {points(c.low)} to {points(c.high)})"
-            )
+        for c in sorted((c for c in run.changes if c.main), key=lambda c: (c.role != "learned", c.task)):
+            levels = f"{measured(c.before, c.metric):>7} → {measured(c.after, c.metric):>7}"
+            change = f"{moved(c.difference, c.metric):>6} {'' if c.metric in UNITS else 'points '}"
+            span = f"{moved(c.low, c.metric)} to {moved(c.high, c.metric)}"
+            lines.append(f"  {short(c.task, _NAME):<{width}}  {levels}   {change}(95 %: {span})")
         lines.append("")
     weights = weight_shares(run)
     if weights:
@@ -145,8 +145,9 @@ def comparison(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()
     changes = compared(run_names(runs), paired)
     if changes:
         rows = [
-            (name, c.task, points(c.difference), points(c.low), points(c.high), c.rows, c.mcnemar_p)
+            (name, c.task, *(moved(v, c.metric) for v in (c.difference, c.low, c.high)), c.rows, c.mcnemar_p)
             for name, c in changes
+            if c.main
         ]
         columns = (f"against {run_names(runs)[0]}", "task", "points", "low", "high", "rows", "McNemar p")
         parts.append(_aligned(Table(columns, rows)))

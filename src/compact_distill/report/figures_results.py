@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from compact_distill.report.charts import (
     Line,
     Mark,
     Ridge,
+    Show,
     column_chart,
     heat_chart,
     interval_chart,
@@ -24,17 +25,17 @@ from compact_distill.report.charts import (
     ridge_chart,
     stack_chart,
 )
-from compact_distill.report.drawing import Figure, Key, Table, spaced
+from compact_distill.report.drawing import Chart, Figure, Key, Table, spaced
 from compact_distill.report.read import RunData, TaskResult, UsedRationale
-from compact_distill.report.text import number, percent, plural, points
+from compact_distill.report.text import UNITS, moved, number, plural, whole_percent, whole_points
 from compact_distill.report.trace import Floats
 
 _BEFORE, _AFTER = "base", "student"
 
 
 def final_results(run: RunData) -> list[tuple[str, TaskResult | None, TaskResult | None]]:
-    """Each task with its result before and after training, learned tasks first."""
-    found = {(r.student, r.task): r for r in run.results}
+    """Each task with its result before and after training by the measure that counts, learned tasks first."""
+    found = {(r.student, r.task): r for r in run.results if r.main}
     tasks = sorted({r.task for r in run.results}, key=lambda task: (_role(run, task) != "learned", task))
     pairs = [(task, found.get((_BEFORE, task)), found.get((_AFTER, task))) for task in tasks]
     return [pair for pair in pairs if pair[1] or pair[2]]
@@ -44,36 +45,63 @@ def _role(run: RunData, task: str) -> str | None:
     return next((r.role for r in run.results if r.task == task and r.role), None)
 
 
-def accuracy(run: RunData) -> Figure | None:
-    """Accuracy before and after, with intervals."""
-    pairs = final_results(run)
-    if not pairs:
-        return None
-    rows = []
-    for task, before, after in pairs:
-        marks = [
-            Mark(name, r.value, r.low, r.high, css, shape)
-            for name, r, css, shape in (("before", before, "before", 0), ("after", after, "after", 2))
-            if r
+def unit_charts(
+    entries: Iterable[tuple[str, str, str, Mark]], title: str, prefix: str, label: str, show: Show, **more: Any
+) -> list[Chart]:
+    """A chart of intervals for accuracies, and one for each measure in another unit.
+
+    Args:
+        entries: task, what stands behind its name, measure, mark; marks of one task and measure share a row.
+        title: of the accuracies' chart; `prefix` stands before the unit in the title of the others.
+        label: of the accuracies' x axis; the others have their unit.
+        show: numbers of accuracies.
+        more: passed on to `interval_chart`.
+    """
+    charts, entries = [], list(entries)
+    for unit in ("", *UNITS.values()):
+        rows: dict[tuple[str, str, str], list[Mark]] = {}
+        for task, behind, metric, mark in entries:
+            if UNITS.get(metric, "") == unit:
+                rows.setdefault((task, metric, behind), []).append(mark)
+        measures = Counter(task for task, *_ in rows)
+        named = [
+            (f"{task}, {metric}{behind}" if measures[task] > 1 else f"{task}{behind}", marks)
+            for (task, metric, behind), marks in rows.items()
         ]
-        rows.append((f"{task} ({_role(run, task)})" if _role(run, task) else task, marks))
-    sheet = interval_chart(
-        "Accuracy", rows, x_label="share of right answers", show=lambda v: percent(v, 0), joined=True, x_range=None
-    )
-    columns = ("student", "task", "role", "accuracy", "low", "high", "rows", "unparsed", "truncated")
+        if rows and unit:
+            whole = f"{prefix}{unit} (less is better)"
+            charts.append(interval_chart(whole[:1].upper() + whole[1:], named, x_label=unit, **more))
+        elif rows:
+            charts.append(interval_chart(title, named, x_label=label, show=show, **more))
+    return charts
+
+
+def accuracy(run: RunData) -> Figure | None:
+    """Results before and after, with intervals."""
+    looks = {_BEFORE: ("before", 0), _AFTER: ("after", 2)}
+    done = [r for r in run.results if r.student in looks]
+    if not done:
+        return None
+    done.sort(key=lambda r: (_role(run, r.task) != "learned", r.task, r.metric, r.student != _BEFORE))
+    entries = []
+    for r in done:
+        css, shape = looks[r.student]
+        role = f" ({_role(run, r.task)})" if _role(run, r.task) else ""
+        entries.append((r.task, role, r.metric, Mark(css, r.value, r.low, r.high, css, shape)))
+    columns = ("student", "task", "role", "metric", "value", "low", "high", "rows", "unparsed", "truncated")
     return Figure(
         "accuracy",
-        "Accuracy before and after training",
+        "Before and after training",
         "Look for intervals that do not overlap: those changes are very likely real. Learned tasks should move right; "
-        "retained tasks should stay. Bars are 95 % Wilson intervals over rows. An answer that could not be read "
-        "counts as wrong, so watch the unparsed and truncated columns below before you trust a low number.",
-        [sheet],
-        Table(
-            columns,
-            [(r.student, r.task, r.role, r.value, r.low, r.high, r.rows, r.unparsed, r.truncated) for r in run.results],
-        ),
+        "retained tasks should stay. Bars are 95 % intervals over rows (Wilson's, for accuracy). An answer that could "
+        "not be read counts as wrong, so watch the unparsed and truncated columns below before you trust a low number.",
+        unit_charts(entries, "Accuracy", "", "share of right answers", whole_percent, joined=True),
+        Table(columns, [tuple(getattr(r, name) for name in columns) for r in run.results]),
         legend=[Key("before (base)", "before", 0), Key("after (student)", "after", 2)],
     )
+
+
+CHANGE_COLUMNS = ("task", "role", "metric", "rows", "difference", "low", "high", "gained", "lost", "mcnemar_p")
 
 
 def change(run: RunData) -> Figure | None:
@@ -81,55 +109,43 @@ def change(run: RunData) -> Figure | None:
     if not run.changes:
         return None
     order = sorted(run.changes, key=lambda c: (c.role != "learned", c.task))
-    rows = [
-        (
-            f"{c.task}: {points(c.difference)} points",
-            [
-                Mark(
-                    "after - before",
-                    c.difference,
-                    c.low,
-                    c.high,
-                    "after" if c.low > 0 else "wrong" if c.high < 0 else "s7",
-                )
-            ],
-        )
-        for c in order
-    ]
-    sheet = interval_chart(
-        "Change, in percentage points", rows, x_label="after − before", show=lambda v: points(v, 0), reference=0.0
-    )
-    columns = ("task", "role", "rows", "difference", "low", "high", "gained", "lost", "mcnemar_p")
+    entries = []
+    for c in order:
+        css = "after" if c.better else "wrong" if c.worse else "s7"
+        mark = Mark("after - before", c.difference, c.low, c.high, css)
+        entries.append((c.task, f": {moved(c.difference, c.metric)}", c.metric, mark))
     return Figure(
         "change",
         "Change on the same rows",
         "Look at whether a bar crosses zero: grey bars do, so chance alone could explain them; blue is better, orange "
         "is worse. This is the sharper test, because both students answered the same rows (paired bootstrap, 95 %). "
         "Gained rows turned right, lost rows turned wrong; p is the exact McNemar test of the two counts.",
-        [sheet],
-        Table(columns, [tuple(getattr(c, name) for name in columns) for c in order]),
+        unit_charts(entries, "Change, percentage points", "change, ", "after − before", whole_points, reference=0.0),
+        Table(CHANGE_COLUMNS, [tuple(getattr(c, name) for name in CHANGE_COLUMNS) for c in order]),
     )
 
 
 def accuracy_over_training(run: RunData) -> Figure | None:
     """Accuracy of the checkpoints, where more than base and student were evaluated."""
-    epochs = sorted({r.epoch for r in run.results if r.epoch is not None})
+    shares = [r for r in run.results if r.main and r.metric not in UNITS and r.epoch is not None]
+    epochs = sorted({float(r.epoch) for r in shares if r.epoch is not None})
     if len(epochs) < 3:
         return None
     lines = []
-    tasks = [task for task, *_ in final_results(run)] or sorted({r.task for r in run.results})
-    for index, task in enumerate(tasks):
-        at = {r.epoch: r for r in run.results if r.task == task}
+    for index, task in enumerate(dict.fromkeys(r.task for r in shares)):
+        at = {r.epoch: r for r in shares if r.task == task}
         column = [[getattr(at[e], key) if e in at else math.nan for e in epochs] for key in ("value", "low", "high")]
         lines.append(Line(task, column[0], index, column[1], column[2]))
-    rows = [(r.epoch, r.task, r.value, r.low, r.high) for r in run.results if r.epoch is not None]
     return Figure(
         "accuracy_over_training",
         "Accuracy while training",
         "Look for the epoch after which learned tasks stop rising, and whether retained tasks start to fall there: "
         "that is where training could have ended. Bands are 95 % Wilson intervals.",
-        [line_chart("Accuracy of the checkpoints", epochs, lines, x_label="epoch", show=lambda v: percent(v, 0))],
-        Table(("epoch", "task", "accuracy", "low", "high"), sorted(rows)),
+        [line_chart("Accuracy of the checkpoints", epochs, lines, x_label="epoch", show=whole_percent)],
+        Table(
+            ("epoch", "task", "accuracy", "low", "high"),
+            sorted((r.epoch, r.task, r.value, r.low, r.high) for r in shares),
+        ),
     )
 
 
@@ -247,7 +263,7 @@ CURVES = {
 
 def training(run: RunData) -> Figure | None:
     """All curves of the training log."""
-    values = {key: np.array([_number(row.get(key)) for row in run.log]) for key in ("epoch", *CURVES)}
+    values = {key: np.array([log_number(row.get(key)) for row in run.log]) for key in ("epoch", *CURVES)}
     if not len(run.log) or np.isnan(values["loss"]).all():
         return None
     logged = ~np.isnan(values["loss"])
@@ -280,7 +296,8 @@ def loss_curve(run: RunData) -> list[tuple[float, float]]:
     return [(row[0], row[1]) for row in figure.table.rows] if figure else []
 
 
-def _number(value: Any) -> float:
+def log_number(value: Any) -> float:
+    """A value of the training log; NaN where it is none."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
@@ -385,7 +402,7 @@ def agreement(run: RunData) -> Figure | None:
         "Who agrees with whom",
         "Teachers that always agree teach the same thing twice; one that agrees with nobody is either the best or "
         "the worst, and the weights should tell which. Two answers agree if both are right or their texts are equal.",
-        [heat_chart("Same answer", order, cells, show=lambda v: percent(v, 0), level=lambda v: round(4 * max(v, 0.0)))],
+        [heat_chart("Same answer", order, cells, show=whole_percent, level=lambda v: round(4 * max(v, 0.0)))],
         Table(("a", "b", "share", "n"), table),
     )
 

@@ -12,8 +12,8 @@ import numpy as np
 from compact_distill.report.charts import Line, Mark, Ridge, heat_chart, interval_chart, line_chart, ridge_chart
 from compact_distill.report.drawing import Figure, Key, Table, series
 from compact_distill.report.read import RunData
-from compact_distill.report.text import listed, number, percent, share_text
-from compact_distill.report.trace import Floats, Trace, mean_sem
+from compact_distill.report.text import listed, number, percent, share_text, whole_percent
+from compact_distill.report.trace import Floats, Trace, Trend, mean_sem, weight_trend
 
 Z = 1.96  # standard errors to a side of a 95 % interval
 
@@ -45,9 +45,7 @@ def weights(run: RunData) -> Figure | None:
     win_lines, win_rows = curves(trace, trace.wins_NK)
     charts = [
         line_chart("Mean weight", epochs, lines, x_label="epoch", reference=even, x_ticks=x_ticks(epochs)),
-        line_chart(
-            "Share of wins", epochs, win_lines, x_label="epoch", show=lambda v: percent(v, 0), x_ticks=x_ticks(epochs)
-        ),
+        line_chart("Share of wins", epochs, win_lines, x_label="epoch", show=whole_percent, x_ticks=x_ticks(epochs)),
     ]
     wins = {(epoch, k): mean for epoch, k, mean, *_ in win_rows}
     table = [(epoch, trace.teachers[k], mean, sem, wins[epoch, k], n) for epoch, k, mean, sem, n in rows]
@@ -60,7 +58,7 @@ def weights(run: RunData) -> Figure | None:
         charts,
         Table(("epoch", "teacher", "weight", "sem", "wins", "n"), table),
         legend=teacher_keys(trace),
-        finding=curriculum(trace),
+        finding=weight_moves(trace),
     )
 
 
@@ -92,6 +90,55 @@ def entropy(run: RunData) -> Figure | None:
         [sheet],
         Table(("epoch", "entropy", "sem", "n"), stats),
     )
+
+
+def lengths_PK(run: RunData, trace: Trace) -> Floats:
+    """Tokens of each problem's rationales; NaN where nobody knows."""
+    found = [[run.rationale(p, t) for t in trace.teachers] for p in trace.ids]
+    return np.array([[float(r.tokens) if r and r.tokens else math.nan for r in row] for row in found])
+
+
+def curriculum(run: RunData) -> Figure | None:
+    """Whether the weight moves, over training, towards harder or longer rationales."""
+    trace = run.trace
+    if trace is None:
+        return None
+    properties = {"length": lengths_PK(run, trace)}
+    if "difficulty" in trace.scores:
+        properties = {"difficulty": trace.scores["difficulty"][trace.first], **properties}
+    trends = {name: trend for name, values in properties.items() if (trend := weight_trend(trace, values))}
+    if not trends:
+        return None
+    charts, table = [], []
+    for name, trend in trends.items():
+        epochs, found, low, high = (list(column) for column in zip(*trend.points, strict=True))
+        title = "Weight against length" if name == "length" else "Weight against difficulty at first reading"
+        lines, level = [Line(name, found, 0, low, high)], (0.0, "weight does not follow it")
+        ticks = x_ticks(epochs)
+        charts.append(line_chart(title, epochs, lines, x_label="epoch", reference=level, labels=False, x_ticks=ticks))
+        table += [(epoch, name, *numbers) for epoch, *numbers in trend.points]
+    return Figure(
+        "curriculum",
+        "Does a curriculum show?",
+        "Above the line harder (or longer) rationales of a problem weigh more than its easier (shorter) ones, below "
+        "it less. A line that rises from left to right is a curriculum: easy ones first, harder ones later. Rank "
+        "correlation within problems; difficulty is that of the first reading, so that it cannot move with the "
+        "student. Bands are 95 % intervals of a bootstrap over problems.",
+        charts,
+        Table(("epoch", "property", "correlation", "low", "high"), table),
+        finding=" ".join(_trend_sentence(name, trend) for name, trend in trends.items()),
+    )
+
+
+def _trend_sentence(name: str, trend: Trend) -> str:
+    change, low, high = trend.change
+    more, less = ("longer", "shorter") if name == "length" else ("harder", "easier")
+    if not math.isfinite(change):
+        return f"Too few readings to see a trend with {name}."
+    span = f"({number(change, 2)}; 95 %: {number(low, 2)} to {number(high, 2)})"
+    if low <= 0 <= high:
+        return f"No trend with {name} shows {span}."
+    return f"The weight moved towards {more if change > 0 else less} rationales {span}."
 
 
 def scores_over_training(run: RunData) -> Figure | None:
@@ -134,7 +181,7 @@ def x_ticks(epochs: list[float]) -> list[float]:
     return epochs if len(epochs) <= 6 and all(e == int(e) for e in epochs) else []
 
 
-def curriculum(trace: Trace) -> str:
+def weight_moves(trace: Trace) -> str:
     """Whether weights moved between the first and the last reading of the same problems, as a sentence."""
     both = trace.first != trace.last
     if not both.any():
@@ -243,7 +290,7 @@ def separation(run: RunData) -> Figure | None:
         "Right beats wrong",
         rows,
         x_label="share of pairs within one problem",
-        show=lambda v: percent(v, 0),
+        show=whole_percent,
         reference=0.5,
         x_range=(min(0.3, *(c for *_, c, _ in table)) - 0.02, max(0.7, *(c for *_, c, _ in table)) + 0.02),
     )
@@ -260,13 +307,20 @@ def separation(run: RunData) -> Figure | None:
     )
 
 
-def pair_order(values_PK: Floats, right_PK: np.ndarray, wrong_PK: np.ndarray) -> tuple[float, int]:
-    """Share of (right, wrong) pairs of one problem whose right one is larger, ties half; and the number of pairs."""
+def pair_sums(values_PK: Floats, right_PK: np.ndarray, wrong_PK: np.ndarray) -> tuple[Floats, Floats]:
+    """For each problem, how many of its (right, wrong) pairs have the larger value on the right side, ties half; of
+    how many."""
     difference = values_PK[:, :, None] - values_PK[:, None, :]
     pairs = right_PK[:, :, None] & wrong_PK[:, None, :] & ~np.isnan(difference)
-    count = int(pairs.sum())
-    score = ((difference > 0) + 0.5 * (difference == 0))[pairs].sum()
-    return (float(score / count) if count else math.nan), count
+    wins = np.where(pairs, (difference > 0) + 0.5 * (difference == 0), 0.0)
+    return wins.sum((1, 2)), pairs.sum((1, 2)).astype(float)
+
+
+def pair_order(values_PK: Floats, right_PK: np.ndarray, wrong_PK: np.ndarray) -> tuple[float, int]:
+    """Share of (right, wrong) pairs of one problem whose right one is larger, ties half; and the number of pairs."""
+    wins_P, pairs_P = pair_sums(values_PK, right_PK, wrong_PK)
+    count = int(pairs_P.sum())
+    return (float(wins_P.sum() / count) if count else math.nan), count
 
 
 def weight_by_verdict(run: RunData) -> Figure | None:

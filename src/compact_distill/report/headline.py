@@ -11,7 +11,20 @@ from compact_distill.report.figures_results import final_results
 from compact_distill.report.figures_weights import RIGHT, WRONG, verdicts_PK
 from compact_distill.report.page import Card
 from compact_distill.report.read import PairedChange, RunData
-from compact_distill.report.text import DASH, duration, listed, number, percent, plural, points, share_text, short
+from compact_distill.report.text import (
+    DASH,
+    UNITS,
+    duration,
+    listed,
+    measured,
+    moved,
+    number,
+    percent,
+    plural,
+    points,
+    share_text,
+    short,
+)
 from compact_distill.report.trace import mean_sem
 
 _EVEN = 0.01  # weights closer than this are not told apart
@@ -39,23 +52,30 @@ def headline(run: RunData) -> Headline:
 
 
 def _of_role(changes: Sequence[PairedChange], role: str) -> list[PairedChange]:
-    return [c for c in changes if c.role == role or (role == "learned" and c.role is None)]
+    return [c for c in changes if c.main and (c.role == role or (role == "learned" and c.role is None))]
 
 
 def _named(changes: Sequence[PairedChange], unit: bool = False) -> str:
-    return listed(
-        [
-            f"{short(c.task, 40)} ({points(c.difference)}{' points' if unit and i == 0 else ''})"
-            for i, c in enumerate(changes)
-        ]
-    )
+    """Tasks with their changes; `unit` says in the first one what the numbers are."""
+    first = next((c for c in changes if c.metric not in UNITS), None) if unit else None
+    units = {c.task: " percentage points" if c is first else f" {UNITS.get(c.metric, '')}".rstrip() for c in changes}
+    return listed([f"{short(c.task, 40)} ({moved(c.difference, c.metric)}{units[c.task]})" for c in changes])
 
 
 def _spans(changes: Sequence[PairedChange]) -> list[str]:
-    """A line for each task: accuracy before and after, and the interval of the difference."""
-    return [
-        f"{short(c.task, 40)}: {percent(c.before)} → {percent(c.after)} ({points(c.low)} to {points(c.high)})"
+    """A line for each task: its result before and after, and the interval of the difference; then what that means."""
+    lines = [
+        f"{short(c.task, 40)}: {measured(c.before, c.metric)} → {measured(c.after, c.metric)} "
+        f"({moved(c.low, c.metric)} to {moved(c.high, c.metric)})"
         for c in changes
+    ]
+    rows = sorted({c.rows for c in changes})
+    asked = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,} to {rows[-1]:,}"
+    less = " Less is better where a unit is named." if any(c.metric in UNITS for c in changes) else ""
+    return [
+        *lines,
+        f"Right answers before → after training, to the same {asked} questions, none of them trained on; in brackets "
+        f"the range in which the change very likely lies (95 %).{less}",
     ]
 
 
@@ -65,8 +85,8 @@ def _learned_clause(run: RunData) -> str:
         if any(r.role != "retained" for r in run.results):
             return "whether the student got better cannot be told: before and after were not compared on the same rows"
         return "whether the student got better is not known: no benchmark was run before and after training"
-    up = [c for c in changes if c.low > 0]
-    down = [c for c in changes if c.high < 0]
+    up = [c for c in changes if c.better]
+    down = [c for c in changes if c.worse]
     same = [c for c in changes if c not in up and c not in down]
     parts = []
     if up:
@@ -83,11 +103,12 @@ def _better(run: RunData) -> Card:
     changes = _of_role(run.changes, "learned")
     if not changes:
         last = [(task, after or before) for task, before, after in final_results(run)]
-        known = [f"{short(task, 40)}: {percent(r.value)}" for task, r in last if r and r.role != "retained"]
+        known = [f"{short(task, 40)}: {measured(r.value, r.metric)}" for task, r in last if r and r.role != "retained"]
         return Card(question, "Not known", ["Before and after were not compared on the same rows.", *known])
-    mean = sum(c.difference for c in changes) / len(changes)
-    up, down = any(c.low > 0 for c in changes), any(c.high < 0 for c in changes)
-    size = f"{points(mean)} points"
+    shares = [c for c in changes if c.metric not in UNITS]
+    mean = sum(c.difference for c in shares or changes) / len(shares or changes)
+    up, down = any(c.better for c in changes), any(c.worse for c in changes)
+    size = f"{points(mean)} points" if shares else f"{moved(mean, changes[0].metric)} {UNITS[changes[0].metric]}"
     if up and down:
         return Card(question, f"Mixed: {size}", _spans(changes))
     if up or down:
@@ -102,8 +123,8 @@ def _kept_clause(run: RunData) -> str:
     changes = _of_role(run.changes, "retained")
     if not changes:
         return ""
-    lost = [c for c in changes if c.high < 0]
-    gained = [c for c in changes if c.low > 0]
+    lost = [c for c in changes if c.worse]
+    gained = [c for c in changes if c.better]
     if lost:
         return f"it lost on {_named(lost)}"
     if len(gained) == len(changes):
@@ -116,13 +137,16 @@ def _kept(run: RunData) -> Card:
     changes = _of_role(run.changes, "retained")
     if not changes:
         return Card(question, "Not known", ["No retained benchmark was compared before and after training."])
-    lost = sorted((c for c in changes if c.high < 0), key=lambda c: c.difference)
+    lost = sorted((c for c in changes if c.worse), key=lambda c: (c.metric in UNITS, -abs(c.difference)))
     if lost:
-        worst = f"{points(lost[0].difference)} points on {short(lost[0].task, 40)}"
+        unit = UNITS.get(lost[0].metric, "points")
+        worst = f"{moved(lost[0].difference, lost[0].metric)} {unit} on {short(lost[0].task, 40)}"
         return Card(question, worst, _spans(changes), "bad")
-    least = min(c.low for c in changes)
+    shares = [c for c in changes if c.metric not in UNITS]
+    least = min((c.low for c in shares), default=0.0)
     caution = [f"A loss of up to {points(-least).lstrip('+')} points cannot be excluded."] if least < 0 else []
-    return Card(question, "Nothing clear" if caution else "Nothing", _spans(changes) + caution, "good")
+    clear = all(c.better for c in changes)
+    return Card(question, "Nothing" if clear else "Nothing clear", [*_spans(changes), *caution], "good")
 
 
 # ---- whom did it learn from?

@@ -20,8 +20,20 @@ from compact_distill.report.drawing import Figure, Key, Table, series
 from compact_distill.report.explorer import pack_explorer, read_gains
 from compact_distill.report.headline import headline, most_trusted, weight_shares
 from compact_distill.report.page import Section, fragment, page
-from compact_distill.report.read import PairedChange, RunData, read_changes
-from compact_distill.report.text import DASH, clean, duration, listed, percent, plural, points, short
+from compact_distill.report.read import PairedChange, RunData, TaskResult, read_changes
+from compact_distill.report.signatures import signatures
+from compact_distill.report.text import (
+    DASH,
+    UNITS,
+    clean,
+    duration,
+    listed,
+    percent,
+    plural,
+    short,
+    whole_percent,
+    whole_points,
+)
 
 MAX_BYTES = 15_000_000  # of a page
 _EXPLORER = "<!--explorer-->"  # no text can hold it: what is put into a template is escaped
@@ -48,7 +60,9 @@ def run_sections(run: RunData) -> list[Section]:
             "A rationale is one teacher's worked-out solution. For every problem the student weighs its teachers' "
             "rationales by how compatible they are with it, anew each time it reads the problem; the weights of a "
             "problem sum to 1.",
-            _there(weights.weights(run), weights.entropy(run), weights.scores_over_training(run)),
+            _there(
+                weights.weights(run), weights.entropy(run), weights.curriculum(run), weights.scores_over_training(run)
+            ),
             nothing="scores.jsonl holds no weights yet; training writes them.",
         ),
         Section(
@@ -124,6 +138,7 @@ def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYT
         lede=_about(run),
         cards=top.cards,
         facts=top.facts,
+        checks=signatures(run),
         missing=[*run.missing, *damaged],
         scripts=("page.js", "explorer.js"),
     )
@@ -241,7 +256,8 @@ def compare_page(runs: Sequence[RunData], sections: Sequence[Section], paired: S
 
 def overview(runs: Sequence[RunData]) -> Table:
     """One row a run: accuracy after training on every task, problems, time."""
-    tasks = list(dict.fromkeys(task for run in runs for task, *_ in results.final_results(run)))
+    found = [(task, r.metric) for run in runs for task, *pair in results.final_results(run) for r in pair if r]
+    tasks = dict(found)
     rows: list[list[Any]] = []
     for name, run in zip(run_names(runs), runs, strict=True):
         after = {task: result for task, _, result in results.final_results(run)}
@@ -249,14 +265,22 @@ def overview(runs: Sequence[RunData]) -> Table:
         rows.append(
             [
                 name,
-                *(round(100 * r.value, 1) if (r := after.get(task)) else None for task in tasks),
+                *(_brief(after.get(task)) for task in tasks),
                 len(run.problems) or None,
                 len(run.teachers),
                 most_trusted(run),
                 duration(seconds) if seconds else DASH,
             ]
         )
-    return Table(("run", *(f"{task}, %" for task in tasks), "problems", "teachers", "trusted most", "time"), rows)
+    named = [f"{task}, {UNITS.get(metric, '%')}" for task, metric in tasks.items()]
+    return Table(("run", *named, "problems", "teachers", "trusted most", "time"), rows)
+
+
+def _brief(result: TaskResult | None) -> float | None:
+    """A result as the overview shows it: per cent with one decimal, or in the measure's own unit."""
+    if result is None:
+        return None
+    return result.value if result.metric in UNITS else round(100 * result.value, 1)
 
 
 def compared(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> list[tuple[str, PairedChange]]:
@@ -286,7 +310,10 @@ def _parsed(config: str) -> Any:
 def verdict(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> str:
     """Which run is best on the learned tasks that all share, and whether that may be chance, in a sentence."""
     names = run_names(runs)
-    tables = [{task: result for task, _, result in results.final_results(run) if result} for run in runs]
+    tables = [
+        {task: result for task, _, result in results.final_results(run) if result and result.metric not in UNITS}
+        for run in runs
+    ]
     shared = [t for t in tables[0] if all(t in table for table in tables) and tables[0][t].role != "retained"]
     if not shared:
         return f"{plural(len(runs), 'run')} without a learned benchmark in common."
@@ -318,25 +345,22 @@ def _keys(names: Sequence[str]) -> list[Key]:
 
 
 def _accuracy(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
-    tasks = list(dict.fromkeys(task for run in runs for task, *_ in results.final_results(run)))
-    if not tasks:
+    found = [(i, after) for i, run in enumerate(runs) for *_, after in results.final_results(run) if after is not None]
+    if not found:
         return None
-    rows, table = [], []
-    for task in tasks:
-        marks = []
-        for i, (name, run) in enumerate(zip(names, runs, strict=True)):
-            result = next((after for t, _, after in results.final_results(run) if t == task), None)
-            if result:
-                marks.append(Mark(name, result.value, result.low, result.high, series(i), i))
-                table.append((name, task, result.role, result.value, result.low, result.high, result.rows))
-        rows.append((task, marks))
+    tasks = {after.task: None for _, after in found}
+    found.sort(key=lambda pair: list(tasks).index(pair[1].task))
+    columns = ("task", "role", "metric", "value", "low", "high", "rows")
     return Figure(
         "compare_accuracy",
-        "Accuracy after training",
+        "Results after training",
         "Look for intervals that do not overlap. Where they do, the difference may be chance: a paired test on the "
-        "same rows sees more. Bars are 95 % Wilson intervals.",
-        [interval_chart("Accuracy", rows, x_label="share of right answers", show=lambda v: percent(v, 0))],
-        Table(("run", "task", "role", "accuracy", "low", "high", "rows"), table),
+        "same rows sees more. Bars are 95 % intervals (Wilson's, for accuracy).",
+        results.unit_charts(
+            [(r.task, "", r.metric, Mark(names[i], r.value, r.low, r.high, series(i), i)) for i, r in found],
+            *("Accuracy", "", "share of right answers", whole_percent),
+        ),
+        Table(("run", *columns), [(names[i], *(getattr(r, name) for name in columns)) for i, r in found]),
         legend=_keys(names),
     )
 
@@ -346,26 +370,21 @@ def _change(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> Figure
     found = compared(names, paired)
     if not found:
         return None
-    tasks = list(dict.fromkeys(change.task for _, change in found))
     place = {name: i for i, name in enumerate(names)}
-    rows = [
-        (
-            task,
-            [
-                Mark(name, c.difference, c.low, c.high, series(place[name]), place[name])
-                for name, c in found
-                if c.task == task
-            ],
-        )
-        for task in tasks
-    ]
-    columns = ("task", "role", "rows", "difference", "low", "high", "gained", "lost", "mcnemar_p")
+    columns = results.CHANGE_COLUMNS
     return Figure(
         "compare_change",
         f"Change against {short(names[0], 40)}",
-        "A bar that crosses zero may be chance. Differences of the students on the same rows, in percentage points, "
-        "with 95 % intervals of a paired bootstrap; p is the exact McNemar test.",
-        [interval_chart("Difference, points", rows, x_label="points", show=lambda v: points(v, 0), reference=0.0)],
+        "A bar that crosses zero may be chance. Differences of the students on the same rows, with 95 % intervals of a "
+        "paired bootstrap; p is the exact McNemar test.",
+        results.unit_charts(
+            [
+                (c.task, "", c.metric, Mark(name, c.difference, c.low, c.high, series(place[name]), place[name]))
+                for name, c in found
+            ],
+            *("Difference, percentage points", "difference, ", "points", whole_points),
+            reference=0.0,
+        ),
         Table(("run", *columns), [(name, *(getattr(c, key) for key in columns)) for name, c in found]),
         legend=_keys(names)[1:],
     )
@@ -386,7 +405,7 @@ def _weights(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
         "Whom each run trusted",
         "Points of a row that lie apart mean that the settings changed whom the student listens to. Share of "
         "all weight, over each problem's last reading.",
-        [interval_chart("Share of the weight", rows, x_label="share", show=lambda v: percent(v, 0))],
+        [interval_chart("Share of the weight", rows, x_label="share", show=whole_percent)],
         Table(("run", "teacher", "share"), table),
         legend=_keys(names),
     )

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from compact_distill.errors import InputError, RunError
-from compact_distill.report.text import clean, plural
+from compact_distill.report.text import UNITS, clean, plural
 from compact_distill.report.trace import Trace, arrange_trace
 from compact_distill.runs.folder import RunFolder
 
 _Made = TypeVar("_Made")
 _KNOWN = ("manifest.json", "config.yaml", "data.jsonl", "scores.jsonl", "training_log.jsonl", "gains.jsonl", "eval")
-LOWER_IS_BETTER = ("nats_per_token", "bits_per_byte")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +43,12 @@ class UsedProblem:
     id: str
     question: str
     answer: str
-    prompt_tokens: int | None
     rationales: dict[str, UsedRationale]
 
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """One student on one task: `eval/STUDENT/TASK.json`. `value` is the share of right answers, or the `metric`'s."""
+    """One student on one task by one measure: of `eval/STUDENT/TASK.json`; `main` marks the measure that counts."""
 
     student: str
     task: str
@@ -63,11 +61,12 @@ class TaskResult:
     truncated: int
     epoch: float | None
     metric: str = "accuracy"
+    main: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class PairedChange:
-    """Base against student on the same rows: one of `eval/changes.json`; `difference` is after minus before."""
+    """Base against student on the same rows by one measure; `difference` is after minus before."""
 
     task: str
     role: str | None
@@ -81,16 +80,17 @@ class PairedChange:
     lost: int | None
     mcnemar_p: float | None
     metric: str = "accuracy"
+    main: bool = True
 
     @property
     def better(self) -> bool:
         """Whether the interval shows that the student became better."""
-        return self.high < 0 if self.metric in LOWER_IS_BETTER else self.low > 0
+        return self.high < 0 if self.metric in UNITS else self.low > 0
 
     @property
     def worse(self) -> bool:
         """Whether the interval shows that the student became worse."""
-        return self.low > 0 if self.metric in LOWER_IS_BETTER else self.high < 0
+        return self.low > 0 if self.metric in UNITS else self.high < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +277,7 @@ def _problem(row: dict[str, Any]) -> UsedProblem:
             tokens=_maybe(int, entry.get("tokens")),
         )
     question, answer = clean(row.get("question", "")), clean(row.get("answer", ""))
-    return UsedProblem(clean(row["id"]), question, answer, _maybe(int, row.get("prompt_tokens")), rationales)
+    return UsedProblem(clean(row["id"]), question, answer, rationales)
 
 
 def sample_name(entry: Mapping[str, Any]) -> str:
@@ -335,7 +335,7 @@ def _results(folder: Path, missing: list[str]) -> list[TaskResult]:
     results = []
     for path in sorted(folder.glob("*/*.json")) if folder.is_dir() else ():
         try:
-            results.append(_result(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
+            results.extend(_result(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
             missing.append(f"eval/{clean(path.parent.name)}/{clean(path.name)} cannot be read, left out")
     if not results:
@@ -355,41 +355,59 @@ def _readable(rows: Any, make: Callable[[Any], _Made], what: str, missing: list[
 
 def read_changes(document: Mapping[str, Any], missing: list[str]) -> list[PairedChange]:
     """The comparisons of a changes.json; what is wrong goes to `missing`."""
-    return _readable(document.get("changes", ()), _change, "eval/changes.json holds an entry", missing)
+    found = _readable(document.get("changes", ()), _change, "eval/changes.json holds an entry", missing)
+    return [change for measures in found for change in measures]
 
 
-def _result(student: str, row: dict[str, Any]) -> TaskResult:
+def _result(student: str, row: dict[str, Any]) -> list[TaskResult]:
     result = row["result"]
-    if result["accuracy"] is None:
-        raise ValueError("no attempts")
-    return TaskResult(
-        student=clean(student),
-        task=clean(row["task"]["name"]),
-        role=_maybe(clean, row.get("role")),
-        rows=int(result["rows"]),
-        value=float(result["accuracy"]),
-        low=float(result["low"]),
-        high=float(result["high"]),
-        unparsed=int(result["verdicts"].get("unparsed", 0)) + int(result["verdicts"].get("timed_out", 0)),
-        truncated=int(result["truncated"]),
-        epoch=_maybe(float, row["student"].get("epoch")),
-    )
+    verdicts = result["verdicts"]
+    if (metrics := result.get("metrics")) is None:
+        if result["accuracy"] is None:
+            raise ValueError("no attempts")
+        metrics = {"accuracy": result | {"value": result["accuracy"]}}
+    return [
+        TaskResult(
+            student=clean(student),
+            task=clean(row["task"]["name"]),
+            role=_maybe(clean, row.get("role")),
+            rows=int(result["rows"]),
+            value=float(measure["value"]),
+            low=float(measure["low"]),
+            high=float(measure["high"]),
+            unparsed=int(verdicts.get("unparsed", 0)) + int(verdicts.get("timed_out", 0)),
+            truncated=int(result.get("truncated") or 0),
+            epoch=_maybe(float, row["student"].get("epoch")),
+            metric=clean(metric),
+            main=metric == result.get("metric", "accuracy"),
+        )
+        for metric, measure in metrics.items()
+    ]
 
 
-def _change(row: dict[str, Any]) -> PairedChange:
-    return PairedChange(
-        task=clean(row["task"]),
-        role=_maybe(clean, row.get("role")),
-        rows=int(row["rows"]),
-        before=float(row["before"]["accuracy"]),
-        after=float(row["after"]["accuracy"]),
-        difference=float(row["difference"]),
-        low=float(row["low"]),
-        high=float(row["high"]),
-        gained=_maybe(int, row.get("gained")),
-        lost=_maybe(int, row.get("lost")),
-        mcnemar_p=_maybe(float, row.get("mcnemar_p")),
-    )
+def _change(row: dict[str, Any]) -> list[PairedChange]:
+    metrics = row.get("metrics")
+    if metrics is None:
+        before, after = ({"value": row[when]["accuracy"]} for when in ("before", "after"))
+        metrics = {"accuracy": row | {"before": before, "after": after}}
+    return [
+        PairedChange(
+            task=clean(row["task"]),
+            role=_maybe(clean, row.get("role")),
+            rows=int(row["rows"]),
+            before=float(found["before"]["value"]),
+            after=float(found["after"]["value"]),
+            difference=float(found["difference"]),
+            low=float(found["low"]),
+            high=float(found["high"]),
+            gained=_maybe(int, found.get("gained")),
+            lost=_maybe(int, found.get("lost")),
+            mcnemar_p=_maybe(float, found.get("mcnemar_p")),
+            metric=clean(metric),
+            main=metric == row.get("metric", "accuracy"),
+        )
+        for metric, found in metrics.items()
+    ]
 
 
 def _drift_set(row: dict[str, Any]) -> DriftSet:

@@ -46,11 +46,36 @@ def percent(share: float | None, digits: int = 1) -> str:
     return DASH if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f} %".replace("-", MINUS)
 
 
+def whole_percent(share: float | None) -> str:
+    """A share as a percentage without decimals, for axes."""
+    return percent(share, 0)
+
+
 def points(difference: float | None, digits: int = 1) -> str:
     """A difference of shares in percentage points, with its sign."""
     if difference is None or not math.isfinite(difference):
         return DASH
     return f"{100 * difference:+.{digits}f}".replace("-", MINUS)
+
+
+def whole_points(difference: float | None) -> str:
+    """A difference in percentage points without decimals, for axes."""
+    return points(difference, 0)
+
+
+UNITS = {"nats_per_token": "nats a token", "bits_per_byte": "bits a byte"}  # of measures that are better where smaller
+
+
+def measured(value: float | None, metric: str) -> str:
+    """A task's result in its unit: a percentage, or nats a token, or bits a byte."""
+    return f"{number(value, 4)} {UNITS[metric]}" if metric in UNITS else percent(value)
+
+
+def moved(difference: float | None, metric: str) -> str:
+    """A change of a task's result with its sign: percentage points, or the measure's own unit."""
+    if metric not in UNITS or difference is None or not math.isfinite(difference):
+        return points(difference)
+    return f"{'+' if difference > 0 else ''}{number(difference, 2)}"
 
 
 def duration(seconds: float | None) -> str:

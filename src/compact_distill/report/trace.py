@@ -22,6 +22,7 @@ _NOT_SCORES = {"epoch", "step", "id", "teachers", "statuses", "weights"}
 # A run of fewer epochs is cut in eighths, so that its curves have more than a point or two.
 _WHOLE_EPOCHS_FROM = 3
 _PARTS = 8
+_RESAMPLES = 400
 
 
 @dataclass(frozen=True)
@@ -168,3 +169,71 @@ def mean_sem(values: Floats) -> tuple[float, float, int]:
         float(kept.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan,
         n,
     )
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Rank correlation within problems of the weight with a property of rationales, point by point of training.
+
+    Attributes:
+        points: epochs done, correlation, and its 95 % interval.
+        change: last minus first correlation, with its 95 % interval; NaN where there is one point only.
+    """
+
+    points: list[tuple[float, float, float, float]]
+    change: tuple[float, float, float]
+
+
+def weight_trend(trace: Trace, property_PK: Floats) -> Trend | None:
+    """How the weight follows a property that rationales keep, such as their length; None where nothing can be ranked.
+
+    Within each reading, weights and properties of the rationales that took part are ranked; the correlation is that of
+    the ranks' deviations from their mean, over all readings of a point. Intervals: bootstrap over problems (400
+    resamples, seed 0), the same resamples at every point, so that the change is paired.
+    """
+    sums = np.array([_rank_sums(trace, n, property_PK) for _, n in trace.bins])  # [points, P, 3]
+    known = np.flatnonzero((sums[:, :, 1] > 0).any(1) & (sums[:, :, 2] > 0).any(1))
+    if not len(known):
+        return None
+    epochs = [trace.bins[i][0] for i in known]
+    problems = len(trace.ids)
+    drawn = np.random.default_rng(0).multinomial(problems, np.full(problems, 1 / problems), _RESAMPLES)
+    found_X = _correlation(sums[known].sum(1))
+    resampled_RX = _correlation(np.einsum("rp,xpc->rxc", drawn.astype(float), sums[known]))
+    low_X, high_X = np.nanpercentile(resampled_RX, [2.5, 97.5], axis=0)
+    moved_R = resampled_RX[:, -1] - resampled_RX[:, 0]
+    low, high = map(float, np.nanpercentile(moved_R, [2.5, 97.5]))
+    change = (float(found_X[-1] - found_X[0]), low, high) if len(epochs) > 1 else (math.nan, math.nan, math.nan)
+    points = list(zip(epochs, found_X.tolist(), low_X.tolist(), high_X.tolist(), strict=True))
+    return Trend(points, change)
+
+
+def rank_correlation(a_NK: Floats, b_NK: Floats) -> float:
+    """Correlation of the ranks within each row, over all rows; NaN where nothing can be ranked."""
+    absent = np.isnan(a_NK) | np.isnan(b_NK)
+    a, b = (_centred_ranks(np.where(absent, np.nan, values)) for values in (a_NK, b_NK))
+    return float(_correlation(np.array([(a * b).sum(), (a * a).sum(), (b * b).sum()])))
+
+
+def _correlation(sums: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(sums[..., 0] / np.sqrt(sums[..., 1] * sums[..., 2]))
+
+
+def _rank_sums(trace: Trace, readings_N: NDArray[np.int64], property_PK: Floats) -> Floats:
+    """[P, 3]: per problem, sums over its readings of the product and the squares of the ranks' deviations."""
+    weights_NK, values_NK = trace.weights_NK[readings_N], property_PK[trace.problem_N[readings_N]]
+    absent = np.isnan(weights_NK) | np.isnan(values_NK)
+    a, b = (_centred_ranks(np.where(absent, np.nan, v)) for v in (weights_NK, values_NK))
+    sums = np.zeros((len(trace.ids), 3))
+    np.add.at(sums, trace.problem_N[readings_N], np.stack([(a * b).sum(1), (a * a).sum(1), (b * b).sum(1)], axis=1))
+    return sums
+
+
+def _centred_ranks(values_NK: Floats) -> Floats:
+    """Ranks within each row minus their mean, equal values sharing a rank; 0 where a value is NaN."""
+    below = (values_NK[:, None, :] < values_NK[:, :, None]).sum(2)
+    equal = (values_NK[:, None, :] == values_NK[:, :, None]).sum(2)
+    ranks = np.where(np.isnan(values_NK), np.nan, below + (equal - 1) / 2)
+    count = np.maximum((~np.isnan(ranks)).sum(1, keepdims=True), 1)
+    return np.asarray(np.nan_to_num(ranks - np.nansum(ranks, axis=1, keepdims=True) / count))
