@@ -34,7 +34,11 @@ def weights(*rows, teachers=("a", "b")):
     ("changes", "value", "words"),
     [
         ([change("x", 0.1, 0.05)], "Yes: +10.0 points", "The student got better at x (+10.0 percentage points)."),
-        ([change("x", 0.1, 0.2)], "No clear change", "The student shows no clear change on x (+10.0 percentage points)."),
+        (
+            [change("x", 0.1, 0.2)],
+            "No clear change",
+            "The student shows no clear change on x (+10.0 percentage points).",
+        ),
         ([change("x", -0.1, 0.05)], "Worse: −10.0 points", "The student got worse at x (−10.0 percentage points)."),
         (
             [change("x", 0.1, 0.05), change("y", -0.2, 0.05), change("z", 0.0, 0.05)],
