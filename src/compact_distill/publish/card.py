@@ -17,7 +17,8 @@ import yaml
 from compact_distill.config.models import RunConfig, load_config
 from compact_distill.data import ExportCounts
 from compact_distill.records import Instance, RationaleStatus
-from compact_distill.report.read import LOWER_IS_BETTER, PairedChange, RunData, TaskResult, read_run
+from compact_distill.report.read import PairedChange, RunData, TaskResult, read_run
+from compact_distill.report.text import UNITS
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.progress import say
 from compact_distill.students.load import split_revision
@@ -157,11 +158,11 @@ def _change_row(change: PairedChange) -> list[str]:
 
 
 def _value(metric: str, value: float) -> str:
-    return f"{value:.3f}" if metric in LOWER_IS_BETTER else f"{100 * value:.1f} %"
+    return f"{value:.3f}" if metric in UNITS else f"{100 * value:.1f} %"
 
 
 def _difference(change: PairedChange) -> str:
-    if change.metric in LOWER_IS_BETTER:
+    if change.metric in UNITS:
         return f"{change.difference:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
     return f"{100 * change.difference:+.1f} points ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
 
