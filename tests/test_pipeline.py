@@ -736,3 +736,13 @@ def test_training_settings_that_cannot_work_here_fail_before_any_work(configure,
 
 def test_training_settings_at_their_defaults_are_no_faults(configure):
     assert pipeline.validate_run(configure(train={"label_smoothing_factor": 0.0, "eval_strategy": "no"})) == []
+
+
+def test_many_problems_are_measured_on_all_cores_with_the_same_counts(configure, monkeypatch):
+    prepared = pipeline.prepare(configure())
+    alone = list(prepared.sizes())
+    monkeypatch.setattr(prepare_module, "_MEASURED_ALONE", 2)
+    monkeypatch.setattr(prepare_module, "_MEASURED_TOGETHER", 4)
+    monkeypatch.setattr(prepare_module.os, "sched_getaffinity", lambda pid: {0, 1})
+    assert list(prepared.sizes()) == alone
+    assert len(alone) == 6

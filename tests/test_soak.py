@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from compact_distill import pipeline
+from compact_distill.errors import RunError
 from compact_distill.runs.files import read_jsonl
 from compact_distill.runs.folder import RunFolder
 from soaking import make_inputs, start
@@ -69,7 +70,10 @@ class Soak:
 
     def files(self) -> list[Path]:
         """What may be damaged: everything that a stage has finished, and unfinished work that has a seal."""
-        folder = RunFolder.open(self.path)
+        try:
+            folder = RunFolder.open(self.path)
+        except RunError:  # its manifest is damaged already
+            return []
         names = [name for record in folder.manifest["stages"].values() for name in record.get("outputs") or ()]
         sealed = [p for p in folder.student_path.glob("checkpoint-*/*") if (p.parent / "complete.json").exists()]
         trace = [folder.scores_path] if sealed else []  # before that nothing vouches for it
@@ -86,6 +90,8 @@ class Soak:
 
     def damage(self) -> str:
         there = [path for path in self.files() if path.is_file()]
+        if not there:
+            return self.rerun()
         path = self.random.choice(there)
         how = self.random.choice(["delete", "cut", "flip", "grow", "empty"])
         data = path.read_bytes()
@@ -128,10 +134,7 @@ def soak(tmp_path: Path, seed: int, events: int, seconds: float) -> None:
     choices = (soaked.kill, soaked.damage, soaked.damage, soaked.rename, soaked.change_settings, soaked.rerun)
     began = time.monotonic()
     while len(soaked.done) < events and time.monotonic() - began < seconds:
-        event = soaked.random.choice(choices)
-        if event == soaked.damage and not (soaked.path / "manifest.json").exists():
-            event = soaked.rerun
-        soaked.done.append(event())
+        soaked.done.append(soaked.random.choice(choices)())
     soaked.whole(verify=True)
     found = outcome(soaked.path)
     for part, value in expected.items():

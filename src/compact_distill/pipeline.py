@@ -67,8 +67,8 @@ def dry_run(prepared: Prepared) -> Preview | str:
     """What the run would ask of its teachers, or read, drop and do; printable."""
     if prepared.config.teachers:
         return plan(prepared.config)
-    encoded = progress_over("read", prepared.encode(), len(prepared.instances))
-    return preview(encoded, prepared.config.train, prepared.encoder.max_length)
+    sizes = progress_over("read", prepared.sizes(), len(prepared.instances))
+    return preview(sizes, prepared.config.train, prepared.encoder.max_length)
 
 
 def score_file(config: RunConfig, out: str | Path) -> str:

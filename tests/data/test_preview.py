@@ -8,7 +8,7 @@ import pytest
 
 import models
 from compact_distill.answers import Verifier
-from compact_distill.data.preview import optimizer_steps, preview, used_rows
+from compact_distill.data.preview import ProblemSize, optimizer_steps, preview, used_rows
 from compact_distill.method.encode import Encoder
 from compact_distill.records import Instance, Rationale, Verdict
 
@@ -41,7 +41,9 @@ def test_answers_that_were_inferred_are_counted_and_shown_apart():
     assert [r["answer_from"] for r in row["rationales"]] == ["stated", "inferred", None]
     assert [r["status"] for r in row["rationales"]] == ["ok", "ok", "unparsed"]
     train = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
-    shown = preview([problem], train, 100)
+    lengths = tuple(None if branch is None else len(branch) for branch in problem.branches)
+    size = ProblemSize(problem.teachers, problem.statuses, problem.answers_from, len(problem.prompt), lengths)
+    shown = preview([size], train, 100)
     assert [teacher.inferred for teacher in shown.teachers] == [0, 1, 0]
     table = [line.split() for line in str(shown).splitlines()]
     assert table[1][:5] == ["teacher", "rationales", "used", "inferred", "unparsed"]

@@ -155,3 +155,20 @@ def test_scores_that_need_reasoning_count_as_0_without_it() -> None:
         assert row.extra_scores["local_naturalness"] == (0.0, 0.0, 0.0)
         assert all(value > 0 for value in (*row.difficulty, *row.consensus, *row.extra_scores["rank_surprisal"]))
         assert sum(row.weights) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("rationale", ["reasoning", "answer"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_measuring_counts_what_encoding_gives(chat, rationale):
+    texts = ("So 7.\nThe answer is 7.", "no statement", "long " * 200 + "\nThe answer is 8.", "", "The answer is 7.")
+    rationales = tuple(Rationale(f"t{k}", text) for k, text in enumerate(texts))
+    refused = Rationale("t9", "", extra={"status": "refused"})
+    instances = [Instance(f"p{n}", f"Ann has {n}?", "7", (*rationales, refused)) for n in range(300)]
+    encoder = Encoder(byte_level_tokenizer(chat=chat), TextConfig(rationale=rationale), max_length=120)
+    measured = list(encoder.measure(instances))
+    for size, problem in zip(measured, encoder.encode_all(instances), strict=True):
+        assert size.teachers == problem.teachers
+        assert size.statuses == problem.statuses
+        assert size.answers_from == problem.answers_from
+        assert size.prompt == len(problem.prompt)
+        assert size.lengths == tuple(None if branch is None else len(branch) for branch in problem.branches)

@@ -65,13 +65,24 @@ class Preview:
         return "\n".join(lines)
 
 
-def preview(encoded: Iterable[EncodedProblem], train: Mapping[str, Any], max_length: int) -> Preview:
-    """Count encoded problems.
+@dataclass(frozen=True, slots=True)
+class ProblemSize:
+    """How long a problem is, in tokens, and what becomes of its rationales; `lengths` are None where they drop out."""
+
+    teachers: tuple[str, ...]
+    statuses: tuple[RationaleStatus, ...]
+    answers_from: tuple[AnswerFrom | None, ...]
+    prompt: int
+    lengths: tuple[int | None, ...]
+
+
+def preview(sizes: Iterable[ProblemSize], train: Mapping[str, Any], max_length: int) -> Preview:
+    """Count what a run would read and drop.
 
     Args:
-        encoded: the problems, read once and not kept.
+        sizes: the problems' sizes, read once and not kept.
         train: that section of the configuration.
-        max_length: what they were encoded with.
+        max_length: what they were measured with.
 
     Raises:
         DataError: no rationale is left to train on.
@@ -80,15 +91,17 @@ def preview(encoded: Iterable[EncodedProblem], train: Mapping[str, Any], max_len
     lengths: dict[str, list[int]] = {}
     inferred: Counter[str] = Counter()
     usable = unusable = prompt_tokens = 0
-    for problem in encoded:
-        rows = zip(problem.teachers, problem.branches, problem.statuses, problem.answers_from, strict=True)
-        for name, branch, status, source in rows:
+    for problem in sizes:
+        for name, length, status, source in zip(
+            problem.teachers, problem.lengths, problem.statuses, problem.answers_from, strict=True
+        ):
             statuses.setdefault(name, Counter())[status] += 1
-            lengths.setdefault(name, []).extend([len(branch)] if branch is not None else [])
-            inferred[name] += branch is not None and source is AnswerFrom.INFERRED
-        usable += bool(problem.present)
-        unusable += not problem.present
-        prompt_tokens += len(problem.prompt) if problem.present else 0
+            lengths.setdefault(name, []).extend([] if length is None else [length])
+            inferred[name] += length is not None and source is AnswerFrom.INFERRED
+        present = any(length is not None for length in problem.lengths)
+        usable += present
+        unusable += not present
+        prompt_tokens += problem.prompt if present else 0
     if not usable:
         raise DataError(nothing_left(sum(statuses.values(), Counter()), max_length))
     return Preview(

@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
 from compact_distill.answers import FoundAnswer, Verifier, answers_of, split_answer
 from compact_distill.config.models import MAX_LENGTH, TextConfig
+from compact_distill.data.preview import ProblemSize
 from compact_distill.errors import DataError, StudentError
 from compact_distill.records import AnswerFrom, Instance, Rationale, RationaleStatus, Verdict
 from compact_distill.students.load import tokenizer_problems
@@ -114,6 +115,10 @@ class EncodedProblem:
         return self.gold[self.gold_start : self.gold_stop]
 
 
+_MEASURED_TOGETHER = 256
+_PIECE: dict[str, Any] = {"add_special_tokens": False}  # how reasoning and answer segment are tokenised
+
+
 class Encoder:
     """Turns instances into tokens for one tokenizer.
 
@@ -181,6 +186,45 @@ class Encoder:
     def encode_all(self, instances: Iterable[Instance], verifier: Verifier | None = None) -> Iterator[EncodedProblem]:
         """Encode problems one after the other, in order; see `__call__`."""
         return (self(instance, verifier) for instance in instances)
+
+    def measure(self, instances: Iterable[Instance]) -> Iterator[ProblemSize]:
+        """What `encode_all` would give, counted only, and several times as fast: for a look before training."""
+        left = iter(instances)
+        while chunk := list(islice(left, _MEASURED_TOGETHER)):
+            yield from self._measure(chunk)
+
+    def _measure(self, instances: Sequence[Instance]) -> Iterator[ProblemSize]:
+        before, after = self._answer_sentence()
+        found = [self._found(instance) for instance in instances]
+        pieces = dict.fromkeys(  # each text once: answers are often the same
+            text
+            for splits in found
+            for split in splits
+            if split.answer is not None
+            for text in (self._lead(split.reasoning) + split.reasoning, f"{before}{split.answer}{after}")
+        )
+        encoded = self.tokenizer(list(pieces), **_PIECE)["input_ids"] if pieces else []
+        length_of = {text: len(ids) for text, ids in zip(pieces, encoded, strict=True)}
+        for instance, splits in zip(instances, found, strict=True):
+            prompt = len(self.encode_prompt(instance.question))
+            lengths: list[int | None] = []
+            statuses: list[RationaleStatus] = []
+            for rationale, split in zip(instance.rationales, splits, strict=True):
+                length = None
+                if not rationale.text.strip():
+                    status = _absent(rationale)
+                elif split.answer is None:
+                    status = RationaleStatus.UNPARSED
+                else:
+                    reasoning = self._lead(split.reasoning) + split.reasoning
+                    length = length_of[reasoning] + length_of[f"{before}{split.answer}{after}"] + 1  # and eos
+                    fits = prompt + length <= self.max_length
+                    status = RationaleStatus.OK if fits else RationaleStatus.OVER_LENGTH
+                    length = length if fits else None
+                lengths.append(length)
+                statuses.append(status)
+            sources = tuple(split.source for split in splits)
+            yield ProblemSize(instance.teachers, tuple(statuses), sources, prompt, tuple(lengths))
 
     def encode_prompt(self, question: str) -> tuple[int, ...]:
         """Tokens of the prompt: the chat template with a generation prompt, else the prompt template."""
@@ -254,7 +298,7 @@ class Encoder:
     def _encode_piece(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         if not text:
             return (), []
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(text, **_PIECE, return_offsets_mapping=True)
         return tuple(encoded["input_ids"]), encoded["offset_mapping"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ import torch
 from compact_distill.config.models import CompatibilityConfig, RunConfig
 from compact_distill.data import load_instances
 from compact_distill.data.load import ProblemStream
+from compact_distill.data.preview import ProblemSize
 from compact_distill.errors import DataError, InputError, RunError
 from compact_distill.evaluation.examine import Exam, prepare_exam
 from compact_distill.method.encode import EncodedProblem, Encoder
@@ -28,6 +30,9 @@ from compact_distill.students.identity import commit_of, hub_names, newest_commi
 from compact_distill.students.load import adapter_base, check_student, load_tokenizer, pin, split_revision
 from compact_distill.teachers.stages import check_teachers, problem_stream
 from compact_distill.training.arguments import CompactConfig, setting_problems, settings_that_matter
+
+_MEASURED_ALONE = 5000  # of fewer problems, other processes would only cost time
+_MEASURED_TOGETHER = 500
 
 
 @dataclass(frozen=True)
@@ -91,11 +96,30 @@ class Prepared:
         """The instances as tokens, in order; made when they are first asked for, and kept."""
         return tuple(problem for _, problem in self.scorer.encode(self.encoder, self.instances))
 
-    def encode(self) -> Iterator[EncodedProblem]:
-        """The same one by one, kept nowhere: for counting."""
-        if "encoded" in self.__dict__:
-            return iter(self.encoded)
-        return (problem for _, problem in self.scorer.encode(self.encoder, self.instances))
+    def sizes(self) -> Iterator[ProblemSize]:
+        """What training would read, counted only, on all cores: for a look before it."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # forking is safe on Linux only
+        if cores == 1 or len(self.instances) < _MEASURED_ALONE:
+            yield from self.encoder.measure(self.instances)
+            return
+        encoder = self.encoder
+        parts = range(0, len(self.instances), _MEASURED_TOGETHER)
+        with multiprocessing.get_context("fork").Pool(cores, _take, (encoder, self.instances)) as pool:
+            for sizes in pool.imap(_measure_part, parts):
+                yield from sizes
+
+
+# What a forked process measures; it sees the instances without a copy.
+_taken: list[Any] = []
+
+
+def _take(encoder: Encoder, instances: tuple[Instance, ...]) -> None:
+    _taken[:] = [encoder, instances]
+
+
+def _measure_part(start: int) -> list[ProblemSize]:
+    encoder, instances = _taken
+    return list(encoder.measure(instances[start : start + _MEASURED_TOGETHER]))
 
 
 def _compatibility(config: CompatibilityConfig) -> dict[str, Any]:
