@@ -82,3 +82,18 @@ def test_the_gradient_of_a_loss_is_its_weight_and_none_flows_through_weights():
     weights = torch.softmax(difficulty * 3, -1)  # as if somebody forgot to detach
     aggregate(difficulty, weights, (), [problem(True, True)], 0.0).total.backward()
     torch.testing.assert_close(difficulty.grad, weights.detach())
+
+
+def test_autocast_does_not_round_the_consistency():
+    weights, gold, problems = torch.tensor([[0.3, 0.7]]), [random_logprob(2).float()], [problem(True, True)]
+    difficulty = torch.tensor([[1.0, 2.0]])
+    plain = aggregate(difficulty, weights, gold, problems, 0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = aggregate(difficulty, weights, gold, problems, 0.1)
+    assert torch.equal(under.total, plain.total)
+    assert torch.equal(under.consistency, plain.consistency)
+
+
+def test_a_problem_whose_weights_are_all_0_costs_nothing():
+    nothing = aggregate(torch.ones(1, 2), torch.zeros(1, 2), [random_logprob(2).float()], [problem(True, True)], 0.1)
+    assert nothing.total.item() == 0.0

@@ -183,3 +183,11 @@ def test_a_score_of_the_wrong_shape_is_refused():
     register_score("wrong", lambda outputs: outputs.length_BK.sum())
     with pytest.raises(ConfigError, match=r"must return a \[B, K\] tensor"):
         Scorer(CompatibilityConfig(extra_scores={"wrong": 1.0})).scores(outputs())
+
+
+def test_autocast_does_not_round_scores():
+    made = outputs(query_BKHD=torch.randn(1, 2, 2, 2), key_BKGD=torch.randn(1, 2, 1, 2))
+    plain = Scorer().scores(made)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = Scorer().scores(made)
+    assert all(torch.equal(plain[name], under[name]) for name in plain)

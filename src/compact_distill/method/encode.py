@@ -2,6 +2,8 @@
 
 Prompt, reasoning and answer segment are tokenised separately and concatenated, so that the same answer gives the
 same tokens after every rationale. What is trained on is known from construction; nothing is searched for.
+
+Shape letters: K teachers, R reasoning tokens; positions and lengths are in tokens.
 """
 
 from __future__ import annotations

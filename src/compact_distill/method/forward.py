@@ -3,6 +3,9 @@
 `attach(student)` teaches a model to read a `Layout`: its forward, called with `compact_layout=...`, reads the row and
 returns a `Reading`. Called as usual it does what it always did. The work happens inside the model's own forward, so
 wrappers around it (DistributedDataParallel, FSDP, autocast, peft) see an ordinary call.
+
+Shape letters: T tokens of a row, N of them that the text names, R branches, A gold-answer tokens, P passages or probe
+points, V vocabulary, H query heads, G key heads, D width of a state or of a head.
 """
 
 from __future__ import annotations

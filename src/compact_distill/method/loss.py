@@ -1,6 +1,8 @@
 """Loss Aggregator: what the pass yielded and the weights, to one loss (docs/definitions.md, Loss; paper section 3.3).
 
 This is the only place that reduces over teachers and problems, and it does so exactly once.
+
+Shape letters: B problems, K teachers, A gold-answer tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def consistency(weights_BK: Tensor, gold_logprob: Sequence[Tensor], problems: Se
     """Per problem: sum over i < j of alpha_i alpha_j mean over a of KL(p_i,a || p_j,a) + KL(p_j,a || p_i,a), [B].
 
     Args:
-        weights_BK: alpha.
+        weights_BK: alpha, of sum 1 (or all 0: then the term is 0).
         gold_logprob: per problem [K_present, A, V] log-distributions at the gold answer's tokens.
         problems: the B problems; tells which teachers are present.
     """
@@ -38,13 +40,12 @@ def consistency(weights_BK: Tensor, gold_logprob: Sequence[Tensor], problems: Se
     for weights_K, logprob_KAV, problem in zip(weights_BK, gold_logprob, problems, strict=True):
         alpha = weights_K[list(problem.present)]
         # KL(i||j) + KL(j||i) = sum over V of (p_i - p_j) (log p_i - log p_j). Its weighted sum over all pairs is the
-        # weighted covariance of p and log p (times the weights' sum, 1): no pairs, and no loss of digits.
+        # weighted covariance of p and log p, as the weights sum to 1: no pairs, and no loss of digits.
         p_KAV = logprob_KAV.exp()
-        share = alpha / alpha.sum()
-        mean_p_AV = torch.einsum("k,kav->av", share, p_KAV)
-        mean_logprob_AV = torch.einsum("k,kav->av", share, logprob_KAV)
+        mean_p_AV = torch.einsum("k,kav->av", alpha, p_KAV)
+        mean_logprob_AV = torch.einsum("k,kav->av", alpha, logprob_KAV)
         spread_KA = ((p_KAV - mean_p_AV) * (logprob_KAV - mean_logprob_AV)).sum(-1)
-        terms.append(alpha.sum() * (alpha @ spread_KA).mean())
+        terms.append((alpha @ spread_KA).mean())
     return torch.stack(terms)
 
 

@@ -1,4 +1,8 @@
-"""What a pass of the student yields, for the scores and the loss to read."""
+"""What a pass of the student yields, for the scores and the loss to read.
+
+Shape letters: B problems, K teachers, R branches of a pass, N their tokens one after the other, T tokens of one branch,
+P reading points of the belief, A gold-answer tokens, V vocabulary, H query heads, G key heads, D width of a head.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@
 
 A segment sees itself causally and the ranges in `context` whole. Positions go on where the context ends, so a branch
 reads exactly what it would read in a sequence of its own.
+
+Shape letters: N tokens of a row, R reasoning tokens of a branch; ranges and rows are places in the row.
 """
 
 from __future__ import annotations

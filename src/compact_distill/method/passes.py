@@ -5,6 +5,8 @@ a time where they fit), each pass under an activation checkpoint: the forward ke
 the backward runs one pass after the other again, with the same dropout. That is two-phase training: score without
 keeping activations, then forward and backward branch by branch; memory is the longest pass's, gradients are the same,
 and it is one backward for whoever calls it.
+
+Shape letters: none; a pass is a row of tokens, a job the rows of problems whose loss is computed together.
 """
 
 from __future__ import annotations
