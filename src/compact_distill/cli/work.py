@@ -172,14 +172,16 @@ def study(
       compact study my-study.yaml --arms compact,equal --seeds 0 --set student=my-student
     """
     from compact_distill.study.arms import load_study
+    from compact_distill.study.page import write_page
     from compact_distill.study.results import describe, write_results
     from compact_distill.study.run import run_study
 
     asked = load_study(study_file, overrides(settings), data).only(_listed(arms), _numbers(seeds))
     outcome = run_study(asked, jobs)
-    for line in describe(*write_results(outcome)):
+    document, costs = write_results(outcome)
+    for line in describe(document, costs):
         print(line)
-    print(f"study: {outcome.out / 'study.json'}, study.csv and costs.json")
+    print(f"study: {write_page(outcome.out, document, costs)}, study.csv, study.json and costs.json")
     if outcome.failed:
         raise typer.Exit(1)
 

@@ -96,6 +96,7 @@ def collect(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
         "base": _base(outcome),
         "arms": arms,
         "differences": {ref: _differences(tables, arms, ref) for ref in REFERENCES if ref in tables},
+        "rows": _rows(tables, rows),
         "failed": dict(sorted(outcome.failed.items())),
     }
     return document, {"format": FORMAT, "arms": costs}
@@ -259,6 +260,22 @@ def _drift(runs: Sequence[Path]) -> dict[str, dict[str, float]]:
                 if value is not None:
                     found.setdefault(part["role"], {}).setdefault(name, []).append(value)
     return {role: {name: float(np.mean(v)) for name, v in values.items()} for role, values in found.items()}
+
+
+def _rows(tables: Mapping[str, Mapping[str, Mapping[str, Table]]], ids: Mapping[str, list[str]]) -> dict[str, Any]:
+    """By benchmark: ids of the rows, and of each arm the share of right answers to each, over seeds and samples."""
+    return {
+        task: {
+            "ids": names,
+            "arms": {
+                arm: [round(float(share), 4) for share in by_role[role][task].mean(axis=0)]
+                for arm, by_role in tables.items()
+                for role in ROLES
+                if task in by_role[role]
+            },
+        }
+        for task, names in ids.items()
+    }
 
 
 def _base(outcome: Outcome) -> dict[str, Any]:

@@ -1,0 +1,288 @@
+"""The page of a study: one HTML file from `study.json` and `costs.json`. It claims only what an interval shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from compact_distill.errors import RunError
+from compact_distill.evaluation.result_files import read_rows, rows_path
+from compact_distill.report.charts import Mark, Point, heat_chart, interval_chart, scatter_chart
+from compact_distill.report.drawing import Figure, Table
+from compact_distill.report.page import Card, Section, page
+from compact_distill.report.text import duration, listed, number, percent, plural, points, short
+from compact_distill.runs.files import atomic_write
+from compact_distill.study.results import REFERENCES, ROLES
+
+_SHOWN = 12  # problems for each pair of arms
+_SURE = 0.05
+
+
+def write_page(out: Path, document: Mapping[str, Any], costs: Mapping[str, Any]) -> Path:
+    """Write `study.html` into a study's folder; returns its path."""
+    path = out / "study.html"
+    arms = {name: arm for name, arm in document["arms"].items() if "tasks" in arm}
+    sections = [_results(document, arms), _differences(document), _weights(arms), _problems(out, document, arms)]
+    sections += [_cost(arms, costs), _runs(document)]
+    seeds = document["seeds"]
+    text = page(
+        "Study",
+        [section for section in sections if section.figures or section.tables or section.extra],
+        headline=headline(document),
+        eyebrow=f"study of {document['student']}",
+        lede=f"{plural(len(arms), 'arm')}, {plural(len(seeds), 'seed')}; equal budget: {document['budget']}. "
+        + ("Intervals are over seeds and rows." if len(seeds) > 1 else "One seed: intervals are over rows alone."),
+        cards=[card for role in ROLES if (card := _card(document, arms, role))],
+        missing=[f"{name} failed: {reason}" for name, reason in document["failed"].items()],
+    )
+    with atomic_write(path) as file:
+        file.write(text)
+    return path
+
+
+def headline(document: Mapping[str, Any]) -> str:
+    """What the study shows, against its baseline: only differences whose interval and corrected p leave 0 out."""
+    for reference, differences in document["differences"].items():
+        if not differences:
+            continue
+        clear: dict[tuple[str, str], list[str]] = {}
+        for name, found in differences.items():
+            for role, own in found.items():
+                if own["p_holm"] < _SURE and (own["low"] > 0 or own["high"] < 0):
+                    clear.setdefault((role, "more" if own["value"] > 0 else "less"), []).append(name)
+        if not clear:
+            return f"No arm differs clearly from {reference}, neither in what it learned nor in what it kept."
+        told = [f"{listed(names)} {_VERBS[role]} {how} than {reference}" for (role, how), names in clear.items()]
+        return "; ".join(told)[:1].upper() + "; ".join(told)[1:] + "."
+    return "There is no arm to compare with: name one `equal` or `compact`."
+
+
+_VERBS = {"learned": "learned", "retained": "kept"}
+
+
+def _card(document: Mapping[str, Any], arms: Mapping[str, Any], role: str) -> Card | None:
+    found = {name: arm[role] for name, arm in arms.items() if role in arm}
+    if not found:
+        return None
+    lines = [f"{name}: {percent(own['value'])} ({_span(own)})" for name, own in found.items()]
+    before = document["base"].get(role)
+    lines = ([f"before training: {percent(before['value'])}"] if before else []) + lines
+    values = [own["value"] for own in found.values()]
+    what = {"learned": "What was learned?", "retained": "What was kept?"}[role]
+    return Card(what, f"{percent(min(values))} to {percent(max(values))}", lines)
+
+
+def _span(estimate: Mapping[str, float]) -> str:
+    return f"{percent(estimate['low'])} to {percent(estimate['high'])}"
+
+
+def _marks(estimates: Mapping[str, Mapping[str, float]], css: str) -> list[tuple[str, list[Mark]]]:
+    return [(name, [Mark(name, own["value"], own["low"], own["high"], css)]) for name, own in estimates.items()]
+
+
+def _results(document: Mapping[str, Any], arms: Mapping[str, Any]) -> Section:
+    figures = []
+    everyone = {"before training": document["base"], **arms}
+    for role, css in zip(ROLES, ("s0", "s1"), strict=True):
+        found = {name: arm[role] for name, arm in everyone.items() if role in arm}
+        if found:
+            rows = [(name, own["value"], own["low"], own["high"]) for name, own in found.items()]
+            chart = interval_chart(f"Right answers, {role}", _marks(found, css), x_label="share of rows", show=percent)
+            look = "Look for intervals that do not overlap; paired differences below are sharper."
+            figures.append(
+                Figure(role, f"Accuracy, {role}", look, [chart], Table(("arm", "accuracy", "low", "high"), rows))
+            )
+    both = {name: arm for name, arm in everyone.items() if all(role in arm for role in ROLES)}
+    if both:
+        dots = [
+            Point(
+                name,
+                arm["learned"]["value"],
+                arm["retained"]["value"],
+                f"s{i % 8}",
+                i,
+                _ends(arm["learned"]),
+                _ends(arm["retained"]),
+            )
+            for i, (name, arm) in enumerate(both.items())
+        ]
+        chart = scatter_chart(
+            "Retained against learned", dots, x_label="learned", y_label="retained", show=percent, labels=True
+        )
+        table = Table(("arm", "learned", "retained"), [(p.name, p.x, p.y) for p in dots])
+        look = "Up and to the right is better: more learned, less forgotten."
+        figures.append(Figure("frontier", "Learned and retained", look, [chart], table))
+    lines = [
+        (name, task, own["role"], own["rows"], own["value"], own["low"], own["high"])
+        for name, arm in everyone.items()
+        for task, own in arm["tasks"].items()
+    ]
+    columns = ("arm", "benchmark", "role", "rows", "accuracy", "low", "high")
+    tables = [("By benchmark", Table(columns, lines))]
+    texts = [
+        (name, task, own["metric"], own["value"])
+        for name, arm in everyone.items()
+        for task, own in arm["likelihood"].items()
+    ]
+    tables += (
+        [("Likelihood of texts (less is better)", Table(("arm", "text", "measure", "value"), texts))] if texts else []
+    )
+    return Section("results", "Results", "What each arm learned and kept", figures=figures, tables=tables)
+
+
+def _ends(estimate: Mapping[str, float]) -> tuple[float, float]:
+    return estimate["low"], estimate["high"]
+
+
+def _differences(document: Mapping[str, Any]) -> Section:
+    figures = []
+    for reference, differences in document["differences"].items():
+        for role, css in zip(ROLES, ("s0", "s1"), strict=True):
+            found = {name: own[role] for name, own in differences.items() if role in own}
+            if not found:
+                continue
+            title = f"{role.capitalize()}: minus {reference}"
+            chart = interval_chart(title, _marks(found, css), x_label="percentage points", show=points, reference=0.0)
+            rows = [(n, o["value"], o["low"], o["high"], o["p"], o["p_holm"], o["seeds"]) for n, o in found.items()]
+            table = Table(("arm", "difference", "low", "high", "p", "p (Holm)", "seeds"), rows)
+            look = "An interval that leaves 0 out is a difference on rows and seeds like these; p is of these students."
+            figures.append(Figure(f"minus_{reference}_{role}", title, look, [chart], table))
+    lede = (
+        "On the same rows. Intervals: bootstrap over seeds and rows. p: exact sign-flip test over rows (with one seed "
+        "McNemar's), two-sided, corrected for the number of arms by Holm."
+    )
+    return Section("differences", "Differences", "Paired differences", lede, figures)
+
+
+def _weights(arms: Mapping[str, Any]) -> Section:
+    figures = []
+    areas = {name: arm["auc"] for name, arm in arms.items() if arm["auc"]}
+    if areas:
+        chart = interval_chart(
+            "Right above wrong", _marks(areas, "s2"), x_label="area (0.5: chance)", reference=0.5, x_range=(0.0, 1.0)
+        )
+        table = Table(
+            ("arm", "area", "low", "high", "problems"),
+            [(name, own["value"], own["low"], own["high"], own["problems"]) for name, own in areas.items()],
+        )
+        look = "How often a right rationale weighs more than a wrong one of the same problem; 0.5 tells nothing."
+        figures.append(Figure("auc", "Weights of right and wrong rationales", look, [chart], table))
+    rows = [(name, role, own.get("kl"), own.get("shift"), own.get("cka")) for name, arm in arms.items()
+            for role, own in arm["drift"].items()]  # fmt: skip
+    for role, css in zip(ROLES, ("s0", "s1"), strict=True):
+        moved = {name: arm["drift"][role]["kl"] for name, arm in arms.items() if "kl" in arm["drift"].get(role, {})}
+        if moved:
+            marks = [(name, [Mark(name, value, css=css)]) for name, value in moved.items()]
+            chart = interval_chart(f"Drift on {role} prompts", marks, x_label="KL to the base, nats a token")
+            look = "How far the next-token distribution moved from the base; the shift is the centroid's, in spreads."
+            table = Table(("arm", "prompts", "KL", "shift", "CKA"), [row for row in rows if row[1] == role])
+            figures.append(Figure(f"drift_{role}", f"Drift, {role}", look, [chart], table))
+    return Section("weights", "Weights", "What was trusted, and how far the student moved", figures=figures)
+
+
+def _problems(out: Path, document: Mapping[str, Any], arms: Mapping[str, Any]) -> Section:
+    """Counts of rows that one arm solves (in over half of its seeds) and another does not, and the rows themselves."""
+    figures, parts = [], []
+    for task, rows in document["rows"].items():
+        solved = {name: np.array(shares) > 0.5 for name, shares in rows["arms"].items()}
+        names = list(solved)
+        if len(names) < 2:
+            continue
+        cells = [[float((solved[a] & ~solved[b]).sum()) if a != b else math.nan for b in names] for a in names]
+        most = max(max(v for v in row if not math.isnan(v)) for row in cells) or 1.0
+        chart = heat_chart("Row solves, column does not", names, cells, show=_count, level=partial(_level, most))
+        table = Table(
+            ("arm", *names),
+            [(a, *(None if math.isnan(v) else v for v in row)) for a, row in zip(names, cells, strict=True)],
+        )
+        figures.append(
+            Figure(
+                f"solved_{task}",
+                f"Who solves what: {short(task, 40)}",
+                "Rows of the benchmark, by pairs.",
+                [chart],
+                table,
+            )
+        )
+        parts.append(_examples(out, task, rows["ids"], solved, arms))
+    lede = "A row counts as solved where over half of an arm's seeds got it right."
+    return Section("problems", "Problems", "Which problems one arm solves and another does not", lede, figures,
+                   extra=Markup("").join(parts))  # fmt: skip
+
+
+def _count(value: float) -> str:
+    return "" if math.isnan(value) else number(value)
+
+
+def _level(most: float, value: float) -> int:
+    return 0 if math.isnan(value) else round(4 * value / most)
+
+
+def _examples(out: Path, task: str, ids: Sequence[str], solved: Mapping[str, Any], arms: Mapping[str, Any]) -> Markup:
+    """Rows on which an arm and the reference part ways, with both answers and links to their reports."""
+    reference = next((name for name in REFERENCES if name in solved), next(iter(solved)))
+    texts = {name: _answers(out, arms[name], task) for name in solved}
+    parts = []
+    unknown = ("?", "?", "?")
+    for name in solved:
+        for one, other in ((name, reference), (reference, name)) if name != reference else ():
+            chosen = [ids[i] for i in np.flatnonzero(solved[one] & ~solved[other]).tolist()]
+            lines = []
+            for row in chosen[:_SHOWN]:
+                (question, gold, right), (_, _, wrong) = texts[one].get(row, unknown), texts[other].get(row, unknown)
+                line = Markup(
+                    "<li><bdi>{}</bdi> (gold <bdi>{}</bdi>): {} says <bdi>{}</bdi>, {} says <bdi>{}</bdi></li>"
+                )
+                lines.append(
+                    line.format(short(question, 200), short(gold, 40), one, short(right, 40), other, short(wrong, 40))
+                )
+            if lines:
+                summary = Markup("<summary>{}: {} solves {} that {} does not ({}, {})</summary>").format(
+                    short(task, 40), one, len(chosen), other, _link(arms[one], one), _link(arms[other], other)
+                )
+                parts.append(Markup("<details>{}<ul>{}</ul></details>").format(summary, Markup("").join(lines)))
+    return Markup("").join(parts)
+
+
+def _answers(out: Path, arm: Mapping[str, Any], task: str) -> dict[str, tuple[str, str, str]]:
+    """Question, gold answer and the answer of the arm's first seed, by the row's id."""
+    run = out / next(iter(arm["runs"].values()))
+    try:
+        rows = read_rows(rows_path(run / "eval" / "student", task))
+    except RunError:
+        return {}
+    return {row["id"]: tuple(str(row.get(key, "")) for key in ("question", "gold", "answer")) for row in rows}  # type: ignore[misc]
+
+
+def _link(arm: Mapping[str, Any], name: str) -> Markup:
+    """To the explorer of the arm's first run."""
+    run = next(iter(arm["runs"].values()))
+    return Markup('<a href="{}/report.html#explorer">{}: the run</a>').format(run, name)
+
+
+def _cost(arms: Mapping[str, Any], costs: Mapping[str, Any]) -> Section:
+    rows: list[tuple[Any, ...]] = []
+    for name, arm in arms.items():
+        cost = costs["arms"].get(name, {"train_seconds": [], "peak_memory_gib": []})
+        seconds = float(np.mean(cost["train_seconds"])) if cost["train_seconds"] else None
+        memory = max(cost["peak_memory_gib"], default=None)
+        rows.append((name, round(float(np.mean(arm["tokens"]))), round(float(np.mean(arm["tokens_with_weight"]))),
+                     seconds, duration(seconds), memory))  # fmt: skip
+    columns = ("arm", "rationale tokens", "of them with weight", "seconds", "time", "memory, GiB")
+    lede = "A run's mean: tokens of rationales read with a backward; time and peak memory of its training."
+    return Section("cost", "Cost", "What each arm took", lede, tables=[("Per run", Table(columns, rows))])
+
+
+def _runs(document: Mapping[str, Any]) -> Section:
+    links = [
+        Markup('<li><a href="{}/report.html">{}, seed {}</a></li>').format(run, name, seed)
+        for name, arm in document["arms"].items()
+        for seed, run in arm["runs"].items()
+    ]
+    return Section("runs", "Runs", "Every run's own report", extra=Markup("<ul>{}</ul>").format(Markup("").join(links)))
