@@ -15,9 +15,9 @@ def document():
 
     def arm(learned, low, high, seed):
         drift = {"learned": {"kl": 0.2, "shift": 0.1, "cka": 0.9}}
-        tasks = {"t": {"role": "learned", "rows": 3, "value": learned, "low": low, "high": high, "by_seed": [learned]}}
         estimate = {"value": learned, "low": low, "high": high}
-        return {"runs": {"0": f"arms/{seed}/seed-0"}, "tasks": tasks, "learned": estimate, "retained": estimate, "auc": None,
+        entry = {"role": "learned", "rows": 3, **estimate, "by_seed": [learned]}
+        return {"runs": {"0": f"arms/{seed}/seed-0"}, "tasks": {"t": entry}, "learned": estimate, "retained": estimate, "auc": None,
                 "likelihood": {}, "drift": drift, "tokens": [100], "tokens_with_weight": [100]}  # fmt: skip
 
     def minus(value, low, high, p):
