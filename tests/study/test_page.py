@@ -17,7 +17,8 @@ def document():
         drift = {"learned": {"kl": 0.2, "shift": 0.1, "cka": 0.9}}
         estimate = {"value": learned, "low": low, "high": high}
         entry = {"role": "learned", "rows": 3, **estimate, "by_seed": [learned]}
-        return {"runs": {"0": f"arms/{seed}/seed-0"}, "tasks": {"t": entry}, "learned": estimate, "retained": estimate, "auc": None,
+        return {"runs": {"0": f"arms/{seed}/seed-0"}, "tasks": {"t": entry}, "learned": estimate, "retained": estimate,
+                "auc": None,
                 "likelihood": {}, "drift": drift, "tokens": [100], "tokens_with_weight": [100]}  # fmt: skip
 
     def minus(value, low, high, p):
