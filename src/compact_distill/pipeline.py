@@ -271,7 +271,8 @@ def _make_room(prepared: Prepared, folder: RunFolder, inputs: str, discard: bool
             f"{aside}, a run folder of its own, which `compact report` reads (--discard deletes it). To take it back: "
             f"compact run {aside / folder.config_path.name} --set output={folder.path}"
         )
-    back = folder.take_back(inputs)
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # other ranks would not know of it, and train on
+    back = folder.take_back(inputs) if alone else None
     if back is not None:
         say(f"train: {back} held a student of exactly these inputs; taken back")
     return back is not None

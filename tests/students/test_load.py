@@ -94,3 +94,76 @@ def test_attention_dropout_is_refused():
     model = models.tiny_model("llama", dropout=0.1)
     with pytest.raises(StudentError, match=r"attention_dropout must be 0, got 0\.1"):
         attach(model)
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d7a' * 16}\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda data: data[:-1], "bytes, not"),
+        (lambda data: data[: len(data) // 2], "bytes, not"),
+        (lambda data: data[:100], "is cut or no safetensors file"),
+        (lambda data: data + b"x", "bytes, not"),
+        (lambda data: b"", "is cut or no safetensors file"),
+        (lambda data: b"\0" * 8 + data, "is cut or no safetensors file"),
+        (lambda data: data[:8] + b"[" * 20 + data[28:], "header that cannot be read"),
+        (lambda data: POINTER.encode(), "is a Git LFS pointer"),
+    ],
+)
+def test_weights_that_are_cut_or_no_weights_are_told_before_loading(folder, harm, says):
+    path = folder / "model.safetensors"
+    path.write_bytes(harm(path.read_bytes()))
+    (message,) = check_student(folder)
+    assert str(path) in message
+    assert says in message
+    with pytest.raises(StudentError):
+        load_student(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("pytorch_model.bin", "is no safetensors file of this folder"),
+        ("../other/model.safetensors", "is no safetensors file of this folder"),
+        ("/etc/model.safetensors", "is no safetensors file of this folder"),
+        ("model-00002-of-00002.safetensors", "is missing"),
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused_before_anything_is_opened(folder, name, says, monkeypatch):
+    def opened(*arguments, **named):
+        raise AssertionError("something was unpickled")
+
+    monkeypatch.setattr("pickle.Unpickler", opened)
+    monkeypatch.setattr("torch.load", opened)
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": name, "lm_head.weight": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (message,) = check_student(folder)
+    assert says in message
+    with pytest.raises(StudentError, match=says):
+        load_student(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"weight_map": []}', "{"])
+def test_an_index_that_cannot_be_read_is_told(folder, content):
+    (folder / "model.safetensors.index.json").write_text(content)
+    (message,) = check_student(folder)
+    assert "must map weights to files" in message
+
+
+def test_a_quantised_student_is_refused_by_that_name(folder):
+    edit(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    (message,) = check_student(folder)
+    assert "is quantised" in message
+
+
+def test_a_cut_adapter_is_told(folder, tmp_path):
+    model = models.tiny_model("llama", lora=True)
+    model.peft_config["default"].base_model_name_or_path = str(folder)
+    model.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    (message,) = check_student(tmp_path / "adapter")
+    assert str(path) in message

@@ -16,6 +16,7 @@ from compact_distill.report.read import RunData, UsedProblem, read_run
 from compact_distill.runs.environment import accelerator
 from compact_distill.students.generate import Decoding
 from compact_distill.students.load import adapter_base, load_student
+from compact_distill.training.prepare import pin_student
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class Trial:
 
     def __init__(self, run: str | Path, max_new_tokens: int = 256) -> None:
         self._run = read_run(run)
-        config = load_config(Path(run) / "config.yaml")
+        config = load_config(Path(run) / "config.yaml", {"output": str(run)})
+        pin_student(config)
         folder = Path(run) / "student"
         if not any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
             raise RunError(f"{run} holds no trained student yet; finish the training with `compact run`")

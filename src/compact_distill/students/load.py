@@ -88,7 +88,49 @@ def _missing_files(folder: Path) -> list[str]:
             wrong.append(f"student folder {folder} holds no weights: *.safetensors is missing; save the model there")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         wrong.append(f"student folder {folder} holds no tokenizer; save it there with tokenizer.save_pretrained")
+    return wrong + _weight_problems(folder)
+
+
+def _weight_problems(folder: Path) -> list[str]:
+    """What is wrong with a folder's weights as files: pointers, cut ones, an index that leads elsewhere."""
+    wrong = []
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            wrong.append(f"{index} must map weights to files, but cannot be read ({error!r}); save the model again")
+            continue
+        for name in sorted(map(str, named)):
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                wrong.append(
+                    f"{index} names {name!r}, which is no safetensors file of this folder, so it is not opened; "
+                    "convert the model with model.save_pretrained(..., safe_serialization=True)"
+                )
+            elif not (folder / name).is_file():
+                wrong.append(f"student folder {folder} is incomplete: {name} is missing; copy or download it again")
+    for file in sorted(folder.glob("*.safetensors")):
+        fault = _safetensors_fault(file)
+        wrong += [f"{file} {fault}"] if fault else []
     return wrong
+
+
+def _safetensors_fault(file: Path) -> str | None:
+    """What is wrong with a file by its header: 8 bytes of length, JSON with the place of each tensor, the tensors."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            if start.startswith(b"version "):
+                return "is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or not 0 < length <= size - 8:
+                return f"is cut or no safetensors file ({size} bytes); copy or download it again"
+            header = json.loads(stream.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        return f"has a header that cannot be read ({type(error).__name__}); copy or download it again"
+    expected = 8 + length + max(ends, default=0)
+    return None if size == expected else f"has {size} bytes, not {expected}; copy or download it again"
 
 
 def _check_adapter(folder: Path) -> list[str]:
@@ -100,7 +142,7 @@ def _check_adapter(folder: Path) -> list[str]:
         return [f"{folder / _ADAPTER} must name base_model_name_or_path ({error}); save the adapter again with peft"]
     if not any(folder.glob("*.safetensors")):
         return [f"adapter folder {folder} holds no *.safetensors; save the adapter again with peft"]
-    return [f"base model of adapter {folder}: {message}" for message in check_student(base)]
+    return _weight_problems(folder) + [f"base model of adapter {folder}: {message}" for message in check_student(base)]
 
 
 def _check_contents(student: str) -> list[str]:
@@ -115,6 +157,11 @@ def _check_contents(student: str) -> list[str]:
         return [
             f"student {student!r} brings code of its own (auto_map in config.json), which is never run; "
             "use a model that transformers implements"
+        ]
+    if raw.get("quantization_config"):
+        return [
+            f"student {student!r} is quantised (quantization_config in config.json) and cannot be trained here; name "
+            "the model that it was made from"
         ]
     try:
         config = AutoConfig.from_pretrained(name, **options)
