@@ -746,3 +746,26 @@ def test_many_problems_are_measured_on_all_cores_with_the_same_counts(configure,
     monkeypatch.setattr(prepare_module.os, "sched_getaffinity", lambda pid: {0, 1})
     assert list(prepared.sizes()) == alone
     assert len(alone) == 6
+
+
+def test_an_exam_is_what_is_asked_not_where_it_lies_or_how_fast_it_goes(configure, tmp_path):
+    rows = [{"id": f"e{n}", "question": f"What is {n} + 9?", "answer": str(n + 9)} for n in range(4)]
+    (tmp_path / "other").mkdir()
+    paths = [str(write_data(tmp_path / folder / "exam.jsonl", rows)) for folder in (".", "other")]
+
+    def exam(**settings) -> str:
+        return prepare_module.read_exam(configure(eval={"learned": [paths[0]], **settings}), []).fingerprint
+
+    assert exam(learned=[paths[1]]) == exam()
+    assert exam(batch_tokens=7) == exam()
+    assert exam(every_epoch=True) == exam()
+    assert exam(limit=4) == exam()  # all the rows there are
+    for changed in (
+        {"limit": 3},
+        {"max_new_tokens": 9},
+        {"temperature": 0.5},
+        {"temperature": 0.5, "samples": 2},
+        {"drift_rows": 3},
+    ):
+        assert exam(**changed) != exam(), changed
+    assert exam(learned=[], retained=[paths[0]]) != exam()

@@ -236,6 +236,7 @@ def test_everything_wrong_with_the_benchmarks_stands_beside_the_rest(configure, 
 
 def test_every_epoch_needs_one_process(configure, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(prepare_module, "setting_problems", lambda *args: [])
     monkeypatch.setattr(prepare_module, "training_arguments", lambda *args: None)  # would look for the other process
     assert not pipeline.validate_run(configure())
     found = pipeline.validate_run(configure(eval={"every_epoch": True}))

@@ -257,6 +257,19 @@ def test_a_damaged_manifest_of_ours_is_replaced_and_kept(tmp_path, capsys):
     assert len(list(tmp_path.glob("manifest.json.*"))) == 5
 
 
+def test_a_run_whose_manifest_is_gone_is_known_by_its_lock(tmp_path, capsys):
+    trained(tmp_path).close()
+    (tmp_path / "manifest.json").unlink()
+    assert output_problem(tmp_path) is None
+    with RunFolder.claim(tmp_path) as run:
+        assert run.manifest["stages"] == {}
+    assert "manifest.json is gone; a new one is begun" in capsys.readouterr().err
+    assert (tmp_path / "student" / "model.safetensors").read_text() == "old"
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / ".lock").write_text("of some other program")
+    assert "holds other files" in output_problem(tmp_path)
+
+
 def test_a_manifest_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "manifest.json").write_text('{"name": "my web page"}')
     with pytest.raises(RunError, match="is damaged"):

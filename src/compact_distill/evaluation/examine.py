@@ -50,9 +50,12 @@ class Exam:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the results but the students."""
-        asked = [[role, rows.task.model_dump(mode="json"), rows.hash] for role, rows in self.rows]
-        return fingerprint([asked, self.settings.model_dump(mode="json"), self.text.model_dump(mode="json"), self.seed])
+        """SHA-256 of all that decides the results but the students: no path, and nothing of speed or memory.
+
+        Limits, samples and the like stand in the rows and their tasks already.
+        """
+        asked = [[role, rows.task.model_dump(mode="json", exclude={"data"}), rows.hash] for role, rows in self.rows]
+        return fingerprint([asked, self.settings.drift_rows, self.text.model_dump(mode="json"), self.seed])
 
     def apart_from(self, trained_on: Collection[Any]) -> Exam:
         """The same without the rows among these problems or instances. Raises DataError where a task has none left."""

@@ -39,7 +39,14 @@ from compact_distill.runs.files import (
     json_line,
     read_jsonl,
 )
-from compact_distill.runs.manifest import manifest_to_go_on_with, new_manifest, now, output_problem, read_manifest
+from compact_distill.runs.manifest import (
+    is_ours,
+    manifest_to_go_on_with,
+    new_manifest,
+    now,
+    output_problem,
+    read_manifest,
+)
 
 _OF_STUDENT = ("data", "train", "gains", "eval")  # stages whose files `set_aside` moves
 _BASE_RESULTS = "base"  # of eval/: they are of the untrained student
@@ -132,7 +139,7 @@ class RunFolder:
         problem = output_problem(path)
         if problem:
             raise RunError(problem)
-        ours = (path / ".lock").is_file()
+        ours = is_ours(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = Lock(path / ".lock", path)

@@ -35,6 +35,7 @@ def _output_problem(path: Path) -> str | None:
     if (
         path.is_dir()
         and not (path / "manifest.json").exists()
+        and not is_ours(path)
         and any(not p.name.startswith(".") for p in path.iterdir())
     ):
         return f"output must be new, empty or a run folder, but {path} holds other files; choose another `output:`"
@@ -44,6 +45,14 @@ def _output_problem(path: Path) -> str | None:
     if not os.access(nearest, os.W_OK):
         return f"output {path} cannot be written: no permission in {nearest}; choose another `output:`"
     return None
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a run has been written in this folder: its lock says who held it, even where the manifest is gone."""
+    try:
+        return (path / ".lock").read_text(encoding="utf-8").startswith("process ")
+    except (OSError, ValueError):
+        return False
 
 
 def new_manifest() -> dict[str, Any]:
@@ -58,6 +67,8 @@ class _Damaged(RunError):
 def manifest_to_go_on_with(path: Path, ours: bool) -> tuple[dict[str, Any], bool]:
     """A run's manifest and whether it stands in the file; a new one for a new folder, or where ours is damaged."""
     if not path.is_file():
+        if ours:
+            say(f"{path} is gone; a new one is begun. What it alone proved is done again; rationales are kept")
         return new_manifest(), False
     try:
         return read_manifest(path), True
