@@ -97,6 +97,16 @@ class TextConfig(Strict):
         "reasoning",
         description="what a rationale's text is: reasoning that ends in an answer, or the answer itself (translation)",
     )
+    system: str | None = Field(None, min_length=1, description="chat template: a system message before the question")
+    template_options: dict[str, Any] = Field(
+        {}, description="what the student's chat template takes", examples=[{"enable_thinking": False}]
+    )
+    close_thinking: bool = Field(False, description="end the thinking that a chat template opens, before the rationale")
+
+    def messages(self, question: str) -> list[dict[str, str]]:
+        """What a chat template is filled in with."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": question}]
 
     @field_validator("prompt_template")
     @classmethod

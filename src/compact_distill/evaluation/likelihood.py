@@ -25,6 +25,7 @@ from compact_distill.method.encode import Encoder
 from compact_distill.method.forward import attach, read_labels
 from compact_distill.method.packing import Layout
 from compact_distill.records import Verdict
+from compact_distill.students.prompt import render_prompt
 
 _CPU_TOKENS = 1024
 """A CPU is as fast with rows of this many tokens as with longer ones, which only take more memory."""
@@ -173,8 +174,7 @@ def _choices(encoder: Encoder, task: Task, row: TaskRow, index: int, room: int |
     """A row's prompt and choices; a message where they cannot be read."""
     prompt, delimiter = row.prompt, " "
     if task.chat and encoder.tokenizer.chat_template:
-        messages = [{"role": "user", "content": row.prompt}]
-        prompt = encoder.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        prompt = render_prompt(encoder.tokenizer, encoder.text.messages(row.prompt), encoder.text.template_options)
         delimiter = ""
     special = delimiter == " "
     # White space at the end of a prompt belongs to the word that follows, for tokenizers.

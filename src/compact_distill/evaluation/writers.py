@@ -99,6 +99,9 @@ class StudentWriter:
             "batch_tokens": self.batch_tokens,
             "prompt_template": None if chat else self.encoder.text.prompt_template,
             "chat_template": self.encoder.tokenizer.chat_template,
+            **self.encoder.text.model_dump(
+                include={"system", "template_options", "close_thinking"}, exclude_defaults=True
+            ),
         }
 
     def decoding(self, decoding: Decoding) -> Decoding:

@@ -21,6 +21,7 @@ from compact_distill.data.preview import ProblemSize
 from compact_distill.errors import DataError, StudentError
 from compact_distill.records import AnswerFrom, Instance, Rationale, RationaleStatus, Verdict
 from compact_distill.students.load import tokenizer_problems
+from compact_distill.students.prompt import prompt_tokens, tokens_around
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -118,7 +119,8 @@ class EncodedProblem:
 
 
 _MEASURED_TOGETHER = 256
-_PIECE: dict[str, Any] = {"add_special_tokens": False}  # how reasoning and answer segment are tokenised
+# How reasoning and answer segment are tokenised: a special token that a model or user wrote out stays text.
+_PIECE: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True}
 
 
 class Encoder:
@@ -232,16 +234,14 @@ class Encoder:
         """Tokens of the prompt: the chat template with a generation prompt, else the prompt template."""
         tokenizer = self.tokenizer
         if tokenizer.chat_template:
-            messages = [{"role": "user", "content": question}]
-            rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        else:
-            ids = tokenizer(self.text.prompt_template.replace("{question}", question))["input_ids"]
-            if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text with eos
-                ids = ids[:-1]
+            return prompt_tokens(
+                tokenizer, self.text.messages(question), self.text.template_options, self.text.close_thinking
+            )
+        prompt = self.text.prompt_template.replace("{question}", question)
+        ids = tokens_around(tokenizer, prompt, [question], add_special_tokens=True)
         if not ids:
             raise DataError(f"prompt of question {question!r} has no tokens; check text.prompt_template")
-        return tuple(ids)
+        return ids
 
     def _found(self, instance: Instance) -> list[FoundAnswer]:
         """Reasoning and answer of each rationale; where the text is the answer itself, there is no reasoning."""

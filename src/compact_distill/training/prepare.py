@@ -28,6 +28,7 @@ from compact_distill.runs.manifest import output_problem
 from compact_distill.runs.progress import say
 from compact_distill.students.identity import commit_of, hub_names, newest_commit, student_hash
 from compact_distill.students.load import adapter_base, check_student, load_tokenizer, pin, split_revision
+from compact_distill.students.prompt import prompt_problems
 from compact_distill.teachers.stages import check_teachers, problem_stream
 from compact_distill.training.arguments import CompactConfig, setting_problems, settings_that_matter
 
@@ -157,6 +158,7 @@ def prepare(config: RunConfig) -> Prepared:
             wrong += error.problems
     else:
         wrong, instances = read_sources(config)
+    wrong += [] if wrong else _prompt_problems(config)
     exam: Exam | None = None
     arguments: CompactConfig | None = None
     try:
@@ -199,6 +201,15 @@ def _output_is_input(config: RunConfig) -> str | None:
                 "choose another `output:`, and what is there stays"
             )
     return None
+
+
+def _prompt_problems(config: RunConfig) -> list[str]:
+    """What keeps the student's chat template from being filled in."""
+    text = config.text
+    messages = text.messages("What is 3 + 4?")
+    tokenizer = load_tokenizer(config.student)
+    found = prompt_problems(tokenizer, messages, text.template_options, text.close_thinking)
+    return [f"student {config.student!r}: {problem}" for problem in found]
 
 
 def pin_student(config: RunConfig) -> dict[str, str]:

@@ -1,0 +1,201 @@
+"""From messages to a prompt: chat templates as models really bring them, and text that stays text.
+
+A special token that is written out in a question or a rationale (`<|im_end|>`) is never the token: what users, teachers
+and data write is tokenised as characters, and only the template's own marks are marks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from compact_distill.errors import StudentError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = Sequence[Mapping[str, str]]
+
+_SECONDS = 20.0  # for a template to render once, the start of a process included
+_OPEN_THINKING = re.compile(r"<((?:\w{1,20}:)?(?:think|thinking|thought|reasoning))>\s*\Z")
+_RESERVED = ("conversation", "messages", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
+_PROGRAM = """
+import json, sys
+from transformers.utils.chat_template_utils import render_jinja_template
+render_jinja_template(**json.loads(sys.stdin.read()))
+"""
+
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, options: Mapping[str, Any] | None = None
+) -> str:
+    """Fill in the chat template, generation prompt included.
+
+    A template that reads messages as lists of parts gets them so.
+
+    Args:
+        tokenizer: one with a chat template.
+        messages: role and content of each.
+        options: what the template takes (`enable_thinking: false`); `chat_template` chooses one of several by name.
+
+    Raises:
+        StudentError: the template raises, or leaves the last message out.
+    """
+    rendered = _render(tokenizer, messages, options)
+    if not _holds(rendered, messages[-1]["content"]):
+        parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        rendered = _render(tokenizer, parts, options)
+        if not _holds(rendered, messages[-1]["content"]) or "'type': 'text'" in rendered:  # the list itself, as text
+            raise StudentError(
+                f"chat template must put the question into the prompt, but {messages[-1]['content']!r:.80} is not in "
+                f"{rendered!r:.200}; check `template_options`, or give the tokenizer another chat template"
+            )
+    return rendered
+
+
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    options: Mapping[str, Any] | None = None,
+    close_thinking: bool = False,
+) -> tuple[int, ...]:
+    """Token ids of a rendered prompt (see `render_prompt`).
+
+    `close_thinking` ends the thinking that a template's generation prompt opens, as reasoning models' own templates do
+    where thinking is off.
+    """
+    rendered = render_prompt(tokenizer, messages, options)
+    opened = _OPEN_THINKING.search(rendered)
+    if close_thinking and opened:
+        rendered = f"{rendered.rstrip()}\n\n</{opened[1]}>\n\n"
+    return tokens_around(tokenizer, rendered, [message["content"].strip() for message in messages])
+
+
+def tokens_around(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, written: Sequence[str], add_special_tokens: bool = False
+) -> tuple[int, ...]:
+    """Token ids of a prompt in which some texts, in their order, are what somebody wrote: no special token is in them.
+
+    `add_special_tokens`: whether the prompt gets those that the tokenizer starts every text with (bos).
+    """
+    pieces = [prompt]
+    for text in written:
+        before, found, after = pieces[-1].partition(text) if names_special_token(tokenizer, text) else ("", "", "")
+        pieces[-1:] = [before, text, after] if found else pieces[-1:]
+    ids: list[int] = []
+    for number, piece in enumerate(pieces):
+        first = add_special_tokens and number == 0
+        if piece or first:
+            ids += tokenizer(piece, add_special_tokens=first, split_special_tokens=number % 2 == 1)["input_ids"]
+        if first and ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text with eos
+            ids.pop()
+    return tuple(ids)
+
+
+def names_special_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether a special token of the tokenizer is written out in a text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return any(str(token) in text for token in added if token.special)
+
+
+def prompt_problems(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    options: Mapping[str, Any] | None = None,
+    close_thinking: bool = False,
+) -> list[str]:
+    """Everything that keeps a chat template from being used, as messages; empty where it is fine or there is none.
+
+    The template is a stranger's program: it is rendered first in a process that is killed after 20 seconds.
+    """
+    if not tokenizer.chat_template:
+        return []
+    wrong = [f"template_options must not hold {key!r}; it is set here" for key in _RESERVED if key in (options or {})]
+    if wrong:
+        return wrong
+    slow = _render_apart(tokenizer, messages, options)
+    if slow:
+        return [slow]
+    try:
+        rendered = render_prompt(tokenizer, messages, options)
+    except StudentError as error:
+        return error.problems
+    opened = _OPEN_THINKING.search(rendered)
+    if opened and not close_thinking:
+        switch = "set `template_options: {enable_thinking: false}`, or " if _takes_thinking_switch(tokenizer) else ""
+        return [
+            f"chat template ends its generation prompt with <{opened[1]}>, so a rationale would be learned as thinking "
+            f"that never ends; {switch}set `text: {{close_thinking: true}}` to close it before the rationale"
+        ]
+    return []
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Any, options: Mapping[str, Any] | None) -> str:
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=False, **dict(options or {})
+            )
+        )
+    except Exception as error:  # a template may raise anything
+        raise StudentError(_said(error)) from error
+
+
+def _said(error: Any) -> str:
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    remedy = "set what it needs in `template_options`, or give the tokenizer another chat template"
+    if "system" in text.lower():
+        remedy = "write the message it asks for in `text: {system: ...}`, or leave out one it forbids"
+    if "template" in text and "name" in text:
+        remedy = "choose one: `template_options: {chat_template: NAME}`"
+    return f"chat template cannot be filled in: {text}; {remedy}"
+
+
+def _holds(rendered: str, text: str) -> bool:
+    return " ".join(text.split()) in " ".join(rendered.split())
+
+
+def _takes_thinking_switch(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return "enable_thinking" in str(tokenizer.chat_template)
+
+
+def _render_apart(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, options: Mapping[str, Any] | None
+) -> str | None:
+    """Render once in a process of its own; a message where that does not end in time, else None."""
+    options = dict(options or {})
+    try:
+        template = tokenizer.get_chat_template(options.pop("chat_template", None))
+        request = json.dumps(
+            {
+                "conversations": [list(messages)],
+                "chat_template": template,
+                "add_generation_prompt": True,
+                **{name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
+                **options,
+            }
+        )
+    except (ValueError, TypeError):
+        return None  # told by the rendering that follows
+    if _ends(request):
+        return None
+    return (
+        f"chat template did not end within {_SECONDS:g} seconds on {messages[-1]['content']!r:.60}; "
+        "give the tokenizer another chat template"
+    )
+
+
+@lru_cache(maxsize=64)
+def _ends(request: str) -> bool:
+    try:
+        subprocess.run(
+            [sys.executable, "-P", "-c", _PROGRAM], input=request, capture_output=True, text=True, timeout=_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return True

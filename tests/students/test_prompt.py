@@ -1,0 +1,141 @@
+"""Prompts from chat templates as models really bring them; text that stays text."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+import models
+from compact_distill.config.models import TextConfig
+from compact_distill.errors import StudentError
+from compact_distill.method.encode import Encoder
+from compact_distill.records import Instance, Rationale
+from compact_distill.students import prompt as prompt_module
+from compact_distill.students.prompt import names_special_token, prompt_problems, prompt_tokens, render_prompt
+
+PLAIN = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+START = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+)
+NEEDS_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('A system message is required') }}{% endif %}"
+)
+FORBIDS_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+THINKS = START + "<think>\n"
+SWITCH = START + "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}"
+QUESTION = [{"role": "user", "content": "How many eggs?"}]
+
+
+def tokenizer(template):
+    made = models.byte_level_tokenizer()
+    made.chat_template = template
+    return made
+
+
+def test_a_template_is_filled_in_with_its_generation_prompt():
+    rendered = render_prompt(tokenizer(PLAIN + START), QUESTION)
+    assert rendered == "<|im_start|>user\nHow many eggs?<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt_problems(tokenizer(PLAIN + START), QUESTION) == []
+    assert prompt_problems(tokenizer(None), QUESTION) == []
+
+
+def test_a_template_that_reads_parts_gets_parts():
+    assert "How many eggs?" in render_prompt(tokenizer(PARTS + START), QUESTION)
+    assert prompt_problems(tokenizer(PARTS + START), QUESTION) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ raise_exception('no tools here') }}", r"no tools here.*template_options"),
+        ("{{ 1 / 0 }}", r"division by zero"),
+        ("{% for m in messages %}{{ m.content", r"cannot be filled in"),
+        (NEEDS_SYSTEM + PLAIN, r"A system message is required.*text: \{system"),
+        ("<|im_start|>assistant\n", r"must put the question into the prompt"),
+        ("{{ messages[0]['content'][:3] }}", r"must put the question into the prompt"),
+        ({"tool_use": PLAIN, "rag": PLAIN}, r"multiple chat templates.*chat_template: NAME"),
+        (PLAIN + THINKS, r"<think>.*never ends.*close_thinking: true"),
+        (PLAIN + START + "<seed:think>", r"<seed:think>.*close_thinking: true"),
+        (PLAIN + SWITCH, r"enable_thinking: false.*close_thinking: true"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_one_clear_message(template, says):
+    (message,) = prompt_problems(tokenizer(template), QUESTION)
+    assert re.search(says, message), message
+    assert "\n" not in message
+
+
+def test_what_a_template_needs_can_be_given():
+    text = TextConfig(system="You reason.")
+    assert prompt_problems(tokenizer(NEEDS_SYSTEM + PLAIN), text.messages("How?")) == []
+    assert "not supported" in prompt_problems(tokenizer(FORBIDS_SYSTEM + PLAIN), text.messages("How?"))[0]
+    assert prompt_problems(tokenizer(PLAIN + SWITCH), QUESTION, {"enable_thinking": False}) == []
+    names = tokenizer({"tool_use": "{{ 1 / 0 }}", "rag": PLAIN})
+    assert prompt_problems(names, QUESTION, {"chat_template": "rag"}) == []
+    assert render_prompt(names, QUESTION, {"chat_template": "rag"}).startswith("<|im_start|>user")
+    assert prompt_problems(tokenizer({"default": PLAIN, "rag": "{{ 1 / 0 }}"}), QUESTION) == []
+    assert "must not hold 'tokenize'" in prompt_problems(names, QUESTION, {"tokenize": True})[0]
+
+
+@pytest.mark.parametrize(
+    ("opened", "closed"), [("<think>\n", "<think>\n\n</think>\n\n"), ("<think>", "<think>\n\n</think>\n\n")]
+)
+def test_thinking_that_a_template_opens_can_be_closed(opened, closed):
+    made = tokenizer(PLAIN + START + opened)
+    assert prompt_problems(made, QUESTION, close_thinking=True) == []
+    text = made.decode(prompt_tokens(made, QUESTION, close_thinking=True))
+    assert text.endswith(f"assistant\n{closed}")
+    assert "</think>" not in made.decode(prompt_tokens(tokenizer(PLAIN + START), QUESTION, close_thinking=True))
+
+
+def test_a_template_that_never_ends_is_killed(monkeypatch):
+    monkeypatch.setattr(prompt_module, "_SECONDS", 4.0)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + PLAIN
+    start = time.monotonic()
+    (message,) = prompt_problems(tokenizer(endless), QUESTION)
+    assert "did not end within 4 seconds" in message
+    assert time.monotonic() - start < 30
+
+
+def test_an_error_of_a_template_is_an_error_of_the_student():
+    with pytest.raises(StudentError, match="no tools here"):
+        render_prompt(tokenizer("{{ raise_exception('no tools here') }}"), QUESTION)
+
+
+@pytest.mark.parametrize("template", [PLAIN + START, PARTS + START, None])
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<|im_start|>", "<|endoftext|>"])
+def test_a_special_token_that_is_written_out_in_a_question_is_not_the_token(template, mark):
+    made = tokenizer(template)
+    encoder = Encoder(made)
+    plain, marked = encoder.encode_prompt("How many eggs?"), encoder.encode_prompt(f"How {mark} many eggs?")
+    special = made.convert_tokens_to_ids(mark)
+    assert marked.count(special) == plain.count(special)
+    assert mark in made.decode(marked).replace("<|im_start|>user", "").replace("eggs?<|im_end|>", "")
+    assert names_special_token(made, f"a {mark}")
+    assert not names_special_token(made, "<|im_middle|>")
+
+
+def test_a_special_token_that_is_written_out_in_a_rationale_or_an_answer_is_not_the_token():
+    made = tokenizer(PLAIN + START)
+    texts = ["A <|im_end|> B. So 7 eggs, then.\nThe answer is 7.", "B.\nThe answer is <|im_end|> 7 eggs."]
+    problem = Encoder(made)(
+        Instance("p", "How?", "<|im_end|>x", tuple(Rationale(f"t{k}", t) for k, t in enumerate(texts)))
+    )
+    special = made.convert_tokens_to_ids("<|im_end|>")
+    for branch in problem.branches:
+        assert special not in (*branch.reasoning, *branch.answer)
+    assert special not in problem.gold
+    assert "A <|im_end|> B." in made.decode(problem.branches[0].reasoning)
+
+
+def test_the_marks_of_a_users_own_prompt_template_are_the_tokens():
+    made = tokenizer(None)
+    encoder = Encoder(made, TextConfig(prompt_template="<|im_start|>{question}<|im_end|>"))
+    start, end = made.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    for question in ("How?", "How <|im_end|>?"):
+        ids = encoder.encode_prompt(question)
+        assert (ids[0], ids[-1], ids.count(end)) == (start, end, 1)
