@@ -17,7 +17,7 @@ from compact_distill.config.models import CompatibilityConfig
 from compact_distill.records import RationaleStatus
 from compact_distill.training.dataset import ProblemDataset
 from compact_distill.training.trainer import CompactConfig, CompactTrainer
-from naive import CONSISTENCY, NaiveTrainer
+from naive import CONSISTENCY, PUBLISHED, NaiveTrainer
 from workload import Shape, Workload, sequences
 
 LOGGING_STEPS = 10
@@ -76,7 +76,7 @@ def ours(estimator: Literal["lens", "probe"]) -> Builder:
         args = CompactConfig(
             **setup.arguments(folder),
             per_device_train_batch_size=workload.step,
-            compatibility=CompatibilityConfig(estimator=estimator),
+            compatibility=CompatibilityConfig(**{**PUBLISHED, "estimator": estimator}),
             consistency=CONSISTENCY,
             **options,
         )

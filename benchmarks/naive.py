@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from compact_distill.config.models import PRESETS, CompatibilityConfig
 from compact_distill.method.encode import Branch, EncodedProblem
 from compact_distill.method.loss import aggregate
 from compact_distill.method.outputs import StudentOutputs
 from compact_distill.method.scores import Scorer
 
 CONSISTENCY = 0.1
+PUBLISHED = PRESETS["paper"]["compatibility"]  # the naive pass has no probes
 
 
 def pad_rows(rows: list[Any], value: int | bool, device: torch.device) -> Tensor:
@@ -91,7 +93,7 @@ def _gold_logprobs(model: Any, problem: EncodedProblem, branches: list[Branch], 
 class NaiveTrainer(Trainer):
     """transformers' Trainer with the naive step; give it batches of one problem and accumulate."""
 
-    scorer = Scorer()
+    scorer = Scorer(CompatibilityConfig(**PUBLISHED))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

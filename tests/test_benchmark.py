@@ -11,12 +11,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+from compact_distill.config.models import CompatibilityConfig
 from compact_distill.method.forward import attach
 from compact_distill.method.loss import aggregate
 from compact_distill.method.passes import plan_jobs, read_job
 from compact_distill.method.scores import Scorer
 from contenders import Setup
-from naive import CONSISTENCY, naive_outputs
+from naive import CONSISTENCY, PUBLISHED, naive_outputs
 from step import floor_operations
 from tables import Row, Section, markdown, ratio
 from workload import Shape, TokenCounts, count_tokens, make_model, sequences, synthetic
@@ -31,7 +32,7 @@ def test_naive_step_computes_our_loss_and_gradients(wrong: bool) -> None:
     if not wrong:
         branches = tuple(replace(branch, answer=problem.gold) for branch in problem.branches if branch is not None)
         problem = replace(problem, branches=branches)
-    scorer = Scorer()
+    scorer = Scorer(CompatibilityConfig(**PUBLISHED))
     found = []
     for naive in (True, False):
         model = make_model(TINY, torch.float32, "cpu").double()

@@ -126,7 +126,8 @@ def gains(
         StudentError: model or tokenizer cannot be used.
     """
     scorer = Scorer(compatibility)
-    options = scorer.pass_options(0.0)
+    # A reader wants to see all points, whatever the score takes of them.
+    options = PassOptions(False, scorer.config.max_probes if scorer.config.estimator == "probe" else None)
     expressions = scorer.config.thinking_expressions
     encoder = Encoder(tokenizer, text, min(max_length, max_tokens_per_pass), expressions, infer_answers)
     rows = _read(

@@ -238,11 +238,17 @@ class Scorer:
         config = self.config
         return PassOptions(
             gold=consistency > 0,
-            max_probes=config.max_probes if config.estimator == "probe" else None,
+            max_probes=self._max_probes,
             pool=config.pool,
             ranks="rank_surprisal" in self.names,
             window=config.local_steps if "local_naturalness" in self.names else None,
         )
+
+    @property
+    def _max_probes(self) -> int | None:
+        if self.config.estimator == "lens":
+            return None
+        return 2 if self.config.gain == "net" else self.config.max_probes  # end - start: two points are enough
 
     def scores(self, outputs: StudentOutputs) -> dict[str, Tensor]:
         """All scores, [B, K] each, in fp32 at least whatever autocast is on; difficulty is differentiable."""
