@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compact_distill.config.models import (
         CompatibilityConfig,
+        EvalConfig,
         LoraConfig,
         RunConfig,
         TextConfig,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     )
     from compact_distill.data import load_instances, load_problems
     from compact_distill.errors import CompactError, ConfigError, DataError, InputError, RunError, StudentError
+    from compact_distill.evaluation.examine import evaluate
     from compact_distill.method.encode import EncodedProblem, Encoder
     from compact_distill.method.forward import attach
     from compact_distill.method.loss import LossTerms, aggregate
@@ -35,9 +37,10 @@ if TYPE_CHECKING:
     from compact_distill.training.trainer import CompactTrainer
 
 _NAMES = {
-    "config.models": ("CompatibilityConfig", "LoraConfig", "RunConfig", "TextConfig", "load_config"),
+    "config.models": ("CompatibilityConfig", "EvalConfig", "LoraConfig", "RunConfig", "TextConfig", "load_config"),
     "data": ("load_instances", "load_problems"),
     "errors": ("CompactError", "ConfigError", "DataError", "InputError", "RunError", "StudentError"),
+    "evaluation.examine": ("evaluate",),
     "method.encode": ("EncodedProblem", "Encoder"),
     "method.forward": ("attach",),
     "method.loss": ("LossTerms", "aggregate"),
@@ -63,6 +66,7 @@ __all__ = [
     "DataError",
     "EncodedProblem",
     "Encoder",
+    "EvalConfig",
     "Evidence",
     "InputError",
     "Instance",
@@ -87,6 +91,7 @@ __all__ = [
     "compatibility_weights",
     "consensus",
     "difficulty",
+    "evaluate",
     "load_config",
     "load_instances",
     "load_problems",

@@ -13,7 +13,6 @@ inputs it redoes exactly the stages that they touch; stopped, it goes on where i
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,19 +24,16 @@ from compact_distill.answers import Verifier
 from compact_distill.config.models import RunConfig, dump_config, load_config
 from compact_distill.data import load_instances
 from compact_distill.data.preview import Preview, preview, used_rows
-from compact_distill.errors import ConfigError, InputError, RunError
+from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation.examine import (
     Exam,
-    examine,
     examine_drift,
     examine_run,
     examine_student,
     prepare_exam,
     trained_subject,
 )
-from compact_distill.evaluation.harness import Subject
-from compact_distill.evaluation.result_files import STUDENT, checkpoint_label
-from compact_distill.evaluation.writers import ServedWriter
+from compact_distill.evaluation.result_files import checkpoint_label, damaged_results
 from compact_distill.method.score import score
 from compact_distill.publish.card import push_card, write_card
 from compact_distill.records import RationaleStatus
@@ -46,7 +42,6 @@ from compact_distill.runs.environment import accelerator, hardware, versions
 from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line, score_fields
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import progress, progress_over, say
-from compact_distill.students.identity import student_hash
 from compact_distill.students.load import load_student
 from compact_distill.teachers.stages import joined, plan, rationales, teachers_in_manifest
 from compact_distill.training.checkpoints import require_complete
@@ -166,27 +161,6 @@ def evaluate(
             student = require_complete(folder.student_path / label)
             examine_student(str(student), trained_subject(student, label), exam, folder.eval_path / label)
     return folder.eval_path
-
-
-def evaluate_student(config: RunConfig, tasks: Sequence[str], out: Path, server: ServedWriter | None = None) -> Path:
-    """Evaluate a student that belongs to no run, in this process or at a server.
-
-    Returns:
-        The folder of the results, `out`. What weights a server has is unknown: its address and the name stand for them.
-
-    Raises:
-        InputError: with everything that is wrong with student and benchmarks.
-        RunError: requests that got no reply; the same call asks for them again.
-    """
-    exam = prepare_exam(config.eval, config.text, config.seed, only=tasks)
-    if not exam:
-        raise ConfigError(f"{config.student} is no run folder, so eval needs a benchmark; name one with --task")
-    name = re.sub(r"[^\w.\-]+", "_", config.student.rstrip("/").rpartition("/")[2]).strip("._-") or STUDENT
-    if server is None:
-        examine_student(config.student, Subject(name, config.student, student_hash(config.student)), exam, out / name)
-    else:
-        examine(server, Subject(name, config.student, fingerprint(server.settings())), exam, out / name)
-    return out
 
 
 def drift(config: RunConfig, base: str, out: Path, benchmarks: bool = True) -> Path:
@@ -355,8 +329,11 @@ def _evaluate(config: RunConfig, exam: Exam, folder: RunFolder, verify: bool) ->
         raise RunError(f"{folder.path} holds no trained student yet; finish the training with `compact run`")
     inputs = fingerprint({"exam": exam.fingerprint, "train": trained["inputs"]})
     if _is_done(folder, "eval", inputs, verify):
-        say("eval: done already with these inputs")
-        return
+        damaged = damaged_results(folder.eval_path)
+        if not damaged:
+            say("eval: done already with these inputs")
+            return
+        say("\n".join(["eval: done already, but not all is as it was written; that is done again:", *damaged]))
     with folder.stage("eval", inputs, folder.results) as summary:
         summary.update(examine_run(config.student, folder.student_path, exam, folder.eval_path))
 

@@ -231,6 +231,17 @@ def test_a_students_hash_sees_weights_and_base_but_not_checkpoints_notes_and_pla
     assert student_hash(folders / "base") != student_hash(folders / "merged")
 
 
+@pytest.mark.parametrize("whose", ["base", "student"])
+def test_a_model_that_yields_no_numbers_has_no_drift(whose):
+    model = tiny_model("llama")
+    broken = moved(model, seed=1)
+    with torch.no_grad():
+        broken.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
+    pair = (Reader(broken), Reader(model)) if whose == "base" else (Reader(model), Reader(broken))
+    with pytest.raises(StudentError, match=f"the {whose}'s states and predictions must be numbers"):
+        read_both(*pair, prompts(), 100)
+
+
 # ---- PCA shift and CKA: by hand, against scikit-learn, and by what must not change them
 
 RANDOM = np.random.default_rng(7)

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 
 from compact_distill import pipeline
 from compact_distill.cli import app
-from compact_distill.config.models import RunConfig, config_from, dump_config
+from compact_distill.config.models import EvalConfig, RunConfig, config_from, dump_config
 from compact_distill.errors import InputError, RunError
+from compact_distill.evaluation.examine import evaluate, results_name
 from compact_distill.evaluation.result_files import compare_results, read_result, read_rows
+from compact_distill.runs.files import is_aside
 from compact_distill.runs.folder import RunFolder
 from compact_distill.students.identity import student_hash
 from compact_distill.training import prepare as prepare_module
@@ -121,7 +123,7 @@ def test_a_second_run_does_nothing_and_changed_benchmarks_redo_only_the_exam(con
     )
 
 
-def test_another_training_forgets_the_results_of_the_old_one(configure):
+def test_another_training_moves_the_results_of_the_old_one_aside(configure, capsys):
     first = pipeline.run(configure(eval={"every_epoch": True}, train={"num_train_epochs": 3})).eval_path
     old = read_result(first / "student" / "sums.json")
     base = (first / "base" / "sums.json").stat().st_mtime_ns
@@ -133,9 +135,63 @@ def test_another_training_forgets_the_results_of_the_old_one(configure):
         "checkpoint-6",
     }
     pipeline.run(configure(train={"learning_rate": 0.01}))
-    assert {p.name for p in first.iterdir() if p.is_dir()} == {"base", "student"}
+    assert {p.name for p in first.iterdir() if p.is_dir() and not is_aside(p)} == {"base", "student"}
     assert read_result(first / "student" / "sums.json")["student"]["hash"] != old["student"]["hash"]
+    [aside] = [p for p in first.parent.iterdir() if is_aside(p)]
+    assert {"student", "checkpoint-2", "changes.json", "drift.json"} <= {p.name for p in (aside / "eval").iterdir()}
+    assert read_result(aside / "eval" / "student" / "sums.json") == old
+    assert aside.name in capsys.readouterr().err
     assert (first / "base" / "sums.json").stat().st_mtime_ns == base
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [("base/sums.json", False), ("student/even.rows.jsonl", True), ("changes.json", False), ("drift.json", True)],
+)
+def test_a_finished_stage_whose_results_were_damaged_does_them_again(configure, name, cut, capsys):
+    folder = pipeline.run(configure())
+    path = folder.eval_path / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20] if cut else whole.replace(b"0", b"1", 1))
+    capsys.readouterr()
+    pipeline.run(configure())
+    assert path.read_bytes() == whole
+    said = capsys.readouterr().err
+    assert f"{name.rpartition('/')[2]} " in said
+    assert "train: done already" in said
+    pipeline.run(configure())
+    assert "eval: done already with these inputs" in capsys.readouterr().err
+
+
+def test_models_whose_names_end_alike_keep_folders_of_their_own(student, files, tmp_path, monkeypatch):
+    for owner in ("a", "b"):
+        shutil.copytree(student, tmp_path / owner / "tiny")
+    monkeypatch.chdir(tmp_path)
+    settings = EvalConfig(max_new_tokens=2, limit=1)
+    for name in ("a/tiny", "b/tiny", "./a/tiny/", str(tmp_path / "a" / "tiny")):
+        found = evaluate(name, [files["sums"]], settings=settings)
+        assert found["sums"]["result"]["rows"] == 1
+    assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == ["a--tiny", "b--tiny"]
+    assert not [path for path in (tmp_path / "eval").rglob("*") if is_aside(path)]
+
+
+def test_names_of_results_are_folders_whatever_a_student_is_called():
+    assert results_name("Qwen/Qwen2.5-0.5B") == "Qwen--Qwen2.5-0.5B"
+    assert results_name("my model") != results_name("my_model")
+    assert results_name("a" * 300) != results_name("a" * 301)
+    assert len(results_name("x/" * 200)) <= 120
+    for name in ("..", "/", "../..", "a:b/c?d", "-x"):
+        plain = results_name(name)
+        assert plain.strip(".")
+        assert not set(plain) & set("/:?\\ ")
+        assert not plain.startswith(("-", "."))
+
+
+def test_evaluate_needs_a_benchmark_and_is_public(student):
+    import compact_distill
+
+    with pytest.raises(InputError, match="needs a benchmark"):
+        compact_distill.evaluate(student, [])
 
 
 def test_results_of_another_base_do_not_stay_beside_the_new_ones(configure, tmp_path):
@@ -144,7 +200,10 @@ def test_results_of_another_base_do_not_stay_beside_the_new_ones(configure, tmp_
     other = tiny_model("qwen2", layers=2, dtype=torch.float32, seed=2)
     other = save_student(tmp_path / "other", other, byte_level_tokenizer())
     pipeline.run(configure(student=str(other), eval={"retained": [], "drift_rows": 0}))
-    names = {path.relative_to(folder.eval_path).as_posix() for path in folder.eval_path.rglob("*") if path.is_file()}
+    files = [path for path in folder.eval_path.rglob("*") if path.is_file()]
+    aside = [path for path in files if is_aside(path) or is_aside(path.parent)]
+    assert {path.name.partition(".2")[0] for path in aside} >= {"even.json", "even.rows.jsonl", "sums.json"}
+    names = {path.relative_to(folder.eval_path).as_posix() for path in files if path not in aside}
     assert names == {
         "changes.json",
         *(f"{label}/sums{suffix}" for label in ("base", "student") for suffix in (".json", ".rows.jsonl")),
@@ -282,10 +341,10 @@ def test_compact_eval_of_a_run_its_checkpoint_and_a_student(configure, student, 
     short = ("--set", "eval.max_new_tokens=4")
     code, out, err = invoke("eval", student, "--task", files["sums"], "--out", out_folder, *short)
     assert code == 0, err
-    assert read_result(out_folder / "tiny" / "sums.json")["result"]["rows"] == 7
+    assert read_result(out_folder / results_name(student) / "sums.json")["result"]["rows"] == 7
     code, _, err = invoke("eval", student, "--out", out_folder)
     assert code == 2
-    assert "eval needs a benchmark" in err
+    assert "needs a benchmark" in err
     code, _, err = invoke("eval", student, "--task", "gsm9k")
     assert code == 2
     assert "did you mean 'gsm8k'" in err

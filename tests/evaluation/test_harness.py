@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
+import torch
 
 from compact_distill.config.models import TextConfig
-from compact_distill.errors import InputError, RunError
+from compact_distill.errors import InputError, RunError, StudentError
 from compact_distill.evaluation.harness import Subject, describe, evaluate_task
 from compact_distill.evaluation.result_files import read_result, read_rows
 from compact_distill.evaluation.statistics import wilson
@@ -28,6 +30,7 @@ class Script:
         self.asked: list[int] = []
 
     at_once = 1
+    independent = False
 
     def settings(self):
         return {"backend": "script"}
@@ -138,12 +141,13 @@ def test_what_was_done_is_not_done_again(tmp_path):
 
 @pytest.mark.parametrize("change", ["student", "rows", "seed", "version", "rows_file"])
 def test_what_changed_is_done_again(tmp_path, change):
-    evaluate_task(Script([right(n) for n in range(3)]), BASE, rows_of(3), tmp_path)
-    subject, rows, seed = BASE, rows_of(3), 42
+    task = Task(name="sums", version=1, data={"path": "x"}, temperature=0.5)
+    evaluate_task(Script([right(n) for n in range(3)]), BASE, rows_of(3, task), tmp_path)
+    subject, rows, seed = BASE, rows_of(3, task), 42
     if change == "student":
         subject = Subject("base", "tiny", "1" * 8)
     elif change == "rows":
-        rows = rows_of(2)
+        rows = rows_of(2, task)
     elif change == "seed":
         seed = 43
     elif change == "version":
@@ -153,6 +157,13 @@ def test_what_changed_is_done_again(tmp_path, change):
     again = Script([right(n) for n in range(3)])
     evaluate_task(again, subject, rows, tmp_path, seed=seed)
     assert len(again.asked) == len(rows.rows)
+
+
+def test_another_seed_asks_nobody_again_where_nothing_is_drawn(tmp_path):
+    first = evaluate_task(Script([right(n) for n in range(3)]), BASE, rows_of(3), tmp_path, seed=1)
+    again = Script([right(n) for n in range(3)])
+    assert evaluate_task(again, BASE, rows_of(3), tmp_path, seed=2)["result"] == first["result"]
+    assert again.asked == []
 
 
 def test_a_role_that_changed_is_noted_without_asking_again(tmp_path):
@@ -182,10 +193,11 @@ def test_a_stopped_evaluation_goes_on_and_ends_in_the_same_bytes(tmp_path):
 
 
 def test_replies_to_other_settings_are_not_taken(tmp_path):
+    task = Task(name="sums", version=1, data={"path": "x"}, temperature=0.5)
     with pytest.raises(RunError):
-        evaluate_task(Script(["old"] * 3, fail_after=2), BASE, rows_of(3), tmp_path, seed=1)
+        evaluate_task(Script(["old"] * 3, fail_after=2), BASE, rows_of(3, task), tmp_path, seed=1)
     rest = Script([right(n) for n in range(3)])
-    assert evaluate_task(rest, BASE, rows_of(3), tmp_path, seed=2)["result"]["accuracy"] == 1
+    assert evaluate_task(rest, BASE, rows_of(3, task), tmp_path, seed=2)["result"]["accuracy"] == 1
     assert len(rest.asked) == 3
 
 
@@ -275,3 +287,14 @@ def test_prompts_that_do_not_fit_the_student_are_named_before_any_work(tmp_path,
         evaluate_task(StudentWriter(*tiny), BASE, rows, tmp_path)
     assert len(error.value.problems) == 2
     assert "do not fit in the student's 200; lower max_new_tokens" in error.value.problems[0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_student_that_yields_no_numbers_is_an_error_and_no_0_percent(tmp_path, temperature):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[7] = math.nan
+    task = Task(name="sums", version=1, data={"path": "x"}, max_new_tokens=4, temperature=temperature)
+    with pytest.raises(StudentError, match="must be numbers, but some are not"):
+        evaluate_task(StudentWriter(model, byte_level_tokenizer()), BASE, rows_of(2, task), tmp_path)
+    assert not (tmp_path / "sums.json").exists()

@@ -8,9 +8,16 @@ import pytest
 
 from compact_distill.errors import RunError
 from compact_distill.evaluation.harness import Subject, evaluate_task
-from compact_distill.evaluation.result_files import compare_results, compare_students, read_result
+from compact_distill.evaluation.result_files import (
+    compare_results,
+    compare_students,
+    damaged_results,
+    read_result,
+    write_result,
+)
 from compact_distill.evaluation.statistics import bootstrap_mean, mcnemar
 from compact_distill.evaluation.task import Task
+from compact_distill.runs.files import is_aside
 from evaluation.test_harness import BASE, Script, right, rows_of
 
 
@@ -66,3 +73,55 @@ def test_a_damaged_or_foreign_result_is_refused(tmp_path, text, message):
         read_result(path)
     # ... and evaluated again, not trusted
     assert evaluate_task(Script([right(0)]), BASE, rows_of(1), tmp_path)["result"]["accuracy"] == 1
+
+
+# ---- damage
+
+
+def flipped(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("name", ["sums.json", "sums.rows.jsonl"])
+def test_a_result_that_was_flipped_or_cut_is_noticed_wherever_it_is_read(tmp_path, name):
+    base, student = two_students(tmp_path)
+    assert damaged_results(tmp_path) == []
+    for damage in ("flip", "cut"):
+        whole = (student / name).read_bytes()
+        if damage == "flip":
+            flipped(
+                student / name,
+                '"p1"' if "rows" in name else '"accuracy": 0.8',
+                '"p7"' if "rows" in name else '"accuracy": 0.9',
+            )
+        else:
+            (student / name).write_bytes(whole[: len(whole) // 2])
+        [message] = damaged_results(tmp_path)
+        assert name in message
+        with pytest.raises(RunError):
+            compare_results(base, student, "sums")
+        (student / name).write_bytes(whole)
+    assert damaged_results(tmp_path) == []
+
+
+def test_a_comparison_and_a_drift_that_were_flipped_are_noticed(tmp_path):
+    for name in ("changes.json", "drift.json"):
+        write_result(tmp_path / name, {"format": 1, "changes": [0.5]})
+        assert damaged_results(tmp_path) == []
+        flipped(tmp_path / name, "0.5", "0.7")
+        [message] = damaged_results(tmp_path)
+        assert f"{name} is not as it was written" in message
+        (tmp_path / name).unlink()
+
+
+def test_an_earlier_result_is_moved_aside_and_told(tmp_path, capsys):
+    first = evaluate_task(Script([right(0), right(1)]), BASE, rows_of(2), tmp_path)
+    evaluate_task(Script([right(0)]), BASE, rows_of(1), tmp_path)
+    aside = {path.name.rpartition(".")[0]: path for path in tmp_path.iterdir() if is_aside(path)}
+    assert set(aside) == {"sums.json", "sums.rows.jsonl"}
+    assert read_result(aside["sums.json"]) == first
+    said = capsys.readouterr().err
+    assert aside["sums.json"].name in said
+    assert "rename it to take it back" in said

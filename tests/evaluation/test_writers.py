@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 from typer.testing import CliRunner
 
@@ -116,7 +119,104 @@ def test_the_command_asks_a_server_and_keeps_the_key_out_of_files_and_output(tmp
         found = CliRunner().invoke(app, [*arguments, "--task", str(data), "--out", str(tmp_path / "out")])
         assert server.seen[0].headers["authorization"] == "Bearer sk-very-secret-1234"
     assert found.exit_code == 0, found.output
-    assert "sums, m: 100.0 % correct" in found.stdout
-    assert read_result(tmp_path / "out" / "m" / "sums.json")["student"]["backend"] == "openai"
+    assert "sums, org--m: 100.0 % correct" in found.stdout
+    assert read_result(tmp_path / "out" / "org--m" / "sums.json")["student"]["backend"] == "openai"
     written = [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert not any("very-secret" in text for text in [*written, found.output])
+
+
+# ---- what was paid for
+
+
+def bodies_asked(server, before: int) -> list[int]:
+    return sorted(number_in(seen.body) for seen in server.seen[before:])
+
+
+def test_fewer_rows_more_samples_and_the_old_limit_again_ask_only_for_what_was_never_asked(tmp_path):
+    with Server(right) as server:
+        writer = ServedWriter("m", server.url)
+        evaluate_task(writer, SUBJECT, rows_of(5), tmp_path)
+        evaluate_task(writer, SUBJECT, rows_of(3), tmp_path)
+        assert len(server.seen) == 5, "a smaller limit asked again"
+        evaluate_task(writer, SUBJECT, rows_of(7), tmp_path)
+        assert bodies_asked(server, 5) == [5, 6]
+        before = len(server.seen)
+        evaluate_task(writer, SUBJECT, rows_of(5), tmp_path)
+        assert bodies_asked(server, before) == []
+    assert len(read_rows(tmp_path / "sums.rows.jsonl")) == 5
+
+
+def test_one_start_with_other_settings_does_not_throw_paid_replies_away(tmp_path):
+    def limited(count: int, tokens: int) -> TaskRows:
+        rows = rows_of(count)
+        return TaskRows(rows.task.changed(max_new_tokens=tokens), rows.rows, 0, None)
+
+    fail = True
+
+    def behave(body, number):
+        return fails(400, "no more") if fail and number_in(body) == 3 else right(body, number)
+
+    with Server(behave) as server:
+        writer = ServedWriter("m", server.url)
+        with pytest.raises(RunError):  # three of four replies are there, no result yet
+            evaluate_task(writer, SUBJECT, limited(4, 9), tmp_path)
+        fail = False
+        evaluate_task(writer, SUBJECT, limited(4, 20), tmp_path)
+        before = len(server.seen)
+        document = evaluate_task(writer, SUBJECT, limited(4, 9), tmp_path)
+        assert bodies_asked(server, before) == [3]
+        assert document["decoding"]["max_new_tokens"] == 9
+        before = len(server.seen)
+        evaluate_task(writer, SUBJECT, limited(4, 20), tmp_path)
+        assert bodies_asked(server, before) == []
+
+
+def test_a_reply_to_another_prompt_or_of_another_model_is_not_taken(tmp_path):
+    with Server(right) as server:
+        evaluate_task(ServedWriter("m", server.url), SUBJECT, rows_of(2), tmp_path)
+        evaluate_task(ServedWriter("m2", server.url), Subject("served", "m2", "1"), rows_of(2), tmp_path)
+        assert len(server.seen) == 4
+        rows = [replace(row, prompt=f"{row.prompt} Think.") for row in rows_of(2).rows]
+        evaluate_task(ServedWriter("m", server.url), SUBJECT, replace(rows_of(2), rows=tuple(rows)), tmp_path)
+        assert len(server.seen) == 6
+
+
+def test_a_damaged_row_is_asked_again_and_the_rest_is_kept(tmp_path, capsys):
+    with Server(right) as server:
+        writer = ServedWriter("m", server.url)
+        first = evaluate_task(writer, SUBJECT, rows_of(4), tmp_path)
+        path = tmp_path / "sums.rows.jsonl"
+        path.write_text(path.read_text().replace("The answer is 3.", "The answer is 8."))
+        again = evaluate_task(writer, SUBJECT, rows_of(4), tmp_path)
+        assert bodies_asked(server, 4) == [2]
+    assert again == first
+    assert "rows_hash does not fit" in capsys.readouterr().err
+
+
+def test_a_key_that_a_server_echoes_stays_out_of_the_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("SERVED_KEY", "sk-very-secret-1234")
+    with Server(lambda body, number: says("The answer is sk-very-secret-1234.")) as server:
+        evaluate_task(ServedWriter("m", server.url, "SERVED_KEY"), SUBJECT, rows_of(1), tmp_path)
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert "very-secret" not in written
+    assert "[SERVED_KEY]" in written
+
+
+@pytest.mark.parametrize(("reason", "cut"), [("stop", 0), ("length", 1), ("MAX_TOKENS", 1), ("model_length", 1)])
+def test_a_text_that_did_not_end_by_itself_counts_as_cut(tmp_path, reason, cut):
+    with Server(lambda body, number: says("The answer is 1.", finish_reason=reason)) as server:
+        document = evaluate_task(ServedWriter("m", server.url), SUBJECT, rows_of(1), tmp_path)
+    assert document["result"]["truncated"] == cut
+
+
+def test_nothing_is_estimated_before_as_many_replies_are_there_as_were_under_way(tmp_path, monkeypatch):
+    steps: list[int] = []
+
+    class Shown:
+        def advance(self, count: int = 1, note: str = "") -> None:
+            steps.append(count)
+
+    monkeypatch.setattr("compact_distill.evaluation.harness.progress", lambda *_: nullcontext(Shown()))
+    with Server(right) as server:
+        evaluate_task(ServedWriter("m", server.url, concurrency=4), SUBJECT, rows_of(7), tmp_path)
+    assert (steps[0], sum(steps)) == (4, 7)

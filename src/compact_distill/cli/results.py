@@ -58,10 +58,14 @@ def evaluate(
     elif checkpoint is not None:
         raise ConfigError(f"--checkpoint needs a run folder, but {target} holds no manifest.json; name the run")
     else:
+        from compact_distill.evaluation.examine import evaluate as evaluate_student
         from compact_distill.evaluation.writers import ServedWriter
 
         server = None if base_url is None else ServedWriter(target, base_url, api_key_env)
-        folder = pipeline.evaluate_student(student_config(target, settings), task, out, server)
+        config, folder = student_config(target, settings), out
+        evaluate_student(
+            config.student, task, out, settings=config.eval, text=config.text, seed=config.seed, server=server
+        )
     _print_results(folder)
 
 

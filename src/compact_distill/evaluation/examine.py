@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compact_distill.config.models import EvalConfig, TextConfig
-from compact_distill.errors import CompactError, InputError, RunError, nearest
+from compact_distill.errors import CompactError, ConfigError, InputError, RunError, nearest
 from compact_distill.evaluation.drift import MIN_PROMPTS, check_sets, describe_drift, measure_drift, prompts_in
 from compact_distill.evaluation.harness import Subject, describe, evaluate_task
 from compact_distill.evaluation.result_files import (
@@ -21,15 +23,17 @@ from compact_distill.evaluation.result_files import (
     compare_students,
     describe_changes,
     main_value,
+    put_aside,
     read_result,
     result_path,
     rows_path,
+    student_folders,
     tasks_done,
     write_result,
 )
 from compact_distill.evaluation.task import load_tasks
 from compact_distill.evaluation.task_rows import TaskRows, Training, read_task
-from compact_distill.evaluation.writers import StudentWriter, Writer
+from compact_distill.evaluation.writers import ServedWriter, StudentWriter, Writer
 from compact_distill.runs.environment import accelerator
 from compact_distill.runs.files import fingerprint
 from compact_distill.runs.progress import say
@@ -37,6 +41,7 @@ from compact_distill.students.identity import student_hash
 from compact_distill.students.load import load_student
 
 ROLES = ("learned", "retained")
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ def prepare_exam(
 
 
 def examine(writer: Writer, subject: Subject, exam: Exam, folder: Path) -> list[dict[str, Any]]:
-    """Ask one student every benchmark; results of another student in its folder go.
+    """Ask one student every benchmark; results of another student in its folder are moved aside.
 
     Args:
         writer: the student.
@@ -133,6 +138,70 @@ def examine_student(student: str, subject: Subject, exam: Exam, folder: Path) ->
     model, tokenizer = load_student(student, device=accelerator())
     writer = StudentWriter(model, tokenizer, exam.text, exam.settings.batch_tokens)
     return examine(writer, subject, exam, folder)
+
+
+def evaluate(
+    student: str | Path,
+    tasks: Sequence[str],
+    out: str | Path = "eval",
+    *,
+    settings: EvalConfig | None = None,
+    text: TextConfig | None = None,
+    seed: int = 42,
+    server: ServedWriter | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate a student that belongs to no run, in this process or at a server; what was done already is not redone.
+
+    ```python
+    from compact_distill import EvalConfig, evaluate
+
+    found = evaluate("HuggingFaceTB/SmolLM2-135M-Instruct", ["csqa_likelihood"], settings=EvalConfig(limit=200))
+    print(found["csqa_likelihood"]["result"]["metrics"]["acc_norm"])  # {"value": ..., "low": ..., "high": ...}
+    ```
+
+    Args:
+        student: hub name, model folder or adapter folder; with `server` what the server calls it.
+        tasks: names of benchmarks, `name=FILE`, files of problems or of text, tasks' YAML files.
+        out: results go to a folder below it that is named after the whole of the student's name or path.
+        settings: how it is asked: limit, samples, temperature ...
+        text: the prompt template of students without chat template.
+        seed: of sampling and bootstraps.
+        server: who answers; None: the student is loaded. What weights a server has is unknown: its address and the
+            name stand for them.
+
+    Returns:
+        The result files' contents by the task's name (docs/evaluation.md).
+
+    Raises:
+        InputError: everything that is wrong with student and benchmarks.
+        RunError: requests that got no reply; the same call asks for them again.
+    """
+    exam = prepare_exam(settings or EvalConfig(), text or TextConfig(), seed, only=tasks)
+    if not exam:
+        raise ConfigError("evaluate needs a benchmark, got none; name one, such as gsm8k or csqa_likelihood")
+    label = results_name(student)
+    folder = Path(out) / label
+    if server is None:
+        documents = examine_student(str(student), Subject(label, str(student), student_hash(student)), exam, folder)
+    else:
+        documents = examine(server, Subject(label, str(student), fingerprint(server.settings())), exam, folder)
+    return {document["task"]["name"]: document for document in documents}
+
+
+def results_name(student: str | Path) -> str:
+    """What a student's folder of results is called: the whole of its name or path, so that no two share one.
+
+    `Qwen/Qwen2.5-0.5B` is `Qwen--Qwen2.5-0.5B`; a folder goes by its path from here, however it is written.
+    """
+    name = str(student)
+    if os.path.exists(student):  # unlike Path's, false where a name is too long
+        path = Path(student).resolve()
+        name = (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
+    parts = [part for part in name.split("/") if part.strip(".")] or [STUDENT]
+    plain = "--".join(re.sub(r"[^\w.\-]", "_", part) for part in parts).lstrip(".-")
+    if plain == "--".join(parts) and len(plain) <= _LONGEST_NAME:
+        return plain
+    return f"{plain[-_LONGEST_NAME:].lstrip('.-')}-{fingerprint(name)[:8]}"
 
 
 def examine_run(base: str, student: Path, exam: Exam, folder: Path) -> dict[str, Any]:
@@ -196,7 +265,7 @@ def drift_sets(exam: Exam) -> dict[str, list[TaskRows]]:
 def summary_lines(folder: Path) -> list[str]:
     """What an eval folder holds, a line each: results, changes, what cannot be compared, drift."""
     lines = []
-    for student in sorted((path for path in folder.iterdir() if path.is_dir()), key=_by_training):
+    for student in sorted(student_folders(folder), key=_by_training):
         lines += [describe(read_result(result_path(student, task))) for task in tasks_done(student)]
     if (folder / CHANGES).is_file():
         lines += describe_changes(read_result(folder / CHANGES))
@@ -239,6 +308,7 @@ def write_drift(
     measured["student"]["name"] = name
     document = {"format": measured.pop("format"), "key": key, **measured, "changes": changes}
     eval_folder.mkdir(parents=True, exist_ok=True)
+    put_aside(path, "it is of other models, prompts or settings")
     write_result(path, document)
     return document
 
@@ -250,5 +320,5 @@ def _forget_others(folder: Path, student: str) -> None:
         except (CompactError, KeyError, TypeError):
             continue  # it is done again where it is asked for
         if whose != student:
-            result_path(folder, task).unlink()
-            rows_path(folder, task).unlink(missing_ok=True)
+            for path in (result_path(folder, task), rows_path(folder, task)):
+                put_aside(path, "it is another student's")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,12 +15,15 @@ from compact_distill.evaluation.likelihood import LikelihoodMeasure
 from compact_distill.evaluation.result_files import (
     FORMAT,
     UNITS,
+    Partial,
     as_plain,
     measures,
     partial_path,
-    read_result,
+    put_aside,
     result_path,
     rows_path,
+    sealed,
+    whole_result,
     write_result,
 )
 from compact_distill.evaluation.task import Task
@@ -29,8 +31,8 @@ from compact_distill.evaluation.task_rows import TaskRow, TaskRows
 from compact_distill.evaluation.writers import Attempt, Reply, StudentWriter, Writer
 from compact_distill.records import Verdict
 from compact_distill.runs.environment import versions
-from compact_distill.runs.files import atomic_write, content_hash, cut_torn_line, fingerprint, json_line
-from compact_distill.runs.progress import progress
+from compact_distill.runs.files import atomic_write, fingerprint, json_line
+from compact_distill.runs.progress import progress, say
 from compact_distill.students.generate import Decoding
 
 
@@ -93,9 +95,14 @@ def evaluate_task(
         return found
     folder.mkdir(parents=True, exist_ok=True)
     label = f"eval {task.name}, {subject.label}"
-    with _Partial(partial_path(folder, task.name), key) as partial:
+    identities = _identities(measure, pinned, key)
+    with Partial(folder, task.name, identities, known=measure.independent) as partial:
         _ask(measure, partial, label)
-        attempts = measure.judge([partial.found[index] for index in range(len(measure.requests))])
+        replies = [partial.found[index] for index in range(len(identities))]
+    attempts = measure.judge(replies)
+    if measure.independent:  # so that an evaluation of other rows or samples finds what was asked already
+        for attempt, identity, reply in zip(attempts, identities, replies, strict=True):
+            attempt["request"] = sealed(identity, reply)
     text = "".join(json_line(attempt) for attempt in attempts)
     document = {
         "format": FORMAT,
@@ -106,6 +113,8 @@ def evaluate_task(
         "rows_hash": hashlib.sha256(text.encode()).hexdigest(),
         "versions": versions(),
     }
+    for path in (result_path(folder, task.name), rows_path(folder, task.name)):
+        put_aside(path, "it is of other settings, or damaged")
     with atomic_write(rows_path(folder, task.name)) as file:
         file.write(text)
     write_result(result_path(folder, task.name), document)
@@ -156,6 +165,11 @@ class Measure(Protocol):
         """How many requests are under way together: nobody knows how long all take before so many are done."""
         ...
 
+    @property
+    def independent(self) -> bool:
+        """Whether a reply depends on its own request alone, and not on those beside it in a batch."""
+        ...
+
     def ask(self, done: Collection[int]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
         """Yield (index of the request, what came back as plain JSON), as many as came back together."""
         ...
@@ -201,12 +215,22 @@ def _key(pinned: Mapping[str, Any]) -> str:
 def _found(folder: Path, task: str, key: str) -> dict[str, Any] | None:
     """The finished result of the very same evaluation; one that is damaged or of other settings is done again."""
     try:
-        document = read_result(result_path(folder, task))
-    except RunError:
+        document = whole_result(folder, task)
+    except RunError as error:
+        if result_path(folder, task).exists():
+            say(f"{error}: done now")
         return None
-    rows = rows_path(folder, task)
-    whole = rows.is_file() and document.get("rows_hash") == content_hash(rows)
-    return document if whole and document.get("key") == key else None
+    return document if document.get("key") == key else None
+
+
+def _identities(measure: Measure, pinned: Mapping[str, Any], key: str) -> list[str]:
+    """What each request is known by: all that decides its reply, which may be the whole evaluation."""
+    if not measure.independent:
+        return [f"{key[:16]}/{index}" for index in range(len(measure.requests))]
+    student = {k: v for k, v in pinned["student"].items() if k not in ("label", "name", "step", "epoch")}
+    decoding = {k: v for k, v in pinned["decoding"].items() if k not in ("samples", "seed")}  # the request has its own
+    greedy = {"seed": 0} if decoding["temperature"] == 0 else {}
+    return [fingerprint([student, decoding, asdict(request) | greedy])[:24] for request in measure.requests]
 
 
 class Generation:
@@ -230,6 +254,10 @@ class Generation:
     @property
     def at_once(self) -> int:
         return self.writer.at_once
+
+    @property
+    def independent(self) -> bool:
+        return self.writer.independent
 
     def ask(self, done: Collection[int]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
         for replies in self.writer.write(self._attempts, self._decoding, done):
@@ -293,7 +321,7 @@ def to_attempts(rows: Sequence[TaskRow], task: Task, seed: int) -> list[Attempt]
     return attempts
 
 
-def _ask(measure: Measure, partial: _Partial, label: str) -> None:
+def _ask(measure: Measure, partial: Partial, label: str) -> None:
     total = len(measure.requests)
     with progress(label, total, len(partial.found)) as shown:
         waiting, started = 0, False
@@ -310,34 +338,3 @@ def _ask(measure: Measure, partial: _Partial, label: str) -> None:
     missing = total - len(partial.found)
     if missing:
         raise RunError(f"{label}: {missing} of {total} rows got no reply; the same command asks for them again")
-
-
-class _Partial:
-    """Replies of an evaluation under way, one a line below a first line with its key; of another key, they go."""
-
-    def __init__(self, path: Path, key: str) -> None:
-        self.path = path
-        self.found: dict[int, dict[str, Any]] = {}
-        cut_torn_line(path)
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-        if lines and lines[0] + "\n" == json_line({"key": key}):
-            for line in lines[1:]:
-                fields = json.loads(line)
-                self.found[fields.pop("request")] = fields
-            self._file = path.open("a", encoding="utf-8")
-        else:
-            self._file = path.open("w", encoding="utf-8")
-            self._file.write(json_line({"key": key}))
-            self._file.flush()
-
-    def append(self, index: int, fields: dict[str, Any]) -> None:
-        """Keep a reply; it is in the file when this returns (in the system's cache, not yet on disk)."""
-        self.found[index] = fields
-        self._file.write(json_line({"request": index, **fields}))
-        self._file.flush()
-
-    def __enter__(self) -> _Partial:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()

@@ -81,6 +81,10 @@ class LikelihoodMeasure:
     def at_once(self) -> int:
         return 1  # they come back by whole passes
 
+    @property
+    def independent(self) -> bool:
+        return False
+
     def ask(self, done: Collection[int]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
         """Read the passages that are not `done`, a pass at a time: log-probability (nats) and tokens of each part."""
         device = self.writer.model.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,16 @@ from compact_distill.evaluation.statistics import (
     share_of_rows,
 )
 from compact_distill.records import Verdict
-from compact_distill.runs.files import atomic_write
+from compact_distill.runs.files import (
+    atomic_write,
+    content_hash,
+    cut_torn_line,
+    fingerprint,
+    is_aside,
+    json_line,
+    move_aside,
+)
+from compact_distill.runs.progress import say
 
 FORMAT = 1
 BASE, STUDENT = "base", "student"
@@ -59,14 +69,53 @@ def read_result(path: str | Path) -> dict[str, Any]:
         ) from error
     if found != FORMAT:
         raise RunError(f"{path} must have format {FORMAT}, got {found!r}; evaluate again with this version of compact")
+    if document.pop("seal", None) != fingerprint(document):
+        raise RunError(f"{path} is not as it was written (its seal does not fit); evaluate again")
     return dict(document)
 
 
 def write_result(path: str | Path, document: Mapping[str, Any]) -> None:
-    """Write such a file; it appears whole. Raises ValueError for NaN and infinity."""
+    """Write such a file with its seal; it appears whole. Raises ValueError for NaN and infinity."""
     with atomic_write(path) as file:
-        json.dump(document, file, indent=2, ensure_ascii=False, allow_nan=False)
+        json.dump({**document, "seal": fingerprint(document)}, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
+
+
+def whole_result(folder: str | Path, task: str) -> dict[str, Any]:
+    """A student's result on a task. Raises RunError where it or its rows are missing or not as they were written."""
+    document, rows = read_result(result_path(folder, task)), rows_path(folder, task)
+    if not rows.is_file() or document.get("rows_hash") != content_hash(rows):
+        raise RunError(f"{rows} is missing or not as it was written (rows_hash does not fit); evaluate again")
+    return document
+
+
+def damaged_results(eval_folder: Path) -> list[str]:
+    """What is wrong with the result files of a run, as messages; empty where all are as they were written."""
+    wrong = []
+    for folder in student_folders(eval_folder):
+        for task in tasks_done(folder):
+            try:
+                whole_result(folder, task)
+            except RunError as error:
+                wrong.append(str(error))
+    for path in (eval_folder / CHANGES, eval_folder / DRIFT):
+        try:
+            if path.exists():
+                read_result(path)
+        except RunError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def student_folders(eval_folder: Path) -> list[Path]:
+    """The students' folders below an eval folder, in alphabetical order; not what was moved aside."""
+    return sorted(path for path in eval_folder.glob("*") if path.is_dir() and not is_aside(path))
+
+
+def put_aside(path: Path, why: str) -> None:
+    """Move a file or folder aside, where it is there, and say so."""
+    if path.exists():
+        say(f"{path} is now {move_aside(path).name} ({why}); rename it to take it back")
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -95,6 +144,79 @@ def _lines(path: Path) -> Iterator[str]:
             yield from file
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}; evaluate again") from error
+
+
+class Partial:
+    """Replies of an evaluation under way, one a line: what came back, and which request it answers.
+
+    Lines that answer no request (of other settings, or damaged) are not lost: the file is moved aside first.
+
+    Args:
+        folder: the student's.
+        task: name of the task.
+        requests: what identifies each request.
+        known: whether replies of finished and earlier evaluations of this task serve too. Only where a reply depends on
+            its own request and nothing else; rows name the request they answer then.
+
+    Attributes:
+        found: what came back, by index of the request.
+    """
+
+    def __init__(self, folder: Path, task: str, requests: Sequence[str], known: bool = False) -> None:
+        path = partial_path(folder, task)
+        index_of = {request: index for index, request in enumerate(requests)}
+        self._requests = requests
+        self.found: dict[int, dict[str, Any]] = {}
+        cut_torn_line(path)
+        lines = list(_replies(path))
+        mine = {index_of[request]: fields for request, fields in lines if request in index_of}
+        foreign = len(mine) < len(lines)
+        if foreign:
+            put_aside(path, "it holds replies to other settings")
+        self._file = path.open("a", encoding="utf-8")
+        for index, fields in mine.items():
+            self._keep(index, fields, write=foreign)
+        earlier = [partial_path(folder, task).name, rows_path(folder, task).name] if known else []
+        for file in sorted(file for name in earlier for file in folder.glob(f"{glob.escape(name)}*")):
+            for request, fields in _replies(file):
+                if request in index_of and index_of[request] not in self.found:
+                    self.append(index_of[request], fields)
+
+    def append(self, index: int, fields: Mapping[str, Any]) -> None:
+        """Keep a reply; it is in the file when this returns (in the system's cache, not yet on disk)."""
+        self._keep(index, fields, write=True)
+
+    def _keep(self, index: int, fields: Mapping[str, Any], write: bool) -> None:
+        self.found[index] = dict(fields)
+        if write:
+            self._file.write(json_line({"request": sealed(self._requests[index], fields), **fields}))
+            self._file.flush()
+
+    def __enter__(self) -> Partial:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def sealed(request: str, fields: Mapping[str, Any]) -> str:
+    """A request's identity with a seal of what came back, so that a damaged line answers nothing."""
+    return f"{request}:{fingerprint(fields)[:16]}"
+
+
+def _replies(path: Path) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """(request, what came back) of each line of a partial file or of a rows file; None: damaged, or of no request."""
+    for line in _lines(path) if path.is_file() else ():
+        try:
+            fields = json.loads(line)
+            request, _, _ = (stamp := str(fields.pop("request"))).rpartition(":")
+            if "completion_tokens" in fields:  # a row of a finished evaluation
+                names = ("text", "finished", "prompt_tokens", "completion_tokens")
+                fields = {name.removeprefix("completion_"): fields[name] for name in names}
+            whole = stamp == sealed(request, fields)
+        except (ValueError, AttributeError, KeyError, TypeError):
+            whole = False
+        yield (request, fields) if whole else (None, {})
 
 
 @dataclass(frozen=True)
@@ -197,7 +319,7 @@ def compare_results(before: Path, after: Path, task: str, seed: int = 42) -> dic
     for folder in (before, after):
         if not result_path(folder, task).is_file():
             raise RunError(f"{folder.name} has no finished result on {task}; evaluate it")
-        results.append(read_result(result_path(folder, task)))
+        results.append(whole_result(folder, task))
     first, second = results
     _same(first, second, before, after)
     kind, samples = first["task"]["kind"], first["result"]["samples"]

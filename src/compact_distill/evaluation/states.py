@@ -73,7 +73,7 @@ def read_both(base: Reader, student: Reader, prompts: Sequence[Sequence[int]], b
     """Read prompts (token ids) with both, batched by length; dropout is off meanwhile.
 
     Raises:
-        StudentError: the two do not have the same number of layers, width or vocabulary.
+        StudentError: the two do not have the same number of layers, width or vocabulary, or yield no numbers.
     """
     for name, one, other in zip(("layers", "hidden_size", "vocab_size"), base.shape, student.shape, strict=True):
         if one != other:
@@ -101,6 +101,17 @@ def read_both(base: Reader, student: Reader, prompts: Sequence[Sequence[int]], b
     finally:
         for model, training in modes:
             model.train(training)
+    for name, numbers in (
+        ("base", states[0]),
+        ("student", states[1]),
+        ("student", kl_last_N),
+        ("student", kl_prompt_N),
+    ):
+        if not np.isfinite(numbers).all():
+            raise StudentError(
+                f"the {name}'s states and predictions must be numbers, but some are not (NaN or infinite): its weights "
+                "are damaged or its training diverged; drift cannot be measured"
+            )
     return Readings(states[0], states[1], kl_last_N, kl_prompt_N)
 
 

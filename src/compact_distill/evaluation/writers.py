@@ -51,6 +51,11 @@ class Writer(Protocol):
         """How many requests are under way together."""
         ...
 
+    @property
+    def independent(self) -> bool:
+        """Whether a reply depends on its own request alone, and not on those beside it in a batch."""
+        ...
+
     def settings(self) -> dict[str, Any]:
         """What of this writer decides the text, as plain JSON: pinned in the result."""
         ...
@@ -89,6 +94,10 @@ class StudentWriter:
     @property
     def at_once(self) -> int:
         return 1  # they come back by whole batches
+
+    @property
+    def independent(self) -> bool:
+        return False  # other neighbours in a batch may change a text by their rounding
 
     def settings(self) -> dict[str, Any]:
         chat = bool(self.encoder.tokenizer.chat_template)
@@ -179,6 +188,10 @@ class ServedWriter:
     def at_once(self) -> int:
         return self.config.concurrency
 
+    @property
+    def independent(self) -> bool:
+        return True
+
     def settings(self) -> dict[str, Any]:
         return {"backend": "openai", "base_url": self.config.base_url, "model": self.config.model}
 
@@ -251,5 +264,6 @@ def _to_teacher(request: Attempt, decoding: Decoding) -> protocol.TeacherRequest
 
 
 def _reply(answer: protocol.TeacherAnswer, redact: Redactor) -> Reply:
+    """A text that did not end by itself counts as cut, whatever the server calls that; a key in it never stays."""
     finished = protocol.finish(answer.finish_reason) is protocol.Finish.WHOLE
     return Reply(clean(answer.text, redact), finished, answer.prompt_tokens, answer.completion_tokens)

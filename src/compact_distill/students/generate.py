@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from compact_distill.errors import StudentError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -161,6 +163,11 @@ class Generator:
             )
             cache = out.past_key_values
             logits = out.logits[:, -1]
+            if not bool(logits.amax(-1).isfinite().all()):
+                raise StudentError(
+                    "the model's scores for the next token must be numbers, but some are not (NaN or infinite): its "
+                    "weights are damaged or its training diverged; train again, or take an earlier checkpoint"
+                )
             if self._reshape is not None:
                 logits = self._reshape(torch.cat([read[active], written[active, :step]], dim=1), logits)
             token = self._choose(logits, None if uniforms is None else uniforms[active, step])
