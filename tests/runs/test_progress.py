@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 
 import pytest
+from typer.testing import CliRunner
 
+from compact_distill.cli import app
 from compact_distill.runs import progress as module
-from compact_distill.runs.progress import duration, progress, say
+from compact_distill.runs.progress import duration, progress, say, show
 
 
 @pytest.fixture
@@ -115,3 +117,35 @@ def test_messages_go_to_stderr(capsys):
 )
 def test_durations_read_as_people_say_them(seconds, text):
     assert duration(seconds) == text
+
+
+ORDERS = ["\x1b[2J", "\x07", "\r", "\x08", "\x9b31m", "\x7f", "\u202e", "\u2066", "\u200f", "\u061c", "\ud800", "\0"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_nothing_that_a_terminal_would_obey_is_printed(order, capsys):
+    say(f"a{order}b")
+    show(f"a{order}b")
+    with progress(f"label{order}", total=2) as shown:
+        shown.advance(note=f"note{order}")
+    told = capsys.readouterr()
+    for sign in order[:1]:
+        assert sign not in told.out + told.err
+    assert told.out == f"a\ufffd{order[1:]}b\n"
+    assert f"label\ufffd{order[1:]}: 1 of 2" in told.err
+
+
+def test_tables_and_all_languages_are_printed_as_they_are(capsys):
+    text = "a\tb\nשלום é 答案 🙂 −½"
+    show(text)
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_error_about_hostile_input_cannot_control_the_terminal(order, tmp_path):
+    name = order.replace("\0", "\x01").replace("\ud800", "\x02")
+    path = tmp_path / "run.yaml"
+    path.write_text(f'student: "no{name.encode("unicode_escape").decode()}such/folder/at/all"\nrationales: x.jsonl\n')
+    result = CliRunner().invoke(app, ["validate", str(path), "--set", f"nokey{name}=1"])
+    assert result.exit_code == 2
+    assert name[0] not in result.stderr.replace("\n", "").replace("\t", "")

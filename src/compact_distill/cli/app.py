@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import warnings
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from compact_distill.errors import CompactError, InputError
+from compact_distill.runs.progress import say
 
 # What the user did is wrong (2, as for wrong arguments); stopped by Ctrl-C (128 + SIGINT).
 _BAD_INPUT, _INTERRUPTED = 2, 130
@@ -32,18 +32,18 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except InputError as error:
             for problem in error.problems:
-                print(f"error: {problem}", file=sys.stderr)
+                say(f"error: {problem}")
             if len(error.problems) > 1:
-                print(f"{len(error.problems)} errors; nothing was done", file=sys.stderr)
+                say(f"{len(error.problems)} errors; nothing was done")
         except CompactError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}")
         except (OSError, RuntimeError) as error:
             told = _of_the_system(error)
             if told is None:
                 raise
-            print(f"error: {told}", file=sys.stderr)
+            say(f"error: {told}")
         except KeyboardInterrupt:
-            print("stopped", file=sys.stderr)
+            say("stopped")
             raise typer.Exit(_INTERRUPTED) from None
         raise typer.Exit(_BAD_INPUT)
 
@@ -74,7 +74,7 @@ def _version(show: bool) -> None:
     if show:
         import importlib.metadata
 
-        print(f"compact-distill {importlib.metadata.version('compact-distill')}")
+        show(f"compact-distill {importlib.metadata.version('compact-distill')}")
         raise typer.Exit
 
 

@@ -19,6 +19,7 @@ from compact_distill.cli.options import (
     student_config,
 )
 from compact_distill.errors import ConfigError
+from compact_distill.runs.progress import say, show
 
 if TYPE_CHECKING:
     from compact_distill.publish.side_by_side import SideBySide
@@ -114,7 +115,7 @@ def compare(
         check_target(out, before, after)
     document = compare_students(_results_of(before), _results_of(after), names=(str(before), str(after)))
     for line in describe_changes(document):
-        print(line)
+        show(line)
     if out is not None:
         write_result(out, document)
 
@@ -150,7 +151,7 @@ def export(
 
         run = Path(source)
         difference = merge(run / "student" if (run / "manifest.json").is_file() else run, out)
-        print(f"wrote {out}: one model; logits differ by {difference:.1e} of the largest from adapter and base")
+        show(f"wrote {out}: one model; logits differ by {difference:.1e} of the largest from adapter and base")
         return
     from compact_distill.data import export_instances, load_instances
 
@@ -164,7 +165,7 @@ def export(
 
         with atomic_write(card, keep=True) as file:
             file.write(dataset_card(instances, counts, shape.value, out.name))
-    print(f"wrote {out}: {counts.written} rows, left out: {counts.missing} missing, {counts.unparsed} unparsed")
+    show(f"wrote {out}: {counts.written} rows, left out: {counts.missing} missing, {counts.unparsed} unparsed")
 
 
 def try_out(
@@ -184,7 +185,6 @@ def try_out(
       compact try runs/first "Ann has 7 apples and buys 5 more. How many apples does she have?"
       compact try runs/first --known 3
     """
-    import sys
 
     from compact_distill.publish.side_by_side import Trial
 
@@ -249,20 +249,20 @@ def report(
 
     for run in runs:
         for message in damage_of(RunFolder.open(run), verify):
-            print(f"{run}: {message}", file=sys.stderr)
+            say(f"{run}: {message}")
     paired = _paired(runs)
     read = [read_run(run) for run in runs]
     path = write_report(read, out, export, png=png, paired=paired)
-    print(summary(read[0]) if len(read) == 1 else comparison(read, paired))
-    print(f"report: {path}")
+    show(summary(read[0]) if len(read) == 1 else comparison(read, paired))
+    show(f"report: {path}")
 
 
 def _print_results(folder: Path) -> None:
     from compact_distill.evaluation.examine import summary_lines
 
     for line in summary_lines(folder):
-        print(line)
-    print(f"results: {folder}")
+        show(line)
+    show(f"results: {folder}")
 
 
 def _results_of(path: Path) -> Path:

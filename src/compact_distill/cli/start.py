@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from compact_distill.cli.options import (
     overrides,
 )
 from compact_distill.errors import ConfigError, InputError
+from compact_distill.runs.progress import say, show
 
 
 def demo(
@@ -59,7 +59,7 @@ def init(
     with atomic_write(path) as file:
         file.write(study_template() if study else template())
     then = f"compact study {path}" if study else f"compact validate {path} --dry-run"
-    print(f"wrote {path}; edit it, then: {then}")
+    show(f"wrote {path}; edit it, then: {then}")
 
 
 def validate(
@@ -85,12 +85,12 @@ def validate(
     if run_config is None or problems:
         # The file's own errors at once; whether data and student are there may take a while.
         for problem in problems:
-            print(f"error: {problem}", file=sys.stderr, flush=True)
+            say(f"error: {problem}")
         raise InputError(pipeline.validate_run(run_config) if run_config else [])
     prepared = prepare(run_config)
-    print(f"{config} is valid")
+    show(f"{config} is valid")
     if dry_run:
-        print(pipeline.dry_run(prepared))
+        show(pipeline.dry_run(prepared))
 
 
 def env() -> None:
@@ -106,4 +106,4 @@ def env() -> None:
 
     for name, value in {**versions(), **hardware()}.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        print(f"{name}: {shown or 'none'}")
+        show(f"{name}: {shown or 'none'}")

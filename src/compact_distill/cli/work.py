@@ -19,6 +19,7 @@ from compact_distill.cli.options import (
     overrides,
 )
 from compact_distill.errors import ConfigError
+from compact_distill.runs.progress import show
 
 
 def generate(
@@ -42,9 +43,9 @@ def generate(
 
     run_config = load(config, settings, max_errors)
     if dry_run:
-        print(stages.plan(run_config))
+        show(stages.plan(run_config))
         return
-    print(f"rationales: {stages.ask_teachers(run_config)}")
+    show(f"rationales: {stages.ask_teachers(run_config)}")
 
 
 def verify(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B006
@@ -61,7 +62,7 @@ def verify(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B
 
     run_config = load(config, settings)
     count = stages.verify_teachers(run_config)
-    print(f"verified {count} answers\n{render(stages.table(run_config))}")
+    show(f"verified {count} answers\n{render(stages.table(run_config))}")
 
 
 def teachers(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa: B006
@@ -77,7 +78,7 @@ def teachers(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa:
     from compact_distill.teachers import stages
     from compact_distill.teachers.training_data import render
 
-    print(render(stages.table(load(config, settings))))
+    show(render(stages.table(load(config, settings))))
 
 
 def score(
@@ -102,7 +103,7 @@ def score(
     check_target(out, student, data, *([config] if config else []))
     given = {**overrides(settings), "student": student, "rationales": data}
     summary = pipeline.score_file(load_config(config, given) if config else config_from({}, given), out)
-    print(f"wrote {out}: {summary}")
+    show(f"wrote {out}: {summary}")
 
 
 def train(
@@ -123,7 +124,7 @@ def train(
     from compact_distill import pipeline
 
     folder = pipeline.train(load(config, _with_every_epoch(settings, every_epoch)), discard, verify)
-    print(f"student: {folder.student_path}")
+    show(f"student: {folder.student_path}")
 
 
 def run(
@@ -147,8 +148,8 @@ def run(
 
     folder = pipeline.run(load(config, _with_every_epoch(settings, every_epoch), max_errors), discard, verify)
     if not folder.is_follower:
-        print(summary(read_run(folder.path)))
-        print(f"report: {folder.report_path}")
+        show(summary(read_run(folder.path)))
+        show(f"report: {folder.report_path}")
 
 
 def study(
@@ -180,8 +181,8 @@ def study(
     outcome = run_study(asked, jobs)
     document, costs = write_results(outcome)
     for line in describe(document, costs):
-        print(line)
-    print(f"study: {write_page(outcome.out, document, costs)}, study.csv, study.json and costs.json")
+        show(line)
+    show(f"study: {write_page(outcome.out, document, costs)}, study.csv, study.json and costs.json")
     if outcome.failed:
         raise typer.Exit(1)
 

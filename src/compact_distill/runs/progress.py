@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,10 @@ from typing import IO, Protocol, TypeVar
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 15.0
+# All but tab and line feed of what moves the cursor, paints, deletes, or turns the direction of the text behind it.
+_ORDERS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _SECONDS_BETWEEN_PASSES = 1.0  # what is counted quicker than that belongs to one pass of the student
 
 
@@ -21,9 +26,22 @@ class Progress(Protocol):
         """Count some more; `note` (a loss, a rate) stands beside the count until the next one."""
 
 
+def printable(text: object) -> str:
+    """A text that no terminal obeys: control characters, bidirectional marks and half surrogate pairs are replaced.
+
+    Data, configurations, file names and what servers say may hold them.
+    """
+    return _ORDERS.sub("\ufffd", str(text).replace("\r\n", "\n"))
+
+
 def say(text: str) -> None:
-    """Print one line for the user, above a bar where one is shown."""
-    print(text, file=sys.stderr, flush=True)
+    """Print one line for the user on stderr, above a bar where one is shown."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def show(text: object) -> None:
+    """Print a result on stdout."""
+    print(printable(text), flush=True)
 
 
 @contextlib.contextmanager
@@ -35,6 +53,7 @@ def progress(label: str, total: int | None = None, done: int = 0) -> Iterator[Pr
         total: how many items there are, None where nobody knows.
         done: how many were done in an earlier run.
     """
+    label = printable(label)
     if sys.stderr.isatty():
         with _bar(label, total, done) as bar:
             yield bar
@@ -74,7 +93,7 @@ def _bar(label: str, total: int | None, done: int) -> Iterator[Progress]:
                 pace.advance(count)
                 shown.update(task, advance=count, left=pace.left().removeprefix(", "))
                 if note:
-                    shown.update(task, note=f" {note}")
+                    shown.update(task, note=f" {printable(note)}")
 
         yield Bar()
 
@@ -133,7 +152,7 @@ class _Lines:
         self.printed = time.monotonic()
         count = f"{self.pace.done}" if self.pace.total is None else f"{self.pace.done} of {self.pace.total}"
         note = f", {self.note}" if self.note else ""
-        print(f"{self.label}: {count}{ending}{note}", file=self.stream, flush=True)
+        print(printable(f"{self.label}: {count}{ending}{note}"), file=self.stream, flush=True)
 
 
 def duration(seconds: float) -> str:

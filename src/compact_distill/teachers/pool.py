@@ -15,7 +15,7 @@ from compact_distill.answers import Verifier
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.errors import InputError, RunError
 from compact_distill.records import Problem
-from compact_distill.runs.progress import duration, say
+from compact_distill.runs.progress import duration, printable, say
 from compact_distill.teachers.answer import Verification, verify_store
 from compact_distill.teachers.ask import Halted, Requester
 from compact_distill.teachers.backends import Member, build
@@ -237,7 +237,7 @@ async def _live(workers: Sequence[Worker]) -> None:
     def frame() -> Table:
         table = Table.grid(padding=(0, 2))
         for worker in workers:
-            table.add_row(*(Text(cell) for cell in columns(worker)))
+            table.add_row(*(Text(printable(cell)) for cell in columns(worker)))
         return table
 
     with Live(frame(), console=Console(stderr=True), auto_refresh=False) as live:
