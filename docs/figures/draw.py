@@ -1,0 +1,123 @@
+"""Draw the pictures of docs/method.md from example.json: python docs/figures/draw.py
+
+The numbers are one problem's, as `compact score` and the gains of a run give them for a real student.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+HERE = Path(__file__).parent
+OUT = HERE.parent / "images"
+RIGHT, WRONG, INK, SOFT = "#00796b", "#c2571a", "#444", "#9aa0a6"
+
+
+def svg(width: int, height: int, title: str, body: str) -> str:
+    """A picture that is readable on light and dark pages."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" aria-label="{escape(title)}" font-family="sans-serif" font-size="13">'
+        f'<rect width="{width}" height="{height}" rx="8" fill="#fff"/>{body}</svg>\n'
+    )
+
+
+def text(x: float, y: float, words: str, *, anchor: str = "start", fill: str = INK, bold: bool = False) -> str:
+    """A line of text."""
+    weight = ' font-weight="bold"' if bold else ""
+    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="{fill}"{weight}>{escape(words)}</text>'
+
+
+def bars(names: Sequence[str], right: Sequence[bool], columns: Sequence[tuple[str, Sequence[float], str]]) -> str:
+    """One row a teacher, one column of bars a measure; colours tell right rationales from wrong ones."""
+    left, wide, gap = 150, 190, 60
+    parts = []
+    for c, (title, values, shown) in enumerate(columns):
+        x = left + c * (wide + gap)
+        parts.append(text(x, 24, title, bold=True))
+        top = max(values) or 1.0
+        for row, value in enumerate(values):
+            y = 42 + row * 26
+            colour = RIGHT if right[row] else WRONG
+            length = max(wide * value / top, 1)
+            parts.append(f'<rect x="{x}" y="{y}" width="{length:.0f}" height="16" rx="2" fill="{colour}"/>')
+            parts.append(text(x + length + 5, y + 13, shown.format(value)))
+    for row, name in enumerate(names):
+        parts.append(text(left - 10, 55 + row * 26, name, anchor="end", fill=RIGHT if right[row] else WRONG))
+    bottom = 42 + len(names) * 26 + 18
+    parts.append(text(left, bottom, "right rationale", fill=RIGHT) + text(left + 110, bottom, "wrong one", fill=WRONG))
+    return svg(left + len(columns) * (wide + gap), bottom + 14, columns[0][0], "".join(parts))
+
+
+def beliefs(example: dict) -> str:
+    """The probe's belief in the gold answer after each step of a right and of a wrong rationale."""
+    width, height, left, top, bottom = 900, 420, 70, 30, 190
+    start = example["belief_start"]
+    low, high = -6.0, 0.5
+    parts = []
+    for nats in range(-6, 1):
+        y = top + (high - nats) / (high - low) * (bottom - top)
+        parts.append(f'<line x1="{left}" x2="{width - 20}" y1="{y:.0f}" y2="{y:.0f}" stroke="#e4e6e8"/>')
+        parts.append(text(left - 8, y + 4, str(nats), anchor="end", fill=SOFT))
+    parts.append(text(left, 18, f"log-probability of the gold answer {example['answer']} (nats), asked after each step"))
+    for kind, colour, row in (("right", RIGHT, 250), ("wrong", WRONG, 340)):
+        level, points = start, [(left + 20, start)]
+        parts.append(text(left - 8, row, kind, anchor="end", fill=colour, bold=True))
+        for index, (rise, step) in enumerate(
+            zip(example[f"rises_{kind}"], example[f"steps_{kind}"], strict=True), start=1
+        ):
+            level += rise
+            x = left + 20 + index * 190
+            points.append((x, level))
+            cut = step.rfind(" ", 0, 28)
+            words = [step[:cut], step[cut + 1 :]] if len(step) > 28 else [step]
+            parts += [text(x - 178, row + 18 * line, word) for line, word in enumerate(words)]
+            sign = f"{rise:+.2f}" + (" counts" if rise > 0 else "")
+            parts.append(text(x - 178, row + 40, sign, fill=colour if rise > 0 else SOFT))
+        path = " ".join(
+            f"{x:.0f},{top + (high - value) / (high - low) * (bottom - top):.1f}" for x, value in points
+        )
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="3"/>')
+    return svg(width, height - 20, "belief in the gold answer while reading", "".join(parts))
+
+
+def main() -> None:
+    """Write the pictures."""
+    example = json.loads((HERE / "example.json").read_text(encoding="utf-8"))
+    names, right = example["teachers"], example["right"]
+    pictures = {
+        "difficulty": bars(names, right, [("difficulty, nats a token", example["difficulty"], "{:.2f}")]),
+        "adaptability": beliefs(example),
+        "estimators": bars(
+            names,
+            right,
+            [
+                ("adaptability, lens (nats)", example["adaptability_lens"], "{:.1f}"),
+                ("adaptability, probe (nats)", example["adaptability_probe"], "{:.1f}"),
+            ],
+        ),
+        "consensus": bars(
+            names,
+            right,
+            [
+                ("consensus, joint", example["consensus_joint"], "{:.2f}"),
+                ("consensus, by heads", example["consensus_heads"], "{:.2f}"),
+            ],
+        ),
+        "weights": bars(
+            names,
+            right,
+            [
+                ("weights, lens", example["weights_lens"], "{:.2f}"),
+                ("weights, probe", example["weights_probe"], "{:.2f}"),
+            ],
+        ),
+    }
+    for name, picture in pictures.items():
+        (OUT / f"method-{name}.svg").write_text(picture, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
