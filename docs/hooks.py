@@ -86,7 +86,9 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return ""
-    return "`" + ("null" if value is None else str(value).replace("|", "\\|")) + "`" if value not in ((), {}) else "none"
+    if value in ((), {}):
+        return "none"
+    return "`null`" if value is None else "`" + str(value).replace("|", "\\|") + "`"
 
 
 def _cell(text: str) -> str:

@@ -61,7 +61,8 @@ def beliefs(example: dict) -> str:
         y = top + (high - nats) / (high - low) * (bottom - top)
         parts.append(f'<line x1="{left}" x2="{width - 20}" y1="{y:.0f}" y2="{y:.0f}" stroke="#e4e6e8"/>')
         parts.append(text(left - 8, y + 4, str(nats), anchor="end", fill=SOFT))
-    parts.append(text(left, 18, f"log-probability of the gold answer {example['answer']} (nats), asked after each step"))
+    asked = f"log-probability of the gold answer {example['answer']} (nats), asked after each step"
+    parts.append(text(left, 18, asked))
     for kind, colour, row in (("right", RIGHT, 250), ("wrong", WRONG, 340)):
         level, points = start, [(left + 20, start)]
         parts.append(text(left - 8, row, kind, anchor="end", fill=colour, bold=True))
@@ -76,9 +77,7 @@ def beliefs(example: dict) -> str:
             parts += [text(x - 178, row + 18 * line, word) for line, word in enumerate(words)]
             sign = f"{rise:+.2f}" + (" counts" if rise > 0 else "")
             parts.append(text(x - 178, row + 40, sign, fill=colour if rise > 0 else SOFT))
-        path = " ".join(
-            f"{x:.0f},{top + (high - value) / (high - low) * (bottom - top):.1f}" for x, value in points
-        )
+        path = " ".join(f"{x:.0f},{top + (high - value) / (high - low) * (bottom - top):.1f}" for x, value in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="3"/>')
     return svg(width, height - 20, "belief in the gold answer while reading", "".join(parts))
 
