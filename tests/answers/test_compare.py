@@ -193,7 +193,7 @@ def test_words_compare_by_their_letters(answer: str, gold: str, verdict: Verdict
 
 @pytest.mark.parametrize(
     ("answer", "gold"),
-    [("\\sqrt{324}", "18"), ("5,3", "3, 5"), ("(0,1)", "(0, 1)"), ("2k", "2 k"), ("pi", "\\pi"), ("c+ab", "ab+c")],
+    [("\\sqrt{324}", "18"), ("5,3", "3, 5"), ("(0,1)", "(0, 1)"), ("2k", "2 k"), ("3pi", "\\pi"), ("c+ab", "ab+c")],
 )
 def test_mathematics_is_left_undecided(answer: str, gold: str) -> None:
     assert compare_answers(answer, gold) is None
@@ -201,6 +201,72 @@ def test_mathematics_is_left_undecided(answer: str, gold: str) -> None:
 
 def test_mathematics_that_is_written_the_same_is_correct_at_once() -> None:
     assert compare_answers("$\\frac{\\pi}{2}$", "\\frac{\\pi}{2}") is CORRECT
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict"),
+    [
+        # other scripts and keyboards
+        ("２５", "25", CORRECT),
+        ("－5", "-5", CORRECT),
+        ("－5", "5", WRONG),
+        ("½", "\\frac{1}{2}", CORRECT),
+        ("¾", "0.75", CORRECT),
+        ("1½", "1.5", CORRECT),
+        ("3½", "0.5", WRONG),
+        ("pi", "\\pi", CORRECT),
+        ("2π", "2\\pi ", CORRECT),
+        ("∞", "\\infty", CORRECT),
+        # decimal commas, where they cannot be thousands
+        ("3,14", "3.14", CORRECT),
+        ("3,14159", "3.14159", CORRECT),
+        ("1.234,56 euros", "1234.56", CORRECT),
+        ("3,14", "314", WRONG),
+        ("3,140", "3140", CORRECT),
+        ("3,140", "3.14", WRONG),
+        # repeating decimals
+        ("0.\\overline{3}", "1/3", CORRECT),
+        ("0.1\\overline{6}", "\\frac{1}{6}", CORRECT),
+        ("0.\\bar{36}", "4/11", CORRECT),
+        ("0.\\overline{3}", "0.3", WRONG),
+        # ordinals
+        ("12^{\\mathrm{th}} grade", "12", CORRECT),
+        ("12^{th}", "12", CORRECT),
+        ("21^{\\text{st}} century", "21", CORRECT),
+        ("12^{\\text{th}}", "13", WRONG),
+        # exclaimed
+        ("18!", "18", CORRECT),
+        ("6 dollars!", "6", CORRECT),
+        # words
+        ("seventeen", "17", CORRECT),
+        ("Seventeen eggs.", "17", CORRECT),
+        ("twenty-one", "21", CORRECT),
+        ("one hundred and five", "105", CORRECT),
+        ("two thousand", "2000", CORRECT),
+        ("zero", "0", CORRECT),
+        ("eighteen", "17", WRONG),
+        ("five and a half", "5", UNPARSED),
+        ("two or three", "2", UNPARSED),
+        # what stands before an equals sign
+        ("x = 3 + 2 = 5", "5", CORRECT),
+        ("Total = 18", "18", CORRECT),
+        ("a total of 3 * 6 = 18", "18", CORRECT),
+        ("y = 5", "x = 5", WRONG),
+        # bases
+        ("52_{9}", "52_9", CORRECT),
+        ("52", "52_9", CORRECT),
+        ("52_9", "52_8", WRONG),
+        ("52_9", "47", WRONG),
+        ("47", "52_9", WRONG),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(answer: str, gold: str, verdict: Verdict) -> None:
+    assert compare_answers(answer, gold) is verdict
+
+
+@pytest.mark.parametrize(("answer", "gold"), [("x+y=5", "5"), ("5", "x+y=5"), ("5x = 10", "10"), ("19!", "18")])
+def test_what_only_holds_the_number_is_left_undecided(answer: str, gold: str) -> None:
+    assert compare_answers(answer, gold) is None
 
 
 def test_an_empty_gold_answer_is_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from compact_distill.answers import Verifier, compare_answers, extract_answer, read_rationale, split_answer
+from compact_distill.answers.number import parse_number
 from compact_distill.records import AnswerFrom, Verdict
 
 
@@ -111,3 +113,18 @@ def test_the_gold_answer_of_every_benchmark_is_correct_against_itself(data_folde
         for row in _rows(data_folder / f"{name}.jsonl"):
             stated = extract_answer(f"We think.\nSo the answer is {row['answer']}.")
             assert compare_answers(stated, row["answer"]) is Verdict.CORRECT, (name, row["id"])
+
+
+def test_no_two_different_golds_of_math500_are_called_equal(data_folder: Path) -> None:
+    golds = sorted({row["answer"] for row in _rows(data_folder / "math500.jsonl")})
+    draw = random.Random(12)
+    pairs = [tuple(draw.sample(golds, 2)) for _ in range(885)]
+    with Verifier(workers=1) as pool:
+        verdicts = pool.verify_many(pairs)
+    # Golds that are the same number: written with a unit, a sign of currency, or as a fraction.
+    equal = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is Verdict.CORRECT]
+    assert [pair for pair in equal if len({_value(gold) for gold in pair}) > 1] == []
+
+
+def _value(gold: str) -> object:
+    return parse_number(gold) or gold

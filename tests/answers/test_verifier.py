@@ -150,3 +150,67 @@ def test_a_closed_verifier_refuses_mathematics() -> None:
 def test_limits_must_be_positive(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be"):
         Verifier(**arguments)  # type: ignore[arg-type]
+
+
+EQUAL = [
+    ("2x+2y+2z=0", "x+y+z=0"),
+    ("0 = x+y+z", "x+y+z=0"),
+    ("y = 2x+3", "2x-y+3=0"),
+    ("-2x-2y=-2z", "x+y=z"),
+    ("x = 5", "5"),
+    ("5 = x", "5"),
+    ("f(x)=x^2", "x^2"),
+    ("x^2", "f(x)=x^2"),
+    ("x=\\frac{1}{2}", "0.5"),
+    ("e^{1000}", "e^{1000}"),
+    ("2^{5000}", "4^{2500}"),
+    ("5, 3", "3, 5"),
+    ("3, 4, and 5", "3,4,5"),
+    ("3 and 5", "5,3"),
+    ("(3,5)", "3, 5"),
+    ("\\{5,3\\}", "\\{3,5\\}"),
+    ("5, 3", "\\{3,5\\}"),
+    ("2pi", "2\\pi"),
+    ("10²", "100"),
+    ("x⁻²", "x^{-2}"),
+    ("4\\sqrt(2)", "4\\sqrt{2}"),
+    ("4sqrt(2)", "4\\sqrt{2}"),
+    ("3√2", "3\\sqrt{2}"),
+    ("5!", "120"),
+    ("6402373705728000", "18!"),
+    ("(-∞, 2)", "(-\\infty,2)"),
+    ("[2, ∞)", "[2,\\infty)"),
+]
+DIFFERENT = [
+    ("5x-7y+11z+4=0", "x+y+z=0"),
+    ("0", "x+y+z=0"),
+    ("y = 2x+4", "2x-y+3=0"),
+    ("x^2+y^2=4", "x^2+y^2=9"),
+    ("x+y=5", "5"),
+    ("5", "x+y=5"),
+    ("x+2=7", "5"),
+    ("5x = 10", "10"),
+    ("10^{400}", "10^{500}"),
+    ("2^{5000}", "3^{5000}"),
+    ("e^{1000}", "e^{1001}"),
+    ("(5,3)", "3, 5"),
+    ("(5,3)", "(3,5)"),
+    ("\\{3,5\\}", "(3,5)"),
+    ("(3,5)", "\\{3,5\\}"),
+    ("3 and 6", "3,5"),
+    ("3pi", "2\\pi"),
+    ("10²", "102"),
+    ("4\\sqrt(3)", "4\\sqrt{2}"),
+    ("18", "18!"),
+    ("(2, ∞)", "[2,\\infty)"),
+    ("5^{t}", "5"),
+    ("1 and 2", "12"),
+]
+
+
+def test_what_is_written_otherwise_is_equal_and_what_looks_alike_is_not() -> None:
+    with Verifier(workers=1, timeout=20.0) as pool:
+        verdicts = pool.verify_many(EQUAL + DIFFERENT)
+    equal, different = verdicts[: len(EQUAL)], verdicts[len(EQUAL) :]
+    assert [p for p, verdict in zip(EQUAL, equal, strict=True) if verdict is not Verdict.CORRECT] == []
+    assert [p for p, verdict in zip(DIFFERENT, different, strict=True) if verdict is Verdict.CORRECT] == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-from compact_distill.answers.number import parse_number
+from compact_distill.answers.number import as_latex, parse_loosely, parse_number
 from compact_distill.answers.stated import MAX_CHARACTERS, tidy
 from compact_distill.records import Verdict
 
@@ -24,6 +24,8 @@ _COMMAND = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _LONG_WORD = re.compile(r"[A-Za-z]{3,}")
 _OPERATOR = re.compile(r"[\\=+*/^_<>{}|]")  # what makes a gold answer with words in it mathematics all the same
+_BASED = re.compile(r"\(?(\d+)\)?\s*_\s*\{?\s*(\d+)\s*\}?")  # 52_9: digits and their base
+_OF_VARIABLE = re.compile(r"\s*([A-Za-z])\s*=")
 _WORD_SIGNS = re.compile(r"[^\w\s]+")
 _FUNCTION = re.compile(
     r"(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|exp|sqrt|frac|max|min|gcd|lcm|mod|det|pi|oo|inf|infinity"
@@ -86,12 +88,23 @@ def compare_answers(answer: str | None, gold: str) -> Verdict | None:
     letter = _GOLD_LETTER.fullmatch(plain_gold)
     if letter:
         return _labels(_LETTER.fullmatch(plain), letter[1])
-    if answer.split() == gold.split():
+    if as_latex(answer).split() == as_latex(gold).split():
         return Verdict.CORRECT
+    based = _BASED.fullmatch(gold)
+    if based:
+        stated_base = _BASED.fullmatch(answer) or _BASED.fullmatch(f"{answer}_{based[2]}")  # the question names it
+        same = stated_base is not None and stated_base.groups() == based.groups()
+        return Verdict.CORRECT if same else Verdict.WRONG
+    if _BASED.fullmatch(answer):
+        return Verdict.WRONG
+    names = _OF_VARIABLE.match(answer), _OF_VARIABLE.match(gold)
+    if names[0] and names[1] and names[0][1] != names[1][1]:
+        return Verdict.WRONG
     number = parse_number(gold)
     if number:
-        stated = parse_number(answer)
-        if stated:
+        exact = parse_number(answer)
+        stated = exact or parse_loosely(answer)
+        if stated and (exact or not answer.endswith("!") or number.equals(stated)):
             return Verdict.CORRECT if number.equals(stated) else Verdict.WRONG
         return Verdict.UNPARSED if _has_words(plain) else None
     if kind is AnswerKind.WORDS:

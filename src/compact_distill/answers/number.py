@@ -3,6 +3,7 @@ r"""Read a plain number out of an answer: `$1,800 a week`, `18.0`, `-3/4`, `\fra
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -25,6 +26,35 @@ _REWRITES = tuple(
         (r"\\(?:approx|sim)\b|≈", ""),
     )
 )
+
+# What keyboards and other scripts write, as LaTeX.
+_SIGNS = str.maketrans({**{chr(0xFF01 + i): chr(0x21 + i) for i in range(94)}, "−": "-", "–": "-", "⁄": "/"})
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_AS_LATEX = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"∞|(?<![A-Za-z\\])(?:infinity|oo)(?![A-Za-z])", r"\\infty "),
+        (r"π|(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
+        (r"√\s*\(([^()]*)\)|\\?\bsqrt\s*\(([^()]*)\)", r"\\sqrt{\1\2}"),
+        (r"√\s*(\d+|[a-z])", r"\\sqrt{\1}"),
+        (r"≤", r"\\le "),
+        (r"≥", r"\\ge "),
+        (r"∪", r"\\cup "),
+        (r"\\bar\{(\d+)\}", r"\\overline{\1}"),
+    )
+)
+_ORDINAL = re.compile(r"\^\s*\{?\s*(?:\\(?:text|mathrm|rm|textrm)\s*\{?\s*)?(th|st|nd|rd)\b\s*\}{0,2}")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}")
+_DECIMAL_COMMA = re.compile(r"([-+]?[$€£]?\s?(?:\d{1,3}(?:\.\d{3})+|\d+)),(\d{1,2}|\d{4,}|(?<=\.\d{3},)\d+)(?![\d.,])")
+_VARIABLE_IN_SUM = re.compile(r"(?<![A-Za-z\\])(?!a\s+[a-z]{2})[A-Za-z](?![A-Za-z])")
+_NAME = re.compile(r"\s*\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?\s*")
+_ONES = (
+    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|"
+    "eighteen|nineteen"
+)
+_TENS = "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
+_SMALL = {word: n for n, word in enumerate(_ONES.split("|"))}
+_SMALL |= {word: 10 * n for n, word in enumerate(_TENS.split("|"), start=2)}
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ ]\d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
@@ -89,6 +119,77 @@ def _close(a: Fraction, b: Fraction) -> bool:
     return abs(a - b) * 10**6 <= min(larger, Fraction(1))
 
 
+def as_latex(text: str) -> str:
+    r"""Write the signs of keyboards and other scripts as LaTeX: `10²`, `½`, `√2`, `2pi`, `(2, ∞)`, full-width digits.
+
+    An ordinal's ending comes down (`12^{\mathrm{th}}` is `12th`), a repeating decimal becomes a fraction.
+    """
+    if not text.isascii():
+        text = text.translate(_SIGNS)
+        text = re.sub(r"[⁰¹²³⁴-⁹⁺⁻]+", lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
+        text = "".join(map(_vulgar_fraction, text))
+    for pattern, replacement in _AS_LATEX:
+        text = pattern.sub(replacement, text)
+    text = _ORDINAL.sub(r"\1", text)
+    return _REPEATING.sub(_as_fraction, text).strip()
+
+
+def _vulgar_fraction(sign: str) -> str:
+    kind, *parts = unicodedata.decomposition(sign).split() or [""]
+    if kind != "<fraction>":
+        return sign
+    top, _, bottom = "".join(chr(int(part, 16)) for part in parts).partition("⁄")
+    return rf"\frac{{{top}}}{{{bottom or 1}}}"
+
+
+def _as_fraction(decimal: re.Match[str]) -> str:
+    whole, fixed, repeated = decimal.groups()
+    if len(whole + fixed + repeated) > 60:
+        return decimal[0]
+    value = Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(fixed))
+    value += Fraction(int(fixed or 0), 10 ** len(fixed)) + int(whole or 0)
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def parse_loosely(text: str) -> Number | None:
+    """A number where one is expected: also `3,14` (where that cannot be thousands), an exclaimed `18!`, or in words."""
+    if text.endswith("!"):
+        return parse_number(text.rstrip("!"))
+    comma = _DECIMAL_COMMA.match(text)
+    if comma:
+        return parse_number(f"{comma[1].replace('.', '')}.{comma[2]}{text[comma.end() :]}")
+    return _in_words(text)
+
+
+def _in_words(text: str) -> Number | None:
+    """`twenty-one`, `one hundred and five eggs`: the number that the first words say; the rest must be a unit."""
+    words = re.findall(r"[A-Za-z]+", text.lower())
+    if not words or re.search(r"\d", text) or words[0] not in _SMALL:
+        return None
+    total = group = read = 0
+    for word in words:
+        if word in _SMALL:
+            group += _SMALL[word]
+        elif word == "hundred":
+            group *= 100
+        elif word in _MULTIPLIERS:
+            total, group = total + group * _MULTIPLIERS[word], 0
+        elif word != "and":
+            break
+        read += 1
+    rest = words[read:]
+    if words[read - 1] == "and" or any(word in _SMALL or _NOT_UNIT.fullmatch(word) for word in rest):
+        return None
+    return Number(Fraction(total + group))
+
+
+def _reads_as_value(left: str) -> bool:
+    """Whether what stands left of an equals sign leaves the right side's value: arithmetic, or a name (`x`, `cost`)."""
+    if _NAME.fullmatch(left) or not _VARIABLE_IN_SUM.search(left):
+        return True
+    return not re.search(r"[-+*/^]|\d", left)
+
+
 def parse_number(text: str) -> Number | None:
     """Return the number that the whole of `text` states, or None where it states something else.
 
@@ -98,10 +199,13 @@ def parse_number(text: str) -> Number | None:
     """
     if len(text) > _MAX_CHARACTERS:
         return None
+    text = as_latex(text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     if "=" in text and not re.search(r"[<>!]=|≠", text):
-        text = text.rpartition("=")[2]
+        *left, text = text.split("=")
+        if not all(map(_reads_as_value, left)):
+            return None
     match = _NUMBER.fullmatch(text.strip())
     if not match or (match["sign"] and match["inner_sign"]):
         return None

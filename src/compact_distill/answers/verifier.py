@@ -14,6 +14,7 @@ from threading import Event, Lock, Timer
 from types import TracebackType
 
 from compact_distill.answers.compare import compare_answers
+from compact_distill.answers.number import as_latex
 from compact_distill.errors import RunError
 from compact_distill.records import Verdict
 
@@ -109,7 +110,7 @@ class _Worker:
         self._lock = Lock()
 
     def ask(self, answer: str | None, gold: str) -> Verdict:
-        request = json.dumps([self._timeout, answer, gold])
+        request = json.dumps([self._timeout, as_latex(answer or ""), as_latex(gold)])
         while True:
             fresh = self._process is None
             if fresh:
