@@ -230,7 +230,7 @@ def test_a_student_of_other_inputs_is_moved_aside_and_can_be_taken_back(configur
     again = pipeline.train(configure(report={"gains": False}, train={"max_steps": 1}))
     said = capsys.readouterr().err
     (aside,) = folder.path.glob("before.*")
-    assert "train: other inputs than before (train)." in said
+    assert "train: other inputs than before (train.max_steps)." in said
     assert str(aside) in said
     assert f"To take it back: compact run {aside}/config.yaml --set output={folder.path}" in said
     assert (aside / "student" / "my notes").is_dir()

@@ -198,12 +198,14 @@ def run(config: RunConfig, discard: bool = False, verify: bool = False) -> RunFo
 def damage_of(folder: RunFolder, verify: bool = False) -> list[str]:
     """Everything in a run that is no longer what its stages wrote, with what would be done again, as messages."""
     redone = {
-        "join": "rationales.jsonl would be joined again from the stores",
-        "train": "training would go on from its last complete checkpoint",
-        "eval": "those results would be measured again",
+        "join": "joins it again from the stores",
+        "train": "goes on with training from its last complete checkpoint",
+        "eval": "measures those results again",
     }
     return [
-        f"{name} {what}; with `compact run`, {redone.get(stage, f'{name} would be written again')}"
+        f"{name} {what}; `compact run` {redone.get(stage, 'writes it again')}"
+        if stage != "train" or name.startswith("student/")
+        else f"{name} {what}; the student is whole, and `compact run --verify` trains again to have this as it was"
         for stage in folder.manifest["stages"]
         for name, what in folder.damage(stage, verify).items()
     ]
@@ -237,7 +239,7 @@ def _make_room(prepared: Prepared, folder: RunFolder, inputs: str, discard: bool
     Says what has changed, where the old student is, and how to take it back.
     """
     before = folder.manifest["stages"].get("train", {}).get("parts", {})
-    changed = ", ".join(part for part, value in prepared.made_of.items() if part in before and before[part] != value)
+    changed = ", ".join(_changed(before, prepared.made_of)) if before else ""
     aside = folder.set_aside(discard)
     if aside is not None:
         say(
@@ -250,6 +252,18 @@ def _make_room(prepared: Prepared, folder: RunFolder, inputs: str, discard: bool
     if back is not None:
         say(f"train: {back} held a student of exactly these inputs; taken back")
     return back is not None
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The keys whose values differ; of sections, the keys in them: `train.learning_rate`."""
+    names = []
+    for key in dict.fromkeys((*before, *after)):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += [f"{key}.{name}" for name in _changed(old, new)]
+        elif old != new:
+            names.append(key)
+    return names
 
 
 def _must_go_on(folder: RunFolder, verify: bool) -> bool:
