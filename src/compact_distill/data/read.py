@@ -6,19 +6,31 @@ Every fault of an input is counted, the first ones are told, and those of all in
 from __future__ import annotations
 
 import codecs
+import csv
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from compact_distill.errors import DataError
+from compact_distill.runs.progress import say
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(?:/[A-Za-z0-9][\w.\-]*)?(?::[\w.\-]+)?")
-_FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".csv", ".txt", ".gz")
+_FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".csv", ".tsv", ".txt", ".gz")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _TOLD = 20
+_ARCHIVES = {
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstandard",
+    b"7z\xbc": "7z",
+}
+_SAID: set[tuple[str, int]] = set()
 
 
 class Faults:
@@ -27,6 +39,7 @@ class Faults:
     def __init__(self, source: object) -> None:
         self.source = str(source)
         self.count = 0
+        self.solutions = 0  # gold answers that were cut out of a solution
         self._told: list[str] = []
 
     def add(self, where: str, message: str) -> None:
@@ -67,9 +80,11 @@ def read_rows(source: str | Path, split: str, faults: Faults) -> Iterator[Row]:
     """Yield the rows of an input, in order; what cannot be read is noted in `faults` and left out.
 
     Args:
-        source: a `.parquet` file; any other file is read as JSONL: UTF-8 (a byte-order mark is allowed), one object a
-            line, lines end with LF or CRLF, blank lines are left out. A folder that `datasets` saved. Otherwise the
-            name of a dataset on the hub, whose code is never run; `name:configuration` where it has several.
+        source: a Parquet file; a `.csv` or `.tsv` file whose first row names the columns; any other file is read as
+            JSONL: UTF-8 (a byte-order mark is allowed), one object a line, lines end with LF or CRLF, blank lines are
+            left out. One JSON array of objects is read too, and any of them packed by gzip. A folder that `datasets`
+            saved. Otherwise the name of a dataset on the hub, whose code is never run; `name:configuration` where it
+            has several.
         split: split of a `datasets` folder or hub dataset.
     """
     path = Path(source)
@@ -77,7 +92,7 @@ def read_rows(source: str | Path, split: str, faults: Faults) -> Iterator[Row]:
         if path.is_dir():
             rows = _read_folder(path, split, faults)
         elif path.is_file():
-            rows = _read_parquet(path, faults) if path.suffix == ".parquet" else _read_jsonl(path, faults)
+            rows = _read_file(path, faults)
         elif _HUB_NAME.fullmatch(str(source)) and path.suffix not in _FILE_SUFFIXES:
             rows = _read_hub(str(source), split, faults)
         else:
@@ -96,14 +111,97 @@ def read_rows(source: str | Path, split: str, faults: Faults) -> Iterator[Row]:
                 yield Row(fields, index, where)
         if number == 0 and faults.count == 0:
             faults.add("", "holds no rows; write at least one")
+        if faults.solutions and (faults.source, faults.solutions) not in _SAID:
+            _SAID.add((faults.source, faults.solutions))
+            say(f"{faults.source}: {faults.solutions} gold answers are solutions that end in `#### N`; N is taken")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        faults.add("", f"is a damaged gzip file: {error}; pack it again")
     except OSError as error:
         faults.add("", f"cannot be read: {error.strerror or error}; check the path and its permissions")
 
 
-def _read_jsonl(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
+def _read_file(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
+    """The rows of a file of any kind that is read; one of another kind is a single fault."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    kind = next((name for sign, name in _ARCHIVES.items() if start.startswith(sign)), None)
+    if kind is not None:
+        faults.add("", f"is a {kind} archive; unpack it and give the file in it")
+        return iter(())
+    if path.suffix == ".parquet" or start.startswith(b"PAR1"):
+        return _read_parquet(path, faults)
+    packed = start.startswith(b"\x1f\x8b")
+    suffix = Path(path.stem).suffix if packed and path.suffix == ".gz" else path.suffix
+    if suffix in (".csv", ".tsv"):
+        return _read_csv(path, packed, "\t" if suffix == ".tsv" else ",", faults)
+    return _read_json(path, packed, faults)
+
+
+def _open(path: Path, packed: bool) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path, "rb")) if packed else path.open("rb")
+
+
+def _read_csv(path: Path, packed: bool, separator: str, faults: Faults) -> Iterator[tuple[str, Any]]:
+    with _open(path, packed) as file:
+        lines = csv.DictReader(codecs.getreader("utf-8-sig")(file), delimiter=separator, strict=True)
+        try:
+            for fields in lines:
+                where = f"line {lines.line_num}"
+                if None in fields or None in fields.values():
+                    faults.add(where, f"must have {len(lines.fieldnames or ())} columns, as the first line; mend it")
+                else:
+                    yield where, fields
+        except UnicodeDecodeError as error:
+            faults.add("", f"not UTF-8: {error.reason} at byte {error.start} of a block; save the file as UTF-8")
+        except csv.Error as error:
+            faults.add(f"line {lines.line_num}", f"broken CSV: {error}; mend the line")
+
+
+def _read_json(path: Path, packed: bool, faults: Faults) -> Iterator[tuple[str, Any]]:
+    with _open(path, packed) as file:
+        first = next((line for line in file if line.removeprefix(codecs.BOM_UTF8).strip()), b"")
+    text = first.removeprefix(codecs.BOM_UTF8).strip()
+    if text.startswith(_UTF16) or first.startswith(_UTF16) or (text.startswith(b"{") and text != b"{") or not text:
+        return _read_jsonl(path, packed, faults)
+    if not text.startswith((b"[", b"{")):
+        if _is_json(text):
+            return _read_jsonl(path, packed, faults)
+        shown = short(text.decode("utf-8", "replace"))
+        hint = "give a CSV file the suffix .csv" if b"," in text or b"\t" in text else "write one JSON object a line"
+        faults.add("", f"is no JSONL: its first line is {shown}; {hint}")
+        return iter(())
+    with _open(path, packed) as file:
+        whole = file.read()
+    try:
+        found = json.loads(whole.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        if _is_json(text):  # a line of JSONL, though no object
+            return _read_jsonl(path, packed, faults)
+        faults.add("", f"is neither JSONL nor one JSON array: {error}; write one object a line")
+        return iter(())
+    lists = [value for value in found.values() if isinstance(value, list)] if isinstance(found, dict) else [found]
+    if isinstance(found, dict) and {"id", "question"} <= set(found):
+        lists = [[found]]  # one row, on several lines
+    if len(lists) != 1 or not all(isinstance(item, dict) for item in lists[0]):
+        if isinstance(found, list) and whole.strip().count(b"\n") == 0:
+            return _read_jsonl(path, packed, faults)
+        faults.add("", "is one JSON value, and no list of objects; write one object a line")
+        return iter(())
+    return ((f"item {number}", item) for number, item in enumerate(lists[0], start=1))
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _read_jsonl(path: Path, packed: bool, faults: Faults) -> Iterator[tuple[str, Any]]:
     offset = 0
     # A binary file splits its lines at "\n" only; text methods would also split at U+2028 inside a string.
-    with path.open("rb") as lines:
+    with _open(path, packed) as lines:
         for number, line in enumerate(lines, start=1):
             where = f"line {number}"
             if number == 1 and line.startswith(_UTF16):

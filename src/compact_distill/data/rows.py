@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from compact_distill.data.read import Faults, Row, short
 from compact_distill.records import AnswerFrom, Instance, Problem, Rationale, Verdict
 
+_SOLUTION = re.compile(r"(?<!#)####(?!#)([^\n#]+)\Z")  # GSM8K's gold answers are solutions that end so
 _PROBLEM_KEYS = ("id", "question", "answer")
 _RATIONALE_KEYS = ("teacher", "text", "answer", "answer_from", "sample", "verdict")
 
@@ -36,6 +38,10 @@ def to_problem(row: Row, faults: Faults) -> Problem | None:
     if not isinstance(question, str) or not question.strip():
         faults.add(row.where, f"question must be text, {_got(row.fields, 'question')}; write the question")
     answer = _answer(row.fields.get("answer"))
+    solution = _SOLUTION.search(answer) if answer and len(answer) < 20_000 else None
+    if solution is not None:
+        answer = solution[1].strip()
+        faults.solutions += 1
     if answer is None:
         got = _got(row.fields, "answer")
         faults.add(row.where, f"answer must be the gold answer as text or a number, {got}; write it or remove the row")
@@ -63,6 +69,8 @@ def to_instance(row: Row, faults: Faults, require_rationale: bool) -> Instance |
 
 def _rationales(row: Row, faults: Faults) -> list[Rationale]:
     listed = row.fields.get("rationales")
+    if isinstance(listed, dict):  # as `datasets` keeps a list of objects
+        listed = _transposed(listed)
     if not isinstance(listed, list):
         got = _got(row.fields, "rationales")
         faults.add(row.where, f"rationales must be a list of objects with teacher and text, {got}; write such a list")
@@ -83,6 +91,14 @@ def _rationales(row: Row, faults: Faults) -> list[Rationale]:
         seen[name] = number
         rationales.append(rationale)
     return rationales
+
+
+def _transposed(columns: dict[str, Any]) -> Any:
+    """`{"teacher": [...], "text": [...]}` as a list of objects; what is not of that kind comes back as it is."""
+    values = list(columns.values())
+    if not values or not all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
+        return columns
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def to_rationale(fields: dict[str, Any], where: str, faults: Faults) -> Rationale | None:
