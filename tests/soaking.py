@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,18 @@ def make_inputs(folder: Path) -> dict[str, Any]:
     }
 
 
-def run(settings: dict[str, Any], said: Path, verify: bool = False) -> None:
-    """Run all stages; what is said goes to the end of a file. An error made on purpose ends with exit code 2."""
+def run(settings: dict[str, Any], said: Path, verify: bool = False, largest: int | None = None) -> None:
+    """Run all stages; what is said goes to the end of a file. An error made on purpose ends with exit code 2.
+
+    No file may grow beyond `largest` bytes, as if the disk were full.
+    """
     from compact_distill import pipeline
     from compact_distill.config.models import config_from
     from compact_distill.errors import CompactError
 
     torch.set_num_threads(1)
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -66,8 +72,8 @@ def run(settings: dict[str, Any], said: Path, verify: bool = False) -> None:
         sys.exit(2)
 
 
-def start(settings: dict[str, Any], said: Path, verify: bool = False) -> Any:
+def start(settings: dict[str, Any], said: Path, verify: bool = False, largest: int | None = None) -> Any:
     """The same in a process of its own."""
-    process = CONTEXT.Process(target=run, args=(settings, said, verify))
+    process = CONTEXT.Process(target=run, args=(settings, said, verify, largest))
     process.start()
     return process

@@ -82,6 +82,13 @@ class Soak:
 
     # ---- what happens
 
+    def fill_disk(self) -> str:
+        largest = self.random.choice([1_000, 6_000, 20_000, 60_000])
+        process = start({**self.settings, "output": str(self.path)}, self.said, largest=largest)
+        process.join(_LONGEST)
+        assert process.exitcode is not None
+        return f"no file over {largest} bytes"
+
     def kill(self) -> str:
         seconds = self.random.uniform(0, 1.2 * self.seconds)
         number = self.random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
@@ -131,7 +138,15 @@ def soak(tmp_path: Path, seed: int, events: int, seconds: float) -> None:
     soaked = Soak(tmp_path, seed)
     soaked.seconds = time.monotonic() - began
     soaked.whole()
-    choices = (soaked.kill, soaked.damage, soaked.damage, soaked.rename, soaked.change_settings, soaked.rerun)
+    choices = (
+        soaked.kill,
+        soaked.damage,
+        soaked.damage,
+        soaked.fill_disk,
+        soaked.rename,
+        soaked.change_settings,
+        soaked.rerun,
+    )
     began = time.monotonic()
     while len(soaked.done) < events and time.monotonic() - began < seconds:
         soaked.done.append(soaked.random.choice(choices)())
@@ -145,6 +160,19 @@ def soak(tmp_path: Path, seed: int, events: int, seconds: float) -> None:
 
 def test_a_pipeline_that_is_killed_damaged_and_renamed_ends_like_one_left_alone(tmp_path):
     soak(tmp_path, seed=0, events=8, seconds=60)
+
+
+def test_a_run_whose_disk_was_full_ends_like_one_left_alone(tmp_path):
+    run = Soak(tmp_path, 0)
+    for largest in (1_000, 6_000, 20_000, 60_000):  # the manifest, the trace, the adapter, a checkpoint
+        process = start({**run.settings, "output": str(run.path)}, run.said, largest=largest)
+        process.join(_LONGEST)
+        assert process.exitcode not in (None, 0)
+    run.whole()
+    alone = Soak(tmp_path, 0)
+    alone.path = tmp_path / "alone"
+    alone.whole()
+    assert outcome(run.path) == outcome(alone.path)
 
 
 @pytest.mark.slow

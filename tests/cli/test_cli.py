@@ -271,3 +271,16 @@ def test_a_moved_run_folder_is_used_where_it_stands(tmp_path, capsys):
     assert load(path, []).output == str(tmp_path / "moved")
     assert "has been moved; it is used where it stands, not at runs/old" in capsys.readouterr().err
     assert load(path, ["output=runs/other"]).output == "runs/other"
+
+
+def test_a_files_own_errors_are_told_before_the_hub_is_asked_for_the_student(compact, config, monkeypatch):
+    config.write_text(config.read_text() + "\nconsistancy: 0.1\n")
+
+    def ask_the_hub(run_config):
+        print("asking the hub", file=sys.stderr)
+        return ["student: no such model"]
+
+    monkeypatch.setattr(pipeline, "validate_run", ask_the_hub)
+    said = compact("validate", config, code=2).stderr
+    places = [said.index(text) for text in ("did you mean 'consistency'", "asking the hub", "no such model")]
+    assert places == sorted(places)

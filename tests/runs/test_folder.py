@@ -204,6 +204,14 @@ def test_a_student_that_was_set_aside_can_be_taken_back(tmp_path):
         assert sorted(p.name for p in run.eval_path.iterdir()) == ["base", "changes.json", "checkpoint-3", "student"]
 
 
+def test_a_student_that_was_damaged_where_it_lay_aside_is_not_taken_back(tmp_path):
+    with trained(tmp_path) as run:
+        aside = run.set_aside()
+        (aside / "student" / "model.safetensors").write_text("OLD")  # as many bytes
+        assert run.take_back("a") is None
+        assert (aside / "student" / "model.safetensors").read_text() == "OLD"
+
+
 def test_two_students_that_are_set_aside_in_one_second_do_not_meet(tmp_path):
     with trained(tmp_path) as run:
         first = run.set_aside()

@@ -19,6 +19,8 @@ _OF_THE_SYSTEM = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG, errno.EIO,
     errno.EMFILE, errno.ENOTDIR, errno.EISDIR,
 }  # fmt: skip
+# How safetensors (a disk that is full, a file too large) and torch put it.
+_OF_LIBRARIES = ("No space left on device", "os error 28", "os error 27", "PytorchStreamWriter failed writing")
 
 
 class _Commands(TyperGroup):
@@ -55,7 +57,7 @@ def _of_the_system(error: Exception) -> str | None:
         return f"{where}{error.strerror}; free space or choose another place; what is finished stays, and run again"
     # torch and safetensors have errors of their own for it.
     text = str(error)
-    if any(sign in text for sign in ("No space left on device", "os error 28", "PytorchStreamWriter failed writing")):
+    if any(sign in text for sign in _OF_LIBRARIES):
         return f"the disk is full ({text.strip().splitlines()[0][:120]}); free space and run again"
     return None
 

@@ -336,7 +336,7 @@ class RunFolder:
                 then = RunFolder.open(aside)
             except RunError:
                 continue
-            if not then.stage_is_done("train", inputs) or then.damage("train"):
+            if not then.stage_is_done("train", inputs) or then.damage("train", verify=True):
                 continue
             for path in (then.config_path, then.eval_path / _BASE_RESULTS):  # copies
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
