@@ -9,7 +9,7 @@ from compact_distill.method.encode import Branch, EncodedProblem
 from compact_distill.method.forward import _project, attach
 from compact_distill.method.packing import lay_out
 from compact_distill.records import RationaleStatus
-from compact_distill.students.support import innermost
+from compact_distill.students.load import innermost
 from models import tiny_model
 
 BRANCHES = tuple(Branch(tuple(range(3, 3 + length)), (7, 8), 1, (False,) * length, ()) for length in (5, 2, 9))

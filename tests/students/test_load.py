@@ -10,8 +10,7 @@ import torch
 import models
 from compact_distill.errors import StudentError
 from compact_distill.method.forward import attach
-from compact_distill.students.load import check_student, load_student
-from compact_distill.students.support import SUPPORTED, architecture_problems
+from compact_distill.students.load import SUPPORTED, architecture_problems, check_student, load_student
 
 
 @pytest.fixture
@@ -167,3 +166,76 @@ def test_a_cut_adapter_is_told(folder, tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     (message,) = check_student(tmp_path / "adapter")
     assert str(path) in message
+
+
+def test_an_adapter_whose_weights_are_a_pickle_is_refused_before_anything_is_opened(folder, tmp_path, monkeypatch):
+    def opened(*arguments, **named):
+        raise AssertionError("something was unpickled")
+
+    monkeypatch.setattr("pickle.Unpickler", opened)
+    monkeypatch.setattr("torch.load", opened)
+    model = models.tiny_model("llama", lora=True)
+    model.peft_config["default"].base_model_name_or_path = str(folder)
+    model.save_pretrained(tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.rename(weights.with_name("other.safetensors"))  # something in safetensors lies there, but not the adapter
+    weights.with_suffix(".bin").write_bytes(b"pickle")
+    (message,) = check_student(tmp_path / "adapter")
+    assert "holds no adapter_model.safetensors" in message
+    with pytest.raises(StudentError, match="holds no adapter_model"):
+        load_student(tmp_path / "adapter")
+
+
+def _without(path, part):
+    from safetensors.torch import load_file, save_file
+
+    kept = {name: value for name, value in load_file(path).items() if part not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def test_weights_that_lack_layers_are_told_before_loading(folder):
+    _without(folder / "model.safetensors", "layers.1.")
+    (message,) = check_student(folder)
+    assert "is incomplete: its weights lack 1 of" in message
+
+
+def test_weights_that_would_be_random_numbers_are_refused(folder):
+    _without(folder / "model.safetensors", "layers.0.mlp.up_proj")
+    with pytest.raises(StudentError, match=r"1 weights are missing, such as .*up_proj"):
+        load_student(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sampled"),
+    [
+        ({"temperature": 0.6}, True),
+        ({"top_p": 0.9, "top_k": 20, "do_sample": False}, True),
+        ({"num_beams": 1, "length_penalty": 2.0}, None),
+    ],
+)
+def test_a_generation_config_that_cannot_be_saved_is_mended_aloud(folder, tmp_path, settings, sampled, capsys):
+    path = folder / "generation_config.json"
+    content = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps(content))
+    model, _ = load_student(folder)
+    model.save_pretrained(tmp_path / "checkpoint")
+    saved = json.loads((tmp_path / "checkpoint" / "generation_config.json").read_text())
+    assert saved.get("eos_token_id") == content.get("eos_token_id")
+    assert sampled is None or saved["do_sample"] is sampled
+    assert capsys.readouterr().err.count("refuses to save") == 1
+
+
+def test_a_generation_config_that_can_be_saved_stays(folder, capsys):
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 0.6, "do_sample": True}))
+    model, _ = load_student(folder)
+    assert (model.generation_config.temperature, model.generation_config.do_sample) == (0.6, True)
+    assert "refuses" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [{"early_stopping": "maybe"}, {"max_new_tokens": -1}, {"num_return_sequences": 4}])
+def test_a_generation_config_that_cannot_be_loaded_is_told(folder, settings):
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    (message,) = check_student(folder)
+    assert "generation_config.json cannot be read" in message

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compact_distill.errors import StudentError
 from compact_distill.students.generate import plan_batches
-from compact_distill.students.support import innermost
+from compact_distill.students.load import innermost
 
 Array = NDArray[np.float64]
 

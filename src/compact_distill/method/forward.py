@@ -26,7 +26,7 @@ from compact_distill.method.kernels.layers import patch_layers
 from compact_distill.method.kernels.plan import AttentionPlan
 from compact_distill.method.outputs import Reading
 from compact_distill.method.packing import BranchRows, Layout, SecondRow, lay_out_second_row, step_windows
-from compact_distill.students.support import adapter_problems, architecture_problems, innermost
+from compact_distill.students.load import adapter_problems, architecture_problems, innermost
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,37 @@
-"""Load a student (hub name, model folder or adapter folder), and say beforehand all that is wrong with it.
+"""Load a student (hub name, model folder or adapter folder), and say beforehand all that is wrong with it, by name.
 
 Weights come from safetensors only (pickles can run code), and code of a model's repository is never run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact_distill.errors import StudentError
-from compact_distill.students.support import architecture_problems
+from compact_distill.runs.progress import say
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # The commit of each hub model in use: what a run has pinned, or a user has written as NAME@COMMIT. A model that changes
 # on the hub changes nothing here then, and whatever loads a student (or the base under an adapter) loads the same.
 _PINNED: dict[str, str] = {}
 
+# Each of these is tested against the slow reference. Others may well work; none is trusted untested.
+SUPPORTED = ("llama", "qwen2", "qwen3", "gemma3_text", "mistral")
+
+_LINEAR_ATTENTION = ("linear_attention", "mamba", "recurrent", "conv", "chunked_attention")
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _ADAPTER = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def check_student(student: str | Path) -> list[str]:
@@ -114,6 +124,36 @@ def _weight_problems(folder: Path) -> list[str]:
     return wrong
 
 
+def _missing_layers(folder: Path, layers: int) -> list[str]:
+    """Say so where a folder's weights lack whole layers: transformers would fill them with random numbers."""
+    if not folder.is_dir():
+        return []
+    found = {
+        int(number[1])
+        for file in folder.glob("*.safetensors")
+        for name in _header(file)
+        if (number := _LAYER.search(name))
+    }
+    missing = sorted(set(range(layers)) - found)
+    if not missing:
+        return []
+    shown = ", ".join(map(str, missing[:8]))
+    return [
+        f"student folder {folder} is incomplete: its weights lack {len(missing)} of {layers} layers ({shown}); copy or "
+        "download it again"
+    ]
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors; empty where it cannot be read (`_safetensors_fault` tells that)."""
+    try:
+        with file.open("rb") as stream:
+            header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    except (OSError, ValueError, RecursionError, MemoryError, OverflowError):
+        return {}
+    return header
+
+
 def _safetensors_fault(file: Path) -> str | None:
     """What is wrong with a file by its header: 8 bytes of length, JSON with the place of each tensor, the tensors."""
     try:
@@ -140,13 +180,13 @@ def _check_adapter(folder: Path) -> list[str]:
             return [f"base model of adapter {folder}: {base} is an adapter itself; merge it into its own base first"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{folder / _ADAPTER} must name base_model_name_or_path ({error}); save the adapter again with peft"]
-    if not any(folder.glob("*.safetensors")):
-        return [f"adapter folder {folder} holds no *.safetensors; save the adapter again with peft"]
+    if not (folder / _ADAPTER_WEIGHTS).is_file():  # peft would then open a pickle
+        return [f"adapter folder {folder} holds no {_ADAPTER_WEIGHTS}; save the adapter again with peft"]
     return _weight_problems(folder) + [f"base model of adapter {folder}: {message}" for message in check_student(base)]
 
 
 def _check_contents(student: str) -> list[str]:
-    from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
     name, options = _from_hub(student)
     try:
@@ -168,6 +208,14 @@ def _check_contents(student: str) -> list[str]:
     except (OSError, ValueError, KeyError) as error:
         return [f"student {student!r}: transformers cannot read its config ({_first_line(error)}); check model_type"]
     wrong = architecture_problems(config)
+    try:
+        with contextlib.suppress(OSError):  # there need not be one
+            GenerationConfig.from_pretrained(name, revision=options["revision"])
+    except (ValueError, TypeError) as error:
+        wrong.append(
+            f"student {student!r}: generation_config.json cannot be read ({_first_line(error)}); mend or remove it"
+        )
+    wrong += [] if wrong else _missing_layers(Path(name), getattr(config, "num_hidden_layers", 0))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
@@ -207,7 +255,17 @@ def load_student(
     adapter, base = _adapter_and_base(student)
     tokenizer = load_tokenizer(student)
     name, options = _from_hub(base)
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, **options)
+    model: Any
+    model, info = AutoModelForCausalLM.from_pretrained(
+        name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+    )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise StudentError(
+            f"student {str(student)!r} is incomplete: {len(missing)} weights are missing, such as {missing[0]}, and "
+            "would be random numbers; copy or download it again"
+        )
+    _make_savable(model)
     if adapter is not None:
         from peft import PeftModel
 
@@ -215,6 +273,34 @@ def load_student(
     if device is not None:
         model = model.to(device)
     return model, tokenizer
+
+
+def _make_savable(model: Any) -> None:
+    """Mend a generation config that transformers loads but refuses to save, or the first checkpoint would end the run.
+
+    Most often it has a temperature and does not sample. Training does not read it; where it cannot be mended so, the
+    tokens that end a text are kept and the rest goes.
+    """
+    from transformers import GenerationConfig
+
+    config = getattr(model, "generation_config", None)
+    if config is None or _is_savable(config):
+        return
+    config.do_sample = True
+    done = "sampling was turned on in it, as its temperature or top_p ask"
+    if not _is_savable(config):
+        kept = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**kept)
+        done = "only its end tokens were kept"
+    say(f"student: its generation_config.json is one that transformers refuses to save; {done}")
+
+
+def _is_savable(config: Any) -> bool:
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def load_tokenizer(student: str | Path) -> PreTrainedTokenizerBase:
@@ -253,3 +339,57 @@ def tokenizer_problems(tokenizer: PreTrainedTokenizerBase) -> list[str]:
             "load it with use_fast=True or convert it"
         )
     return wrong
+
+
+def architecture_problems(config: Any) -> list[str]:
+    """Everything in a model's config that the one pass cannot follow, as messages; empty where it is fine."""
+    name = getattr(config, "model_type", type(config).__name__)
+    layers = set(getattr(config, "layer_types", None) or ())
+    foreign = sorted(layers - {"full_attention", "sliding_attention"})
+    if foreign:
+        kind = "hybrid or linear-attention" if any(f in _LINEAR_ATTENTION for f in foreign) else "unknown attention"
+        return [
+            f"student architecture '{name}' has {kind} layers ({', '.join(foreign)}): branches cannot share a prompt "
+            f"there; use one of {', '.join(SUPPORTED)}"
+        ]
+    if name not in SUPPORTED:
+        return [f"student architecture '{name}' is not supported; use one of {', '.join(SUPPORTED)}"]
+    wrong = []
+    if getattr(config, "attention_dropout", 0.0):
+        wrong.append(f"student config attention_dropout must be 0, got {config.attention_dropout}; set it to 0.0")
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, key, None) is not None:
+            wrong.append(
+                f"student config {key} must be null, got {getattr(config, key)}; capped logits are unsupported"
+            )
+    if getattr(config, "use_bidirectional_attention", False):
+        wrong.append("student config use_bidirectional_attention must be false: a student must read left to right")
+    return wrong
+
+
+def adapter_problems(model: nn.Module) -> list[str]:
+    """Everything in a model's adapters that the one pass would leave out, as messages; empty where it is fine."""
+    wrong = []
+    for config in (getattr(model, "peft_config", None) or {}).values():
+        if getattr(config, "is_prompt_learning", False):
+            wrong.append(f"adapter {config.peft_type.value} adds tokens of its own, which is unsupported; use LoRA")
+    if hasattr(innermost(model).get_output_embeddings(), "base_layer"):
+        wrong.append(
+            "an adapter on the LM head is unsupported (the head is read in chunks, past it); take lm_head out of "
+            "target_modules, or train it whole with modules_to_save=['lm_head']"
+        )
+    return wrong
+
+
+def innermost(model: nn.Module) -> Any:
+    """The causal language model inside wrappers (DistributedDataParallel, torch.compile, peft)."""
+    inner: Any = model
+    while True:
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif type(inner).__name__ in ("DistributedDataParallel", "DeepSpeedEngine"):
+            inner = inner.module
+        else:
+            return inner
