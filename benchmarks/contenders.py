@@ -6,7 +6,6 @@ an optimizer step. TRL reads K sequences a problem; it is tried in three setting
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +13,6 @@ from typing import Any, Literal
 import torch
 
 from compact_distill.config.models import CompatibilityConfig
-from compact_distill.records import RationaleStatus
 from compact_distill.training.dataset import ProblemDataset
 from compact_distill.training.trainer import CompactConfig, CompactTrainer
 from naive import CONSISTENCY, PUBLISHED, NaiveTrainer
@@ -83,21 +81,12 @@ def ours(estimator: Literal["lens", "probe"]) -> Builder:
         return CompactTrainer(
             model=model,
             args=args,
-            train_dataset=_encoded(workload),  # type: ignore[arg-type]
+            train_dataset=ProblemDataset(workload.problems, args.max_length),  # type: ignore[arg-type]
             processing_class=tokenizer,
             peft_config=setup.adapter(),
         )
 
     return build
-
-
-def _encoded(workload: Workload) -> ProblemDataset:
-    """A dataset of problems that are tokens already."""
-    dataset = ProblemDataset.__new__(ProblemDataset)
-    dataset.problems = list(workload.problems)
-    dataset.statuses = Counter(dict.fromkeys([RationaleStatus.OK], sum(len(p.present) for p in workload.problems)))
-    dataset.without_rationale = 0
-    return dataset
 
 
 def naive(model: Any, tokenizer: Any, setup: Setup, workload: Workload, folder: str) -> Any:

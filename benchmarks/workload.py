@@ -186,6 +186,7 @@ def _synthetic_problem(
         gold=gold,
         gold_start=4,
         gold_stop=6,
+        answers_from=(None,) * teachers,
     )
 
 

@@ -25,7 +25,7 @@ from models import byte_level_tokenizer, save_student, tiny_model
 
 COMMANDS = (
     *("demo", "init", "validate", "generate", "verify", "teachers", "score", "train", "run"),
-    *("study", "eval", "drift", "compare", "export", "report", "try", "env"),
+    *("study", "eval", "drift", "compare", "export", "report", "try", "doctor", "env"),
 )
 
 
@@ -284,3 +284,22 @@ def test_a_files_own_errors_are_told_before_the_hub_is_asked_for_the_student(com
     said = compact("validate", config, code=2).stderr
     places = [said.index(text) for text in ("did you mean 'consistency'", "asking the hub", "no such model")]
     assert places == sorted(places)
+
+
+def test_the_doctor_prints_a_table_and_env_names_its_last_result(compact, monkeypatch, tmp_path):
+    from compact_distill.method import doctor
+    from compact_distill.method.kernels.check import AGREES, DIFFERS, Finding
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "doctor: not run; try: compact doctor\n" in compact("env").stdout
+    found = [Finding("loop", "fp32", AGREES, 1e-7, 2e-7, 0.1)]
+    monkeypatch.setattr(doctor, "examine", lambda device, student, seconds: iter(found))
+    said = compact("doctor", "--device", "cpu").stdout
+    assert "1 agrees; training uses flash (full attention, fp32), loop (sliding windows, fp32)" in said
+    assert re.search(r"doctor: 1 agrees; training uses .*\(\d{4}-\d\d-\d\d, CPU, torch ", compact("env").stdout)
+    found.append(Finding("flash", "fp32", DIFFERS, 0.5, 0.5, 0.1, "a gradient"))
+    assert "differs" in compact("doctor", "--device", "cpu", code=1).stdout
+    assert "doctor: 1 agrees, 1 differs" in compact("env").stdout
+    assert "--device must be auto, cpu or cuda, got 'tpu'" in compact("doctor", "--device", "tpu", code=2).stderr
+    (tmp_path / "compact-distill" / "doctor.json").write_text("[]")
+    assert "doctor: not run" in compact("env").stdout

@@ -24,6 +24,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": results.export,
     "report": results.report,
     "try": results.try_out,
+    "doctor": start.doctor,
     "env": start.env,
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import sys
@@ -76,6 +78,43 @@ def accelerator() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _doctor_file() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "compact-distill" / "doctor.json"
+
+
+def store_doctor(summary: str, device: str) -> bool:
+    """Keep the doctor's last result, so that `compact env` can name it; False where the cache cannot be written.
+
+    Args:
+        summary: its result in a sentence; no paths or names.
+        device: what it ran on.
+    """
+    from compact_distill.runs.files import atomic_write
+
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    result = {"summary": summary, "device": device, "date": today, "torch": importlib.metadata.version("torch")}
+    try:
+        _doctor_file().parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(_doctor_file()) as file:
+            file.write(json.dumps(result) + "\n")
+    except OSError:
+        return False
+    return True
+
+
+def last_doctor() -> str:
+    """What `compact doctor` said last, when, on what and with which torch; or that it was not run."""
+    try:
+        result = json.loads(_doctor_file().read_text(encoding="utf-8"))
+        said = f"{result['summary']} ({result['date']}, {result['device']}, torch {result['torch']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "not run; try: compact doctor"
+    if result["torch"] != importlib.metadata.version("torch"):
+        return f"{said}; torch has changed since, run it again"
+    return said
 
 
 def _processor() -> str:

@@ -43,7 +43,7 @@ class Replayed(nn.Module):
         width = states.shape[-1]
         draw = LowRank(torch.zeros(1, width, dtype=states.dtype), torch.zeros(1, 1), (1.0, dropped, seed), states.dtype)
         rows = states.reshape(-1, width)
-        keep = torch.cat([draw._keep(rows[tile]) for tile in lora.tiles(rows)])
+        keep = torch.cat([draw.keep(rows[tile]) for tile in lora.tiles(rows)])
         return states * keep.view_as(states) * 2**16 / (2**16 - dropped)
 
 

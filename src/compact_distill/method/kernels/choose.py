@@ -115,7 +115,12 @@ def choose_kernel(query: Tensor, key: Tensor, plan: AttentionPlan, window: int |
     """
     windowed = window is not None and window < plan.longest
     case = Case(query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3], windowed)
-    return kernel_named(_chosen(case, forced_kernel()))
+    return kernel_named(chosen_name(case))
+
+
+def chosen_name(case: Case) -> str:
+    """Name of the kernel for a case; raises as `choose_kernel` does."""
+    return _chosen(case, forced_kernel())
 
 
 def forced_kernel() -> str | None:

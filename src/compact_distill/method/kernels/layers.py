@@ -68,8 +68,8 @@ def _mlp_forward(self: Any, states: Tensor) -> Tensor:
         settings = tuple(None if adapter is None else adapter.settings for _, adapter in known)
         factors = [factor for adapter in adapters for factor in (adapter.a_RD, adapter.b_OR)]
         keep = bool(adapters) and torch.is_grad_enabled()
-        out_ND = _MLP.apply(rows_ND, *(weight for weight, _ in known), self.act_fn, settings, keep, *factors)
-        return cast(Tensor, out_ND).view_as(states)
+        gate, up, down = (weight for weight, _ in known)
+        return gated_mlp(rows_ND, gate, up, down, self.act_fn, settings, keep, *factors).view_as(states)
     if not torch.is_grad_enabled():
         return cast(Tensor, type(self).forward(self, states))
     return cast(Tensor, self.down_proj(gated(self.act_fn, self.gate_proj(states), self.up_proj(states))))
@@ -141,6 +141,20 @@ class _Gated(torch.autograd.Function):
             active = ctx.activation(leaf)
         (grad_gate,) = torch.autograd.grad(active, leaf, grads[0] * up)
         return None, grad_gate, grads[0] * active.detach()
+
+
+def gated_mlp(
+    x_ND: Tensor,
+    gate_FD: Tensor,
+    up_FD: Tensor,
+    down_DF: Tensor,
+    activation: Activation,
+    settings: Sequence[Settings | None] = (None, None, None),
+    keep: bool = False,
+    *factors: Tensor,
+) -> Tensor:
+    """down(activation(gate(x)) * up(x)), [N, D], read in tiles; see `_MLP`."""
+    return cast(Tensor, _MLP.apply(x_ND, gate_FD, up_FD, down_DF, activation, settings, keep, *factors))
 
 
 class _MLP(torch.autograd.Function):

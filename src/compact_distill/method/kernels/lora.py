@@ -113,8 +113,15 @@ def lora_forward(self: Any, states: Tensor, *args: Any, **kwargs: Any) -> Tensor
         return cast(Tensor, type(self).forward(self, states, *args, **kwargs))
     base = self.base_layer
     rows_ND = states.reshape(-1, states.shape[-1])
-    out_NO = _LoRALinear.apply(rows_ND, base.weight, base.bias, adapter.a_RD, adapter.b_OR, adapter.settings)
-    return cast(Tensor, out_NO).view(*states.shape[:-1], -1)
+    out_NO = adapted_linear(rows_ND, base.weight, base.bias, adapter.a_RD, adapter.b_OR, adapter.settings)
+    return out_NO.view(*states.shape[:-1], -1)
+
+
+def adapted_linear(
+    x_ND: Tensor, weight_OD: Tensor, bias_O: Tensor | None, a_RD: Tensor, b_OR: Tensor, settings: Settings
+) -> Tensor:
+    """x W^T + bias + scale * dropout(x) A^T B^T, [N, O]; keeps x. W and bias are frozen."""
+    return cast(Tensor, _LoRALinear.apply(x_ND, weight_OD, bias_O, a_RD, b_OR, settings))
 
 
 class LowRank:
@@ -140,14 +147,14 @@ class LowRank:
     def add(self, out_NO: Tensor, x_ND: Tensor) -> None:
         """Add the adapter's share of a tile to the projection's output, in place."""
         x_ND = x_ND.to(self.a_RD.dtype)
-        keep_ND = self._keep(x_ND)
+        keep_ND = self.keep(x_ND)
         low_NR = (x_ND if keep_ND is None else keep_ND.mul_(x_ND)) @ self.a_RD.t()
         _add_product(out_NO, low_NR, self.b_OR.t(), self.scale)
 
     def backward(self, grad_NO: Tensor, x_ND: Tensor, grad_x_ND: Tensor) -> None:
         """Take a tile's gradient: adds to the matrices' gradients, and to the input's in place."""
         grad_NO, x_ND = grad_NO.to(self.a_RD.dtype), x_ND.to(self.a_RD.dtype)
-        keep_ND = self._keep(x_ND)
+        keep_ND = self.keep(x_ND)
         kept_ND = x_ND if keep_ND is None else keep_ND * x_ND
         self._grad_b_OR.addmm_(grad_NO.t(), kept_ND @ self.a_RD.t(), alpha=self.scale)
         grad_NR = (grad_NO @ self.b_OR).mul_(self.scale)
@@ -157,7 +164,7 @@ class LowRank:
         else:
             grad_x_ND.add_(torch.mm(grad_NR, self.a_RD, out=kept_ND).mul_(keep_ND))
 
-    def _keep(self, x_ND: Tensor) -> Tensor | None:
+    def keep(self, x_ND: Tensor) -> Tensor | None:
         """1 where an input of this tile stays, 0 where it is dropped; None where all stay."""
         if self._generator is None:
             return None
