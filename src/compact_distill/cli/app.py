@@ -72,8 +72,8 @@ app = typer.Typer(
 )
 
 
-def _version(show: bool) -> None:
-    if show:
+def _version(asked: bool) -> None:
+    if asked:
         import importlib.metadata
 
         show(f"compact-distill {importlib.metadata.version('compact-distill')}")
