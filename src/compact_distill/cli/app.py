@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from compact_distill.errors import CompactError, InputError
-from compact_distill.runs.progress import say
+from compact_distill.runs.progress import say, show
 
 # What the user did is wrong (2, as for wrong arguments); stopped by Ctrl-C (128 + SIGINT).
 _BAD_INPUT, _INTERRUPTED = 2, 130
