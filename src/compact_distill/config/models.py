@@ -95,7 +95,7 @@ class TextConfig(Strict):
     answer_template: str = Field("The answer is {answer}.", description="the answer segment's sentence")
     rationale: Literal["reasoning", "answer"] = Field(
         "reasoning",
-        description="what a rationale's text is: reasoning that ends in an answer, or the answer itself (translation)",
+        description="what a text is: reasoning that ends in an answer, or the answer itself, as a translation",
     )
     system: str | None = Field(None, min_length=1, description="chat template: a system message before the question")
     template_options: dict[str, Any] = Field(
