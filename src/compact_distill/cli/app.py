@@ -76,7 +76,7 @@ def _version(asked: bool) -> None:
     if asked:
         import importlib.metadata
 
-        print(f"compact-distill {importlib.metadata.version('compact-distill')}")
+        show(f"compact-distill {importlib.metadata.version('compact-distill')}")
         raise typer.Exit
 
 
