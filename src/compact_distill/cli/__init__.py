@@ -17,6 +17,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "score": work.score,
     "train": work.train,
     "run": work.run,
+    "diagnose": work.diagnose,
     "study": work.study,
     "eval": results.evaluate,
     "drift": results.drift,

@@ -187,6 +187,30 @@ def study(
         raise typer.Exit(1)
 
 
+def diagnose(
+    config: ConfigArgument,
+    problems: Annotated[int, typer.Option(min=2, help="Problems whose rationales are tried.")] = 12,
+    validation: Annotated[int, typer.Option(min=1, help="Other problems that the loss is measured on.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for diagnosis.html and diagnosis.json.")] = Path("diagnosis"),
+    settings: SetOption = [],  # noqa: B006
+) -> None:
+    """Find out before training which scores know what helps this student.
+
+    One step on each rationale of a sample, taken back afterwards: how much does the loss on right rationales of other
+    problems fall, and which score, weight or teacher predicts that? The cost is told after the first step.
+
+    \b
+    Example:
+      compact diagnose my-run.yaml --problems 20
+    """
+    from compact_distill.study import diagnose as study
+
+    document = study.diagnose(load(config, settings), problems, validation)
+    for line in study.describe(document):
+        print(line)
+    print(f"page: {study.write_diagnosis(document, out)}")
+
+
 def _listed(values: list[str]) -> list[str]:
     return [part.strip() for value in values for part in value.split(",") if part.strip()]
 

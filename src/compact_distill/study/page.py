@@ -1,9 +1,10 @@
-"""The page of a study: one HTML file from `study.json` and `costs.json`. It claims only what an interval shows."""
+"""The pages of a study and of a diagnosis, each one HTML file. They claim only what an interval shows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,7 @@ def _answers(out: Path, arm: Mapping[str, Any], task: str) -> dict[str, tuple[st
         rows = read_rows(rows_path(run / "eval" / "student", task))
     except RunError:
         return {}
-    return {row["id"]: tuple(str(row.get(key, "")) for key in ("question", "gold", "answer")) for row in rows}  # type: ignore[misc]
+    return {row["id"]: (str(row.get("question", "")), str(row.get("gold", "")), str(row.get("answer"))) for row in rows}
 
 
 def _link(arm: Mapping[str, Any], name: str) -> Markup:
@@ -286,3 +287,91 @@ def _runs(document: Mapping[str, Any]) -> Section:
         for seed, run in arm["runs"].items()
     ]
     return Section("runs", "Runs", "Every run's own report", extra=Markup("<ul>{}</ul>").format(Markup("").join(links)))
+
+
+# ---- before training
+
+
+def diagnosis_page(document: Mapping[str, Any]) -> str:
+    """The page of `compact diagnose`: which scores know what helps this student."""
+    sign = "An interval right of 0: more of it means more help; left of 0: less; across 0: nothing is shown."
+    judge = "How often a right rationale stands above a wrong one of its problem; of difficulty, below."
+    helps = "The effect of a step on one of its rationales alone; compare with the weight that it gets today."
+    told, label = document["tells_right"], "Spearman, within problems"
+    predicts = _intervals("predicts", "What predicts the effect", document["predicts"], label, sign, 0.0, (-1, 1))
+    right = _intervals("tells_right", "What tells right from wrong", told, "area (0.5: chance)", judge, 0.5, (0, 1))
+    helped = {name: own["effectiveness"] for name, own in document["teachers"].items()}
+    fall = "fall of the validation loss, nats a token"
+    teachers = _intervals("teachers", "Which teacher helps this student", helped, fall, helps, 0.0)
+    names = list(document["redundancy"])
+    cells = [[_value(document["redundancy"][a][b]) for b in names] for a in names]
+    chart = heat_chart("Spearman, within problems", names, cells, show=_count, level=partial(_level, 1.0))
+    table = Table(("score", *names), [(a, *row) for a, row in zip(names, cells, strict=True)])
+    same = Figure("redundancy", "Which scores say the same", "Near 1 or -1: one of the two is enough.", [chart], table)
+    chosen = document["coefficients"]
+    tables = [("Teachers", _teacher_table(document))]
+    if chosen["regression"] is not None:
+        rows = [(name, chosen["configured"].get(name), value) for name, value in chosen["regression"].items()]
+        tables.append(("Coefficients", Table(("score", "configured", "by regression"), rows)))
+    what = plural(document["validation"], "other problem")
+    scores = Section("scores", "Scores", "Which scores know what helps", _explained(chosen), [predicts, right, same])
+    return page(
+        "Diagnosis",
+        [
+            replace(scores, tables=tables[1:]),
+            Section("teachers", "Teachers", "Whose rationales help", "", [teachers], tables[:1]),
+        ],
+        headline=_diagnosis_headline(document),
+        eyebrow=f"diagnosis of {document['student']}, before any training",
+        lede=f"{len(document['rationales'])} rationales of {plural(document['problems'], 'problem')}; the loss is that "
+        f"of right rationales of {what}.",
+    )
+
+
+def _diagnosis_headline(document: Mapping[str, Any]) -> str:
+    weight = document["predicts"]["weight"]
+    known = [name for name, own in document["predicts"].items()
+             if own and name not in ("weight", "cosine") and (own["low"] > 0 or own["high"] < 0)]  # fmt: skip
+    scores = f"{listed(known)} {'does' if len(known) == 1 else 'do'}" if known else "no score clearly does"
+    if weight is None:
+        return f"Today's weights cannot be told apart here; {scores} predict what helps."
+    if weight["low"] > 0:
+        return f"Today's weights go to the rationales that help this student; of the scores, {scores}."
+    if weight["high"] < 0:
+        return f"Today's weights go away from what helps this student; of the scores, {scores} predict it."
+    return f"Today's weights do not clearly follow what helps this student; of the scores, {scores}."
+
+
+def _explained(chosen: Mapping[str, Any]) -> str:
+    if chosen["explained"] is None:
+        return "Too few problems for a regression."
+    return (
+        f"A ridge regression on all scores explains {percent(chosen['explained'], 0)} of the effect's variance within "
+        "problems that it has not seen; where that is not above 0, its coefficients mean nothing."
+    )
+
+
+def _intervals(
+    key: str,
+    title: str,
+    found: Mapping[str, Any],
+    label: str,
+    look: str,
+    reference: float,
+    span: tuple[float, float] | None = None,
+) -> Figure:
+    known = {name: own for name, own in found.items() if own}
+    chart = interval_chart(title, _marks(known, "s0"), x_label=label, reference=reference, x_range=span)
+    rows = [(name, own["value"], own["low"], own["high"], own["problems"]) for name, own in known.items()]
+    return Figure(key, title, look, [chart], Table(("name", "mean", "low", "high", "problems"), rows))
+
+
+def _value(estimate: Mapping[str, float] | None) -> float:
+    return math.nan if estimate is None else estimate["value"]
+
+
+def _teacher_table(document: Mapping[str, Any]) -> Table:
+    rows = [
+        (name, own["effectiveness"]["value"], own["weight"], own["right"]) for name, own in document["teachers"].items()
+    ]
+    return Table(("teacher", "effect, nats a token", "weight today", "right"), rows)

@@ -55,7 +55,7 @@ def fit(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
             _keep_usable_checkpoints(run)
     # All weights need fp32 to take small steps; a frozen base keeps the precision it was saved in.
     model, tokenizer = load_student(config.student, dtype="auto" if config.lora else torch.float32)
-    adapter = _adapter(config.lora, commit_of(config.student) if not Path(config.student).exists() else None)
+    adapter = adapter_settings(config.lora, commit_of(config.student) if not Path(config.student).exists() else None)
     if hasattr(model, "peft_config"):
         say("train: the student is an adapter folder; this adapter is trained further, `lora:` is not used")
         adapter = None
@@ -125,7 +125,7 @@ def gain_stride(encoded: Sequence[EncodedProblem], epochs: float, readings: int)
     return max(1, math.ceil(tokens / max(affordable, 1)))
 
 
-def _adapter(lora: LoraConfig | None, commit: str | None) -> Any:
+def adapter_settings(lora: LoraConfig | None, commit: str | None) -> Any:
     """peft's settings; `commit` is that of a base on the hub, so that the adapter is always loaded onto the same."""
     if lora is None:
         return None

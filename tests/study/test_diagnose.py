@@ -1,0 +1,143 @@
+"""Diagnosis: a slow reference of the effect, what is taken back, and the analysis on rows made by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+
+from compact_distill.answers import Verifier
+from compact_distill.config.models import config_from
+from compact_distill.data import load_instances
+from compact_distill.errors import DataError
+from compact_distill.method.encode import Encoder
+from compact_distill.students.load import load_student
+from compact_distill.study.diagnose import _STEP, analyse, choose, diagnose, measure, write_diagnosis
+
+
+@pytest.fixture(scope="module")
+def read(world):
+    """Student and tokenizer in fp64, and the problems as tokens with verdicts."""
+    model, tokenizer = load_student(world / "student", dtype=torch.float64)
+    with Verifier() as verifier:
+        encoded = list(Encoder(tokenizer).encode_all(load_instances(world / "train.jsonl"), verifier))
+    return model, encoded
+
+
+def slow_loss(model, problem, k):
+    """Mean nats a token of one completion, by the model's own forward."""
+    branch = problem.branches[k]
+    ids = torch.tensor([[*problem.prompt, *branch.completion]])
+    labels = ids.clone()
+    labels[:, : len(problem.prompt)] = -100
+    return model(input_ids=ids, labels=labels).loss
+
+
+def test_the_effect_is_that_of_a_step_taken_by_hand(read):
+    model, encoded = read
+    tried, held = encoded[:1], encoded[5:7]
+    plain = copy.deepcopy(model).eval()
+    found = measure(copy.deepcopy(model), tried, held, learning_rate=1e-3, max_tokens=4096)
+    right = [(problem, k) for problem in held for k in problem.right]
+
+    def validation(student):
+        return sum(slow_loss(student, problem, k) for problem, k in right) / len(right)
+
+    before = validation(plain)
+    direction = torch.autograd.grad(before, list(plain.parameters()))
+    for k in tried[0].present:
+        stepped = copy.deepcopy(plain)
+        gradient = torch.autograd.grad(slow_loss(stepped, tried[0], k), list(stepped.parameters()))
+        norm = torch.sqrt(sum(part.square().sum() for part in gradient))
+        length = _STEP * 1e-3 * sum(int((part != 0).sum()) for part in gradient) ** 0.5
+        with torch.no_grad():
+            for parameter, part in zip(stepped.parameters(), gradient, strict=True):
+                parameter -= length * part / norm
+        product = sum((a * b).sum() for a, b in zip(gradient, direction, strict=True))
+        cosine = product / norm / torch.sqrt(sum(part.square().sum() for part in direction))
+        effect = found[tried[0].id][k]
+        assert effect.effectiveness == pytest.approx(float(before - validation(stepped)), rel=1e-4, abs=1e-9)
+        assert effect.cosine == pytest.approx(float(cosine), rel=1e-5)
+
+
+def test_every_step_is_taken_back_bit_for_bit(read):
+    model = copy.deepcopy(read[0])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    measure(model, read[1][:2], read[1][5:6], learning_rate=1.0, max_tokens=4096)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_step_on_a_validation_rationale_itself_lowers_the_loss(read):
+    model, encoded = read
+    problem = encoded[3]
+    found = measure(copy.deepcopy(model), [problem], [problem], learning_rate=1e-4, max_tokens=4096)[problem.id]
+    assert max(found[k].effectiveness for k in problem.right) > 0
+    assert all(-1 <= effect.cosine <= 1 for effect in found.values())
+
+
+def by_hand():
+    """Ten problems of three rationales: `good` goes with the effect, `bad` against it, `noise` by turns."""
+    rows = []
+    for number in range(10):
+        for k in range(3):
+            noise = [[0, 1, 2], [2, 1, 0]][number % 2][k]
+            row = {
+                "problem": str(number),
+                "teacher": "abc"[k],
+                "index": k,
+                "right": k > 0,
+                "weight": [0.2, 0.3, 0.5][k],
+            }
+            rows.append({**row, "effectiveness": 0.1 * k, "cosine": 0.1 * k, "good": k, "bad": -k, "noise": noise})
+    return rows
+
+
+def test_the_analysis_of_rows_made_by_hand():
+    found = analyse(by_hand(), {"good": 1.0})
+    assert found["predicts"]["good"]["value"] == pytest.approx(1.0)
+    assert found["predicts"]["bad"]["value"] == pytest.approx(-1.0)
+    assert found["predicts"]["noise"]["value"] == pytest.approx(0.0)
+    assert found["predicts"]["noise"]["low"] < 0 < found["predicts"]["noise"]["high"]
+    assert found["tells_right"]["good"]["value"] == 1.0
+    assert found["tells_right"]["bad"]["value"] == 0.0
+    assert found["redundancy"]["good"]["bad"]["value"] == pytest.approx(-1.0)
+    assert found["teachers"]["c"]["effectiveness"]["value"] == pytest.approx(0.2)
+    assert [found["teachers"][name]["right"] for name in "abc"] == [0.0, 1.0, 1.0]
+    chosen = found["coefficients"]
+    assert chosen["configured"] == {"good": 1.0}
+    assert chosen["explained"] > 0.95
+    assert chosen["regression"]["good"] == pytest.approx(-chosen["regression"]["bad"])
+    assert abs(chosen["regression"]["noise"]) < 0.05
+
+
+def test_scores_that_know_nothing_explain_nothing():
+    random = torch.Generator().manual_seed(0)
+    rows = by_hand()
+    for row in rows:
+        row["effectiveness"] = float(torch.randn((), generator=random))
+    assert analyse(rows, {})["coefficients"]["explained"] < 0.2
+
+
+def test_problems_are_not_validated_on_themselves(read):
+    sample, held = choose(read[1], 4, 3)
+    assert (len(sample), len(held)) == (4, 3)
+    assert not set(sample) & set(held)
+    with pytest.raises(DataError, match="two problems with several rationales"):
+        choose(read[1][:1], 4, 3)
+
+
+def test_it_writes_a_page_and_the_numbers_behind_it(world, tmp_path, base):
+    document = diagnose(config_from({**base, "output": str(tmp_path / "run")}), problems=3, validation=2)
+    page = write_diagnosis(document, tmp_path / "diagnosis").read_text()
+    assert json.loads((tmp_path / "diagnosis" / "diagnosis.json").read_text()) == document
+    assert len(document["rationales"]) == 12
+    for title in (
+        "What predicts the effect",
+        "What tells right from wrong",
+        "Which scores say the same",
+        "by regression",
+    ):
+        assert title in page
+    assert {"adaptability_lens", "adaptability_probe", "consensus_heads", "agreement"} <= set(document["predicts"])
