@@ -58,8 +58,8 @@ def test_the_effect_is_that_of_a_step_taken_by_hand(read):
         product = sum((a * b).sum() for a, b in zip(gradient, direction, strict=True))
         cosine = product / norm / torch.sqrt(sum(part.square().sum() for part in direction))
         effect = found[tried[0].id][k]
-        assert effect.effectiveness == pytest.approx(float(before - validation(stepped)), rel=1e-4, abs=1e-9)
-        assert effect.cosine == pytest.approx(float(cosine), rel=1e-5)
+        assert effect.effectiveness == pytest.approx(float((before - validation(stepped)).detach()), rel=1e-4, abs=1e-9)
+        assert effect.cosine == pytest.approx(float(cosine.detach()), rel=1e-5)
 
 
 def test_every_step_is_taken_back_bit_for_bit(read):
