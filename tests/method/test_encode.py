@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 import reference
 from compact_distill.answers import Verifier
 from compact_distill.config.models import CompatibilityConfig, TextConfig
+from compact_distill.errors import DataError
+from compact_distill.method import encode
 from compact_distill.method.encode import Encoder, _mark_thinking, thinking_spans
 from compact_distill.method.score import score
 from compact_distill.records import Instance, Rationale, Verdict
@@ -81,6 +84,16 @@ def test_whole_words_in_any_case():
 
 def test_users_add_regular_expressions():
     assert words("aha! so it is", [r"aha+"]) == ["aha", "so"]
+
+
+@pytest.mark.parametrize("pattern", ["(?:a|aa)+b", "(?:aa|a)+?[bc]", "(?:a|aa|aaa)+d"])
+def test_an_expression_that_does_not_get_through_a_text_is_an_error_not_a_hang(pattern, monkeypatch):
+    monkeypatch.setattr(encode, "_PATTERN_SECONDS", 0.2)
+    text = "a" * 40 + "!"
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"must get through a rationale within 0\.2 seconds"):
+        thinking_spans(text * 50, (pattern,))
+    assert time.monotonic() - start < 20
 
 
 def test_without_any_the_starts_of_sentences_and_lines_count():

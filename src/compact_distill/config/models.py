@@ -8,11 +8,11 @@ This module imports neither torch nor transformers, so `compact --help` and `com
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import regex
 import yaml
 from pydantic import (
     Field,
@@ -80,8 +80,8 @@ class CompatibilityConfig(Strict):
     def _patterns_compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in patterns:
             try:
-                empty = re.compile(pattern).match("") is not None
-            except re.error as error:
+                empty = regex.compile(pattern).match("") is not None
+            except regex.error as error:
                 raise ValueError(f"must be regular expressions, got {pattern!r}: {error}; escape special signs")
             if empty:
                 raise ValueError(f"must not match the empty string, got {pattern!r}; write at least one character")

@@ -15,6 +15,8 @@ from functools import lru_cache
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
+import regex
+
 from compact_distill.answers import FoundAnswer, Verifier, answers_of, split_answer
 from compact_distill.config.models import MAX_LENGTH, TextConfig
 from compact_distill.data.preview import ProblemSize
@@ -119,6 +121,7 @@ class EncodedProblem:
 
 
 _MEASURED_TOGETHER = 256
+_PATTERN_SECONDS = 5.0  # for an expression to get through one rationale
 # How reasoning and answer segment are tokenised: a special token that a model or user wrote out stays text.
 _PIECE: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True}
 
@@ -352,11 +355,15 @@ def _mark_thinking(
     return tuple(thinking), tuple(sorted(stops))
 
 
+# Apart from the user's: in one alternation `let` would hide a user's `let me check`, and group numbers would shift.
+_SPACE, _SPACES = r"\ ", r"\s+"
+_WORDS = re.compile(rf"\b(?:{'|'.join(re.escape(word).replace(_SPACE, _SPACES) for word in LEXICON)})\b", re.IGNORECASE)
+
+
 @lru_cache(maxsize=16)
-def _patterns(extra: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
-    words = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in LEXICON)
-    # Each on its own: in one alternation `let` would hide a user's `let me check`, and group numbers would shift.
-    return tuple(re.compile(pattern, re.IGNORECASE) for pattern in (rf"\b(?:{words})\b", *extra))
+def _patterns(extra: tuple[str, ...]) -> tuple[Any, ...]:
+    # The `regex` package, for it can give up: a stranger's pattern may need years for a text.
+    return tuple(regex.compile(pattern, regex.IGNORECASE) for pattern in extra)
 
 
 def thinking_spans(text: str, extra: Sequence[str] = ()) -> list[tuple[int, int]]:
@@ -364,6 +371,18 @@ def thinking_spans(text: str, extra: Sequence[str] = ()) -> list[tuple[int, int]
 
     An expression is a word of `LEXICON` (whole words, any case) or a match of a regular expression of `extra`
     (any case). A text without one gets the first words of its sentences and lines instead (docs/definitions.md).
+
+    Raises:
+        DataError: an expression does not get through the text within five seconds.
     """
-    spans = {m.span() for pattern in _patterns(tuple(extra)) for m in pattern.finditer(text) if m.end() > m.start()}
+    spans = {match.span() for match in _WORDS.finditer(text)}
+    for pattern in _patterns(tuple(extra)):
+        try:
+            found = pattern.finditer(text, timeout=_PATTERN_SECONDS)
+            spans.update(match.span() for match in found if match.end() > match.start())
+        except TimeoutError:
+            raise DataError(
+                f"thinking_expressions: {pattern.pattern!r} must get through a rationale within {_PATTERN_SECONDS:g} "
+                f"seconds, but not through {text!r:.60}; write it without nested repetitions"
+            ) from None
     return sorted(spans) or [m.span(1) for m in _STARTS.finditer(text)]
