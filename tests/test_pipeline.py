@@ -20,14 +20,13 @@ from compact_distill.config.models import RunConfig, config_from, dump_config, l
 from compact_distill.data import load_instances
 from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation import examine as examine_module
-from compact_distill.method.encode import Branch, EncodedProblem, Encoder
+from compact_distill.method.encode import Encoder
 from compact_distill.method.score import score
 from compact_distill.records import RationaleStatus
 from compact_distill.report import read_run, write_report
 from compact_distill.runs.folder import RunFolder
 from compact_distill.students.load import load_student, load_tokenizer
 from compact_distill.training import prepare as prepare_module
-from compact_distill.training.run import gain_stride
 from compact_distill.training.trainer import CompactTrainer
 from models import byte_level_tokenizer, save_student, tiny_model
 
@@ -593,17 +592,6 @@ def test_a_run_reads_and_tokenises_everything_once(configure, count_calls, data,
     pipeline.run(config)
     assert sorted(call[1].id for call in encoded) == [f"p{n}" for n in range(6)]
     assert (len(task_reads), len(data_reads), len(arguments)) == (1, 1, 1)
-
-
-def test_gains_are_read_on_a_sample_that_a_twentieth_of_the_training_pays():
-    prompt, branch = (0,) * 10, Branch((0,) * 8, (0,), 0, (False,) * 8, ())
-    problem = EncodedProblem("p", ("t", "u"), prompt, (branch, None), (RationaleStatus.OK,) * 2, (0,), 0, 1)
-    stride = lambda problems, epochs, readings: gain_stride([problem] * problems, epochs, readings)  # noqa: E731
-    assert stride(100, epochs=1, readings=2) == 20  # 5 problems twice cost 10 readings, training 200 at least
-    assert stride(100, epochs=5, readings=2) == 4
-    assert stride(100, epochs=40, readings=2) == 1
-    assert stride(100, epochs=1, readings=1) == 10
-    assert stride(1_000_000, epochs=40, readings=1) == 20  # 20 M tokens, of which a million
 
 
 def test_what_only_the_report_wants_does_not_fail_the_training(configure, capsys, monkeypatch):

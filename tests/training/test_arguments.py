@@ -1,0 +1,58 @@
+"""Settings of training: which change the student, and which cannot be used here."""
+
+from __future__ import annotations
+
+import pytest
+
+from compact_distill.training.arguments import CompactConfig, setting_problems, settings_that_matter
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {"logging_steps": 10, "save_steps": 3, "report_to": "none", "disable_tqdm": True}),
+        ({}, {"dataloader_num_workers": 4, "gradient_checkpointing": True, "use_cpu": True, "torch_compile": False}),
+        ({}, {"weight_decay": 0.0, "warmup_steps": 0, "lr_scheduler_type": "linear"}),
+        ({}, {"learning_rate": 1e-5, "num_train_epochs": 5}),  # our defaults
+        (
+            {"per_device_train_batch_size": 4},
+            {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+        ),
+    ],
+)
+def test_what_is_said_of_speed_memory_and_defaults_does_not_matter(first, second):
+    assert settings_that_matter(first) == settings_that_matter(second)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"learning_rate": 2e-5},
+        {"num_train_epochs": 4},
+        {"max_steps": 10},
+        {"warmup_steps": 3},
+        {"lr_scheduler_type": "cosine"},
+        {"bf16": True},
+        {"data_seed": 3},
+        {"per_device_train_batch_size": 8},
+        {"dataloader_drop_last": True},
+        {"train_sampling_strategy": "group_by_length"},
+    ],
+)
+def test_what_the_student_learns_by_matters(settings):
+    assert settings_that_matter(settings) != settings_that_matter({})
+
+
+def test_ranks_count_as_batch_size_does():
+    assert settings_that_matter({"per_device_train_batch_size": 2}, ranks=2) == settings_that_matter(
+        {"per_device_train_batch_size": 4}
+    )
+
+
+def test_settings_without_effect_are_told_with_their_reason(tmp_path):
+    args = CompactConfig(output_dir=str(tmp_path), label_smoothing_factor=0.1, use_cpu=True)
+    (message,) = setting_problems(args)
+    assert message == (
+        "train.label_smoothing_factor has no effect here, got 0.1: the loss here is COMPACT's own; remove it"
+    )
+    assert setting_problems(CompactConfig(output_dir=str(tmp_path), use_cpu=True)) == []
