@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from compact_distill.records import Instance, Problem, Rationale, RationaleStatus, ScoreRow, Verdict
     from compact_distill.runs.files import read_jsonl
     from compact_distill.students.load import load_student
+    from compact_distill.teachers.stages import ask
     from compact_distill.training.arguments import CompactConfig
     from compact_distill.training.trainer import CompactTrainer
 
@@ -53,6 +54,7 @@ _NAMES = {
     "records": ("Instance", "Problem", "Rationale", "RationaleStatus", "ScoreRow", "Verdict"),
     "runs.files": ("read_jsonl",),
     "students.load": ("load_student",),
+    "teachers.stages": ("ask",),
     "training.trainer": ("CompactConfig", "CompactTrainer"),
 }
 _HOME = {name: f"compact_distill.{module}" for module, names in _NAMES.items() for name in names}
@@ -87,6 +89,7 @@ __all__ = [
     "Verdict",
     "adaptability",
     "aggregate",
+    "ask",
     "attach",
     "compatibility_weights",
     "consensus",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import compact_distill
 from compact_distill import pipeline
 from compact_distill.cli import app
 from compact_distill.config.models import config_from, dump_config
@@ -242,6 +244,36 @@ def test_checking_and_planning_leave_nothing_open(configure, tmp_path):
         gc.collect()
     assert open_now() == before
     assert [w for w in caught if w.category is ResourceWarning] == []
+
+
+def test_the_python_call_asks_stores_joins_and_resumes(servers, tmp_path, problems):
+    teachers = [
+        {"name": name, "model": "m", "base_url": server.url}
+        for name, server in zip(("right", "wrong"), servers, strict=True)
+    ]
+    instances = compact_distill.ask(problems(3), teachers, tmp_path / "pool", rejection="correct_only")
+    assert [instance.teachers for instance in instances] == [("right", "wrong")] * 3
+    assert [[bool(r.text) for r in instance.rationales] for instance in instances] == [[True, False]] * 3
+    assert compact_distill.ask(problems(3), teachers, tmp_path / "pool", rejection="correct_only") == instances
+    assert asked(servers) == [3, 3]
+
+
+def test_the_python_call_works_where_an_event_loop_runs_already(servers, tmp_path, problems):
+    async def notebook():
+        return compact_distill.ask(problems(2), [{"name": "t", "model": "m", "base_url": servers[0].url}], tmp_path)
+
+    assert len(asyncio.run(notebook())) == 2
+
+
+def test_the_python_call_names_everything_that_is_wrong_at_once(tmp_path, problems):
+    teachers = [{"name": "t", "model": "m"}, {"name": "u", "backend": "lab", "model": "terse", "nokey": 1}]
+    with pytest.raises(InputError) as caught:
+        compact_distill.ask(problems(1), teachers, tmp_path, max_errors=2)
+    said = "\n".join(caught.value.problems)
+    assert "base_url" in said
+    assert "nokey" in said
+    assert "max_errors" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_training_before_asking_says_what_to_do(configure, servers):

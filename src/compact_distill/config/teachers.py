@@ -51,6 +51,9 @@ class TeacherConfig(Strict):
     max_tokens: StrictInt | None = Field(2048, ge=1, description="of one rationale; null leaves it to the server")
     seed: StrictInt | None = Field(0, ge=0, description="every sample's own seed is made from it; null sends none")
     extra: dict[str, Any] = Field({}, description="more of the request's body", examples=[{"top_k": 20}])
+    template_options: dict[str, Any] = Field(
+        {}, description="transformers: what its chat template takes", examples=[{"enable_thinking": False}]
+    )
     samples: StrictInt = Field(1, ge=1, description="rationales of each problem, each asked for on its own")
     rationale: Literal["all", "reasoning", "text"] = Field(
         "all", description="what the student learns of a reasoning model: all it wrote, its thoughts, or the rest"
@@ -125,6 +128,11 @@ class TeacherConfig(Strict):
             for key, backends in _ONLY.items()
             if getattr(self, key) is not None and self.backend not in backends
         ]
+        if self.template_options and self.backend != "transformers":
+            wrong.append(
+                f"must not have `template_options` with backend {self.backend}; a server takes them as "
+                "`extra: {chat_template_kwargs: {...}}`"
+            )
         if self.backend == "transformers":
             wrong += _wrong_local_extra(self.extra)
             if self.seed is None:

@@ -7,9 +7,11 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from compact_distill.answers import Verifier
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
@@ -22,6 +24,8 @@ from compact_distill.teachers.backends import Member, build
 from compact_distill.teachers.protocol import FINAL, FaultKind, TeacherFault
 from compact_distill.teachers.store import Store
 from compact_distill.teachers.worker import Counters, Worker, preflight_request
+
+T = TypeVar("T")
 
 _PREFLIGHT_RETRIES, _PREFLIGHT_SECONDS = 2, 120.0
 _EARLY = 10
@@ -54,7 +58,7 @@ def generate(
         for store in stores:
             _report_damage(store)
             verify_store(store, verifier, golds={})
-        all_counts, stopped_by = asyncio.run(_run(members, stores, generation, problems, verifier))
+        all_counts, stopped_by = _until_done(_run(members, stores, generation, problems, verifier))
     for counts in all_counts:
         for note in counts.notes():
             say(note)
@@ -64,6 +68,16 @@ def generate(
         raise SystemExit(128 + stopped_by)
     _check_errors(all_counts, generation.max_errors)
     return all_counts
+
+
+def _until_done(work: Coroutine[Any, Any, T]) -> T:
+    """Run to its end, also where an event loop runs already, as in a notebook: then in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 async def _run(

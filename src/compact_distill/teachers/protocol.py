@@ -169,6 +169,8 @@ class Prompting:
             "extra": config.extra,
             "seed": config.seed,
         }
+        if config.template_options:
+            settings["template_options"] = config.template_options
         self._hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + b"\n")
 
     def key(self, problem: Problem) -> str:

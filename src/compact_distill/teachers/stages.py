@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from compact_distill.answers import Verifier, choices_of
+from compact_distill.config.messages import messages
 from compact_distill.config.models import RunConfig, dump_config
-from compact_distill.data.load import ProblemStream
+from compact_distill.config.teachers import GenerationConfig, TeacherConfig
+from compact_distill.data.load import ProblemStream, load_instances, load_problems
 from compact_distill.errors import ConfigError, InputError, RunError
+from compact_distill.records import Instance, Problem
 from compact_distill.runs.files import fingerprint
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import say, text_table
@@ -29,6 +34,60 @@ _NO_CONTENT = {
     "base_url", "api_key_env", "rationale", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout",
     "prices", "batch_size", "device", "ray",
 }  # fmt: skip
+
+
+def ask(
+    problems: str | Path | Sequence[Problem],
+    teachers: Sequence[TeacherConfig | Mapping[str, Any]],
+    folder: str | Path,
+    **generation: Any,
+) -> list[Instance]:
+    """Ask every teacher for rationales of every problem, and return the problems with what was written.
+
+    Each answer is stored at once under `folder` and verified; a second call asks only for what is missing there, and
+    a killed one loses only what was in flight.
+
+        instances = ask(
+            "problems.jsonl",
+            [{"name": "qwq", "model": "Qwen/QwQ-32B", "base_url": "http://localhost:8000/v1"},
+             {"name": "gpt", "model": "gpt-5-mini", "base_url": "https://api.openai.com/v1",
+              "api_key_env": "OPENAI_API_KEY", "temperature": None, "top_p": None}],
+            "runs/pool",
+            rejection="correct_only",
+        )
+        CompactTrainer(..., train_dataset=instances)
+
+    Args:
+        problems: a file of problems, or problems that are in memory.
+        teachers: the keys of `teachers:` (docs/teachers.md).
+        folder: where stores (`rationales/`) and joined rationales (`rationales.jsonl`) go.
+        generation: the keys of `generation:`, such as `max_errors`.
+
+    Raises:
+        InputError: settings, problems, keys or addresses that do not work, all of them at once.
+        RunError: too many rationales got no answer, a store is in use, or no problem has a rationale.
+    """
+    wrong: list[str] = []
+    configs = []
+    for teacher in teachers:
+        try:
+            configs.append(TeacherConfig.model_validate(teacher))
+        except ValidationError as error:
+            wrong += [text for _, text in messages(error, TeacherConfig)]
+    try:
+        settings = GenerationConfig(**generation)
+    except ValidationError as error:
+        wrong += [text for _, text in messages(error, GenerationConfig)]
+    names = [config.name for config in configs]
+    wrong += [f"teachers must have different names, got {n!r} twice; rename one" for n in names if names.count(n) > 1]
+    if wrong:
+        raise ConfigError(list(dict.fromkeys(wrong)))
+    asked = load_problems(problems) if isinstance(problems, str | Path) else list(problems)
+    stores, joined = Path(folder) / "rationales", Path(folder) / "rationales.jsonl"
+    generate(configs, settings, asked, stores)
+    for note in select(configs, settings, asked, stores, joined).notes():
+        say(f"join: {note}")
+    return load_instances(joined)
 
 
 def check_teachers(config: RunConfig, problems: ProblemStream | None = None) -> list[str]:

@@ -142,6 +142,65 @@ def test_what_reshapes_the_probabilities_is_heeded_whatever_the_batch(folder):
     assert [a.text for a in together] != [a.text for a in answers(folder, requests(temperature=0.0, max_tokens=24))]
 
 
+@pytest.fixture
+def with_template(folder, tmp_path):
+    """Ask a copy of the model whose chat template is this; returns the prompt as text."""
+    import shutil
+
+    def ask_with(template, options=None, system="be brief"):
+        shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path / "copy")
+        teacher = TransformersTeacher("t", str(tmp_path / "copy"), 4, "cpu", options)
+        (request,) = requests(1)
+        return tokenizer.decode(teacher._tokenise(replace(request, system=system)))
+
+    return ask_with
+
+
+THINKING = "{{ messages[-1]['content'] }}{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"
+
+
+def test_the_chat_template_of_a_local_teacher_gets_its_options(with_template):
+    assert with_template(THINKING) == QUESTIONS[0]
+    assert with_template(THINKING, {"enable_thinking": False}) == f"{QUESTIONS[0]}</think>"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+        ("{{ messages[0]['content'] }}", "must put the question into the prompt"),
+        ("{{ messages | nofilter }}", "chat template cannot be filled in"),
+    ],
+)
+def test_a_template_that_cannot_be_used_ends_the_teacher_and_says_where_the_keys_are(with_template, template, said):
+    with pytest.raises(TeacherFault, match=said) as caught:
+        with_template(template)
+    assert caught.value.kind is FaultKind.UNUSABLE
+    assert "keys of its own in `teachers:`" in str(caught.value)
+
+
+def test_a_template_that_opens_thinking_is_left_to_think(with_template):
+    assert with_template("{{ messages[-1]['content'] }}<think>\n").endswith("<think>")
+
+
+def test_template_options_belong_to_local_teachers_and_are_part_of_the_request():
+    from compact_distill.config.teachers import TeacherConfig
+    from compact_distill.teachers.protocol import Prompting
+
+    local = {"name": "t", "backend": "transformers", "model": "some/model"}
+    problem = Problem("p0", "q", "4")
+    plain, quiet = (
+        Prompting(TeacherConfig(**local, template_options=options)).key(problem)
+        for options in ({}, {"enable_thinking": False})
+    )
+    assert plain != quiet
+    with pytest.raises(ValueError, match="chat_template_kwargs"):
+        TeacherConfig(name="t", model="m", base_url="http://localhost:1/v1", template_options={"a": 1})
+
+
 def test_a_stop_text_ends_a_rationale_and_is_cut_off(folder):
     (free,) = answers(folder, requests(1, temperature=0.0))
     (stopped,) = answers(folder, requests(1, temperature=0.0, extra={"stop": [free.text[3:5]]}))

@@ -80,7 +80,9 @@ def local_teacher(config: TeacherConfig, redact: Redactor) -> TeacherBackend:
     if config.backend == "transformers":
         from compact_distill.teachers.backends.transformers import TransformersTeacher
 
-        return TransformersTeacher(config.name, str(config.model), config.batch_size, config.device)
+        return TransformersTeacher(
+            config.name, str(config.model), config.batch_size, config.device, config.template_options
+        )
     if config.backend == "jsonl":
         from compact_distill.teachers.backends.file import FileTeacher
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from compact_distill.errors import StudentError
 from compact_distill.teachers.protocol import FaultKind, TeacherAnswer, TeacherFault, TeacherRequest
 
 _DEFAULT_MAX_TOKENS = 2048
@@ -23,9 +24,13 @@ class _Pending:
 class TransformersTeacher:
     """One causal language model. Requests that wait together are sorted by length and written in batches."""
 
-    def __init__(self, name: str, folder: str, batch_size: int, device: str) -> None:
+    def __init__(
+        self, name: str, folder: str, batch_size: int, device: str, template_options: Mapping[str, Any] | None = None
+    ) -> None:
         """Name the model; it is loaded when the first request comes."""
         self.name = name
+        self._template_options = dict(template_options or {})
+        self._template_is_sound = False
         self._folder = folder
         self._batch_size = batch_size
         self._device = device
@@ -109,13 +114,24 @@ class TransformersTeacher:
         return self._loaded
 
     def _tokenise(self, request: TeacherRequest) -> list[int]:
+        from compact_distill.students.prompt import prompt_problems, prompt_tokens
+
         _, tokenizer = self._load()
         messages = [{"role": "system", "content": request.system}] if request.system else []
         messages.append({"role": "user", "content": request.prompt})
-        if tokenizer.chat_template:
-            encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-            return list(encoded["input_ids"])
-        return list(tokenizer("\n\n".join(m["content"] for m in messages) + "\n")["input_ids"])
+        if not tokenizer.chat_template:
+            return list(tokenizer("\n\n".join(m["content"] for m in messages) + "\n")["input_ids"])
+        if not self._template_is_sound:  # a stranger's program, which may not end
+            # A teacher may think: what its template opens for that stays open.
+            wrong = prompt_problems(tokenizer, messages, self._template_options, close_thinking=True)
+            if wrong:
+                hint = "for a teacher, `system` and `template_options` are keys of its own in `teachers:`"
+                raise TeacherFault(FaultKind.UNUSABLE, f"{'; '.join(wrong)} ({hint})")
+            self._template_is_sound = True
+        try:
+            return list(prompt_tokens(tokenizer, messages, self._template_options))
+        except StudentError as error:
+            raise TeacherFault(FaultKind.BAD_REQUEST, str(error)) from None
 
     def _write(self, batch: list[_Pending]) -> list[TeacherAnswer]:
         import torch
