@@ -28,7 +28,7 @@ def _untried(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_tiny_students_are_of_every_supported_architecture_and_head_size() -> None:
-    from compact_distill.students.support import SUPPORTED
+    from compact_distill.students.load import SUPPORTED
 
     assert {student.model_type for student in STUDENTS.values()} == set(SUPPORTED)
     assert {student.fields["head_dim"] for student in STUDENTS.values()} == set(doctor.HEAD_SIZES)

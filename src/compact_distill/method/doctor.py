@@ -37,8 +37,7 @@ from compact_distill.method.loss import aggregate
 from compact_distill.method.outputs import StudentOutputs
 from compact_distill.method.passes import plan_jobs, read_job
 from compact_distill.method.plain import Student, build, exact_norms, problems, read_plainly, students, students_like
-from compact_distill.students.load import adapter_base
-from compact_distill.students.support import architecture_problems
+from compact_distill.students.load import adapter_base, architecture_problems
 
 HEAD_SIZES = (64, 80, 96, 128, 256)
 # Largest error of a value, and of a parameter's gradient, that rounding explains.

@@ -21,8 +21,7 @@ from compact_distill.method.forward import PassOptions
 from compact_distill.method.outputs import Reading, StudentOutputs, arrange
 from compact_distill.method.packing import BranchRows, choose_points, lay_out
 from compact_distill.records import RationaleStatus
-from compact_distill.students.load import adapter_base
-from compact_distill.students.support import innermost
+from compact_distill.students.load import adapter_base, innermost
 
 WINDOW = 8  # of sliding layers: shorter than the problems, so that it cuts
 
