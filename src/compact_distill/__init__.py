@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from compact_distill.method.scores import Scorer, adaptability, consensus, difficulty, register_score
     from compact_distill.method.weights import Evidence, Rule, RuleSettings, compatibility_weights, register_rule
     from compact_distill.pipeline import run
+    from compact_distill.publish.side_by_side import SideBySide, Trial
     from compact_distill.records import Instance, Problem, Rationale, RationaleStatus, ScoreRow, Verdict
     from compact_distill.runs.files import read_jsonl
     from compact_distill.students.load import load_student
@@ -51,6 +52,7 @@ _NAMES = {
     "method.scores": ("Scorer", "adaptability", "consensus", "difficulty", "register_score"),
     "method.weights": ("Evidence", "Rule", "RuleSettings", "compatibility_weights", "register_rule"),
     "pipeline": ("run",),
+    "publish.side_by_side": ("SideBySide", "Trial"),
     "records": ("Instance", "Problem", "Rationale", "RationaleStatus", "ScoreRow", "Verdict"),
     "runs.files": ("read_jsonl",),
     "students.load": ("load_student",),
@@ -83,9 +85,11 @@ __all__ = [
     "RunError",
     "ScoreRow",
     "Scorer",
+    "SideBySide",
     "StudentError",
     "StudentOutputs",
     "TextConfig",
+    "Trial",
     "Verdict",
     "adaptability",
     "aggregate",
