@@ -47,6 +47,7 @@ def make_run(
     config: dict[str, Any] | None = None,
     layers: int = 6,
     checkpoints: bool = False,
+    likelihood: bool = False,
 ) -> Path:
     """Write a complete run folder.
 
@@ -55,6 +56,7 @@ def make_run(
         students: whose gains are written.
         texts: (question, rationale, answer) in place of made-up ones, for as many problems as there are.
         checkpoints: also write results of two checkpoints.
+        likelihood: also write results of a choice task and of texts.
     """
     rng = random.Random(seed)
     folder.mkdir(parents=True)
@@ -69,7 +71,7 @@ def make_run(
         json.dumps(config or {"student": "Qwen/Qwen2.5-1.5B", "seed": 42, "train": {"learning_rate": 1e-5}}, indent=1)
     )
     _store(folder / "rationales", data)
-    _evaluation(rng, folder / "eval", epochs, checkpoints)
+    _evaluation(rng, folder / "eval", epochs, checkpoints, likelihood)
     _drift(rng, folder / "eval" / "drift.json", layers)
     return folder
 
@@ -261,7 +263,7 @@ def _store(folder: Path, data: list[dict[str, Any]]) -> None:
     _lines(folder / "all.jsonl", rows)
 
 
-def _evaluation(rng: random.Random, folder: Path, epochs: int, checkpoints: bool) -> None:
+def _evaluation(rng: random.Random, folder: Path, epochs: int, checkpoints: bool, likelihood: bool) -> None:
     changes = []
     accuracies = {"gsm8k": (0.48, 0.61), "svamp": (0.62, 0.69), "csqa": (0.71, 0.705), "strategyqa": (0.64, 0.62)}
     students = [("base", 0.0, 0.0), ("student", float(epochs), 1.0)]
@@ -280,6 +282,9 @@ def _evaluation(rng: random.Random, folder: Path, epochs: int, checkpoints: bool
                 "task": task,
                 "version": 1,
                 "role": role,
+                "kind": "generate",
+                "metric": "accuracy",
+                "better": "higher",
                 "rows": 200,
                 "samples": 1,
                 "before": {"accuracy": before, "low": before - 0.07, "high": before + 0.07},
@@ -294,17 +299,66 @@ def _evaluation(rng: random.Random, folder: Path, epochs: int, checkpoints: bool
                 "seed": 42,
             }
         )
+        change = changes[-1]
+        change["metrics"] = {
+            "accuracy": {key: change[key] for key in ("difference", "low", "high", "gained", "lost", "mcnemar_p")}
+            | {when: {"value": change[when]["accuracy"]} for when in ("before", "after")}
+        }
+    if likelihood:
+        changes += _likelihood(folder)
     _json(
         folder / "changes.json", {"format": 1, "before": "base", "after": "student", "changes": changes, "missing": []}
     )
 
 
+# Task, the measure that counts, and by measure: before, after, and half of the intervals' widths.
+LIKELIHOODS: tuple[tuple[str, str, dict[str, tuple[float, float, float]]], ...] = (
+    (
+        "csqa_likelihood",
+        "acc_norm",
+        {"acc": (0.3, 0.31, 0.06), "acc_norm": (0.36, 0.35, 0.06), "nats_per_token": (2.5, 2.2, 0.1)},
+    ),
+    ("texts", "bits_per_byte", {"bits_per_byte": (1.1, 1.4, 0.05), "nats_per_token": (3.1, 3.9, 0.1)}),
+)
+
+
+def _likelihood(folder: Path) -> list[dict[str, Any]]:
+    """Results of a choice task and of texts, as docs/evaluation.md has them; returns their comparisons."""
+    changes = []
+    for task, main, measures in LIKELIHOODS:
+        for index, student in enumerate(("base", "student")):
+            document = _result(task, "retained", student, float(5 * index), 0)
+            metrics = {
+                name: {"value": v[index], "low": round(v[index] - v[2], 4), "high": round(v[index] + v[2], 4)}
+                for name, v in measures.items()
+            }
+            plain = {"accuracy": None, "low": None, "high": None, "verdicts": dict.fromkeys(("correct", "unparsed"), 0)}
+            document["result"] |= plain | {"metric": main, "metrics": metrics, "truncated": 0}
+            _json(folder / student / f"{task}.json", document)
+        found = {
+            name: {
+                "before": {"value": before},
+                "after": {"value": after},
+                "difference": round(after - before, 4),
+                "low": round(after - before - width, 4),
+                "high": round(after - before + width, 4),
+                **dict.fromkeys(("gained", "lost", "mcnemar_p")),
+            }
+            for name, (before, after, width) in measures.items()
+        }
+        common = {"task": task, "version": 1, "role": "retained", "metric": main, "rows": 200, "metrics": found}
+        unknown = {when: {"accuracy": None} for when in ("before", "after")}
+        changes.append(common | unknown | {key: found[main][key] for key in ("difference", "low", "high")})
+    return changes
+
+
 def _result(task: str, role: str, student: str, epoch: float, right: int) -> dict[str, Any]:
     accuracy = right / _ROWS
+    span = {"low": round(accuracy - 0.068, 4), "high": round(accuracy + 0.066, 4)}
     return {
         "format": 1,
         "role": role,
-        "task": {"name": task, "version": 1, "prompt": "{{ question }}", "max_new_tokens": 512},
+        "task": {"kind": "generate", "name": task, "version": 1, "prompt": "{{ question }}", "max_new_tokens": 512},
         "student": {"label": student, "step": 10, "epoch": epoch},
         "data": {"source": f"{task}.jsonl", "rows": _ROWS, "hash": task},
         "decoding": {"samples": 1, "temperature": 0.0, "top_p": 1.0, "seed": 42},
@@ -312,9 +366,10 @@ def _result(task: str, role: str, student: str, epoch: float, right: int) -> dic
             "rows": _ROWS,
             "samples": 1,
             "attempts": _ROWS,
+            "metric": "accuracy",
+            "metrics": {"accuracy": {"value": accuracy} | span},
             "accuracy": accuracy,
-            "low": round(accuracy - 0.068, 4),
-            "high": round(accuracy + 0.066, 4),
+            **span,
             "verdicts": {"correct": right, "wrong": _ROWS - 6 - right, "unparsed": 6, "timed_out": 0},
             "truncated": 4,
         },

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from compact_distill.report import figures_weights as scores
-from compact_distill.report import read_run
+from compact_distill.report import read_run, summary
 from compact_distill.report.figures_weights import weight_moves
 from compact_distill.report.pages import run_sections
 from report.synthetic import make_run
@@ -424,3 +424,36 @@ def test_long_logs_are_averaged_and_say_so(tmp_path):
     assert len(figure.table.rows) == 169
     assert figure.table.rows[0][1] == pytest.approx(sum(losses[:3]) / 3)
     assert "mean of 3 log lines" in figure.caption
+
+
+@pytest.fixture(scope="module")
+def likely(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "likely", problems=8, likelihood=True)
+
+
+def test_every_measure_of_a_task_is_shown_in_its_own_unit(likely):
+    by_key = {figure.key: figure for figure in figures(likely)}
+    for key in ("accuracy", "change"):
+        titles = [chart.sheet(360).title for chart in by_key[key].charts]
+        assert [title.endswith("(less is better)") for title in titles] == [False, True, True]
+        assert "ats a token" in titles[1]
+        assert "its a byte" in titles[2]
+    rows = [row[1:5] for row in by_key["accuracy"].table.rows if row[0] == "student" and row[1] == "csqa_likelihood"]
+    assert [(metric, value) for _, _, metric, value in rows] == [
+        ("acc", 0.31),
+        ("acc_norm", 0.35),
+        ("nats_per_token", 2.2),
+    ]
+    labels = [e.text for e in by_key["accuracy"].charts[0].sheet(360).root.iter("text") if e.get("class") == "row"]
+    assert "csqa_likelihood, acc (retained)" in labels
+    assert "gsm8k (learned)" in labels  # its only measure
+
+
+def test_a_rise_of_bits_is_a_loss_and_a_fall_of_nats_a_gain(likely):
+    sheet = {f.key: f for f in figures(likely)}["change"].charts[1].sheet(360)
+    colours = [e.get("class").split()[-1] for e in sheet.root.iter("line") if "whisker" in e.get("class")]
+    assert colours == ["after", "wrong"]  # csqa_likelihood fell by 0.3 nats a token, texts rose by 0.8
+    text = summary(read_run(likely))
+    assert "it lost on texts (+0.3 bits a byte)" in text
+    assert "1.1 bits a byte → 1.4 bits a byte" in text
+    assert "csqa_likelihood   36.0 % →  35.0 %" in text

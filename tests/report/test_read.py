@@ -113,7 +113,8 @@ def test_a_run_that_goes_on_says_so(run):
 def test_results_without_attempts_are_left_out(run):
     path = run / "eval" / "base" / "gsm8k.json"
     result = json.loads(path.read_text())
-    result["result"] |= {"rows": 0, "attempts": 0, "accuracy": None, "low": None, "high": None}
+    nothing = {"accuracy": {"value": None, "low": None, "high": None}}
+    result["result"] |= {"rows": 0, "attempts": 0, "accuracy": None, "metrics": nothing}
     path.write_text(json.dumps(result))
     write_report([run])
     assert len(read_run(run).results) == 7

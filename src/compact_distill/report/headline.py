@@ -29,6 +29,7 @@ from compact_distill.report.trace import mean_sem
 
 _EVEN = 0.01  # weights closer than this are not told apart
 _ALL = "all equally"
+_TAUGHT, _NOT_TAUGHT = "Tasks like those it was taught", "Tasks it could do before, and was not taught"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _named(changes: Sequence[PairedChange], unit: bool = False) -> str:
     return listed([f"{short(c.task, 40)} ({moved(c.difference, c.metric)}{units[c.task]})" for c in changes])
 
 
-def _spans(changes: Sequence[PairedChange]) -> list[str]:
+def _spans(changes: Sequence[PairedChange], tasks: str) -> list[str]:
     """A line for each task: its result before and after, and the interval of the difference; then what that means."""
     lines = [
         f"{short(c.task, 40)}: {measured(c.before, c.metric)} → {measured(c.after, c.metric)} "
@@ -72,11 +73,8 @@ def _spans(changes: Sequence[PairedChange]) -> list[str]:
     rows = sorted({c.rows for c in changes})
     asked = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,} to {rows[-1]:,}"
     less = " Less is better where a unit is named." if any(c.metric in UNITS for c in changes) else ""
-    return [
-        *lines,
-        f"Right answers before → after training, to the same {asked} questions, none of them trained on; in brackets "
-        f"the range in which the change very likely lies (95 %).{less}",
-    ]
+    how = "Right answers before → after training; in brackets the range in which the change very likely lies (95 %)."
+    return [*lines, how + less, f"{tasks}: the same {asked} questions before and after, none of them trained on."]
 
 
 def _learned_clause(run: RunData) -> str:
@@ -110,10 +108,10 @@ def _better(run: RunData) -> Card:
     up, down = any(c.better for c in changes), any(c.worse for c in changes)
     size = f"{points(mean)} points" if shares else f"{moved(mean, changes[0].metric)} {UNITS[changes[0].metric]}"
     if up and down:
-        return Card(question, f"Mixed: {size}", _spans(changes))
+        return Card(question, f"Mixed: {size}", _spans(changes, _TAUGHT))
     if up or down:
-        return Card(question, f"{'Yes' if up else 'Worse'}: {size}", _spans(changes), "good" if up else "bad")
-    return Card(question, "No clear change", _spans(changes))
+        return Card(question, f"{'Yes' if up else 'Worse'}: {size}", _spans(changes, _TAUGHT), "good" if up else "bad")
+    return Card(question, "No clear change", _spans(changes, _TAUGHT))
 
 
 # ---- what did it lose?
@@ -141,12 +139,12 @@ def _kept(run: RunData) -> Card:
     if lost:
         unit = UNITS.get(lost[0].metric, "points")
         worst = f"{moved(lost[0].difference, lost[0].metric)} {unit} on {short(lost[0].task, 40)}"
-        return Card(question, worst, _spans(changes), "bad")
+        return Card(question, worst, _spans(changes, _NOT_TAUGHT), "bad")
     shares = [c for c in changes if c.metric not in UNITS]
     least = min((c.low for c in shares), default=0.0)
     caution = [f"A loss of up to {points(-least).lstrip('+')} points cannot be excluded."] if least < 0 else []
     clear = all(c.better for c in changes)
-    return Card(question, "Nothing" if clear else "Nothing clear", [*_spans(changes), *caution], "good")
+    return Card(question, "Nothing" if clear else "Nothing clear", [*_spans(changes, _NOT_TAUGHT), *caution], "good")
 
 
 # ---- whom did it learn from?
@@ -236,7 +234,7 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
         facts.append(("problems", f"{problems:,}", f"{plural(len(run.teachers), 'teacher')}"))
     if run.trace is not None:
         readings = len(run.trace.problem_N)
-        facts.append(("epochs", number(readings / max(len(run.trace.ids), 1)), f"{readings:,} readings of a problem"))
+        facts.append(("epochs", number(readings / max(len(run.trace.ids), 1)), "how often each problem was read"))
     speed = [row["problems_per_second"] for row in run.log if isinstance(row.get("problems_per_second"), int | float)]
     if speed:
         facts.append(("speed", f"{number(sorted(speed)[len(speed) // 2])} /s", "problems trained per second, median"))

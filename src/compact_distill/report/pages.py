@@ -157,11 +157,12 @@ def _about(run: RunData) -> str:
     name = PurePath(name).name if name.startswith((".", "/", "~")) else name  # a folder; hub names stay whole
     text = f"The student, {short(name, 80)}," if name else "The student"
     problems = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
-    text += f" learned from {plural(problems, 'problem')}" if problems else " was trained"
+    text += f" was trained on {plural(problems, 'problem')}" if problems else " was trained"
     teachers = [short(t, 40) for t in run.teachers]
     if teachers:
         some = listed(teachers) if len(teachers) <= 4 else f"{', '.join(teachers[:3])} and {len(teachers) - 3} more"
-        text += f", worked out by {plural(len(teachers), 'teacher')}: {some}"
+        models = "another model" if len(teachers) == 1 else f"{len(teachers)} other models"
+        text += f", solved step by step by {models}, its teachers: {some}"
     started = run.manifest.get("started")
     return text + (f". Started {clean(started)[:16].replace('T', ' ')} UTC." if started else ".")
 

@@ -58,7 +58,7 @@ def near_uniform(run: RunData) -> Check:
     if _rule(run) in ("equal", "verified"):
         return Check(name, "ok", value, f"`weighting: {_rule(run)}` asks for equal weights")
     text = {
-        "ok": "the student tells its teachers apart",
+        "ok": "the student tells its teachers apart; equal weights would be 100 %",
         "look": "the weights hardly differ, so this is close to plain averaging",
         "bad": "the weights do not differ: this is plain averaging, at the cost of the scores",
     }
@@ -181,11 +181,12 @@ def never_chosen(run: RunData) -> Check:
     share, problems = shares[rarest], int(took_part[rarest])
     ever = bool((trace.wins_NK[:, rarest] > 0).any())
     state = "ok" if share >= RARE else "bad" if problems >= ENOUGH and not ever else "look"
-    value = f"{short(trace.teachers[rarest], 28)}: {percent(share, 0)} of {plural(problems, 'problem')}"
+    won = number(round(float(np.nansum(wins[:, rarest])), 1))
+    value = f"{short(trace.teachers[rarest], 28)}: heaviest in {won} of {plural(problems, 'problem')}"
     text = {
-        "ok": "every teacher is the heaviest one somewhere; the rarest is named",
-        "look": "this teacher is hardly ever the heaviest one",
-        "bad": "this teacher was never the heaviest one, in no reading: leaving it out saves its cost",
+        "ok": "the solution of every teacher weighs most somewhere; the rarest is named",
+        "look": "the solutions of this teacher hardly ever weigh most; leaving it out may cost little",
+        "bad": "the solutions of this teacher never weighed most, in no epoch: leaving it out saves its cost",
     }[state]
     return Check(name, state, value, text)
 
