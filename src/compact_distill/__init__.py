@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from compact_distill.pipeline import run
     from compact_distill.publish.side_by_side import SideBySide, Trial
     from compact_distill.records import Instance, Problem, Rationale, RationaleStatus, ScoreRow, Verdict
+    from compact_distill.report import write_report
     from compact_distill.runs.files import read_jsonl
     from compact_distill.students.load import load_student
     from compact_distill.teachers.stages import ask
@@ -54,6 +55,7 @@ _NAMES = {
     "pipeline": ("run",),
     "publish.side_by_side": ("SideBySide", "Trial"),
     "records": ("Instance", "Problem", "Rationale", "RationaleStatus", "ScoreRow", "Verdict"),
+    "report": ("write_report",),  # not `report`: that name is the package, once anything has imported it
     "runs.files": ("read_jsonl",),
     "students.load": ("load_student",),
     "teachers.stages": ("ask",),
@@ -110,6 +112,7 @@ __all__ = [
     "register_score",
     "run",
     "score",
+    "write_report",
 ]
 
 

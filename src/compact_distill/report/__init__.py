@@ -66,6 +66,8 @@ def write_report(
 ) -> Path:
     """Write the report of a run, or one page that compares several.
 
+    As in `write_report(["runs/first"])`, or `write_report(["runs/first", "runs/second"], "compare.html")`.
+
     Args:
         runs: run folders, or what `read_run` made of them.
         out: the file to write; default: `report.html` in the run folder, or `compare.html` in the current folder.

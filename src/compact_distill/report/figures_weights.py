@@ -12,7 +12,7 @@ import numpy as np
 from compact_distill.report.charts import Line, Mark, Ridge, heat_chart, interval_chart, line_chart, ridge_chart
 from compact_distill.report.drawing import Figure, Key, Table, series
 from compact_distill.report.read import RunData
-from compact_distill.report.text import listed, number, percent, share_text, whole_percent
+from compact_distill.report.text import MINUS, listed, number, percent, share_text, whole_percent
 from compact_distill.report.trace import Floats, Trace, Trend, mean_sem, weight_trend
 
 Z = 1.96  # standard errors to a side of a 95 % interval
@@ -135,7 +135,7 @@ def _trend_sentence(name: str, trend: Trend) -> str:
     more, less = ("longer", "shorter") if name == "length" else ("harder", "easier")
     if not math.isfinite(change):
         return f"Too few readings to see a trend with {name}."
-    span = f"({number(change, 2)}; 95 %: {number(low, 2)} to {number(high, 2)})"
+    span = f"({change:+.2f}; 95 %: {low:+.2f} to {high:+.2f})".replace("-", MINUS)
     if low <= 0 <= high:
         return f"No trend with {name} shows {span}."
     return f"The weight moved towards {more if change > 0 else less} rationales {span}."

@@ -164,7 +164,8 @@ def _about(run: RunData) -> str:
         models = "another model" if len(teachers) == 1 else f"{len(teachers)} other models"
         text += f", solved step by step by {models}, its teachers: {some}"
     started = run.manifest.get("started")
-    return text + (f". Started {clean(started)[:16].replace('T', ' ')} UTC." if started else ".")
+    text += f". Started {clean(started)[:16].replace('T', ' ')} UTC." if started else "."
+    return f"{text} `compact try {shlex.quote(str(run.path))}` asks it and its base side by side."
 
 
 def _commands(run: RunData) -> str:
