@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
 from typer.testing import CliRunner
 
 from compact_distill.cli import app
+from compact_distill.report import is_current, write_report
 from report.synthetic import make_run
 
 
@@ -61,3 +63,32 @@ def test_a_folder_that_is_no_run_is_a_message(tmp_path):
     result = compact("report", tmp_path, code=2)
     assert "error:" in result.stderr
     assert "must be a run folder" in result.stderr
+
+
+def test_a_page_is_current_while_the_contents_it_was_made_of_stay(tmp_path):
+    run = make_run(tmp_path / "run", problems=6)
+    assert not is_current(run)  # there is no page yet
+    page = write_report([run])
+    assert is_current(run)
+    for path in run.rglob("*.json*"):
+        os.utime(path, (2e9, 2e9))  # newer times, the same contents
+    assert is_current(run)
+    assert is_current(shutil.copytree(run, tmp_path / "moved"))
+    scores = run / "scores.jsonl"
+    old, times = scores.read_text(), scores.stat()
+    scores.write_text(old.replace("qwq", "qwp"))
+    os.utime(scores, ns=(times.st_atime_ns, times.st_mtime_ns))  # other contents of the same size, the same times
+    assert not is_current(run)
+    scores.write_text(old)
+    assert is_current(run)
+    page.write_bytes(page.read_bytes()[:-10])
+    assert not is_current(run)  # cut
+    write_report([run])
+    (run / "eval" / "student" / "svamp.json").unlink()
+    assert not is_current(run)
+
+
+def test_a_page_of_several_runs_or_elsewhere_is_not_the_runs_own(tmp_path):
+    run = make_run(tmp_path / "run", problems=6)
+    write_report([run], tmp_path / "elsewhere.html")
+    assert not is_current(run)

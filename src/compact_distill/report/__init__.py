@@ -33,7 +33,7 @@ from typing import Any
 from compact_distill.errors import InputError
 from compact_distill.report.drawing import Table
 from compact_distill.report.headline import headline, weight_shares
-from compact_distill.report.page import export_figures
+from compact_distill.report.page import content_stamp, export_figures
 from compact_distill.report.pages import (
     compare_page,
     compare_sections,
@@ -45,7 +45,7 @@ from compact_distill.report.pages import (
     run_sections,
     verdict,
 )
-from compact_distill.report.read import RunData, content_stamp, read_run
+from compact_distill.report.read import READ, RunData, read_run
 from compact_distill.report.text import DASH, UNITS, measured, moved, number, percent, short
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.progress import text_table
@@ -101,7 +101,7 @@ def write_report(
 
 def is_current(run: str | Path) -> bool:
     """Whether the run's own `report.html` is whole and made of exactly what the run folder holds now."""
-    path, stamp = Path(run) / "report.html", _stamped(content_stamp(Path(run))).encode()
+    path, stamp = Path(run) / "report.html", _stamped(content_stamp(Path(run), READ)).encode()
     if not path.is_file():
         return False
     with path.open("rb") as file:

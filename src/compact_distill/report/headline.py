@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import numpy as np
 
@@ -14,6 +17,7 @@ from compact_distill.report.read import PairedChange, RunData
 from compact_distill.report.text import (
     DASH,
     UNITS,
+    clean,
     duration,
     listed,
     measured,
@@ -47,6 +51,24 @@ def headline(run: RunData) -> Headline:
     parts = [_learned_clause(run), _kept_clause(run), _trust_clause(run)]
     sentence = "; ".join(part for part in parts if part)
     return Headline(sentence[:1].upper() + sentence[1:] + ".", [better, kept, trust], _facts(run))
+
+
+def about(run: RunData) -> str:
+    """One line: which student, teachers, when."""
+    student = run.manifest.get("student")
+    name = clean(student.get("name")) if isinstance(student, dict) and student.get("name") else ""
+    name = PurePath(name).name if name.startswith((".", "/", "~")) else name  # a folder; hub names stay whole
+    text = f"The student, {short(name, 80)}," if name else "The student"
+    problems = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
+    text += f" was trained on {plural(problems, 'problem')}" if problems else " was trained"
+    teachers = [short(t, 40) for t in run.teachers]
+    if teachers:
+        some = listed(teachers) if len(teachers) <= 4 else f"{', '.join(teachers[:3])} and {len(teachers) - 3} more"
+        models = "another model" if len(teachers) == 1 else f"{len(teachers)} other models"
+        text += f", solved step by step by {models}, its teachers: {some}"
+    started = run.manifest.get("started")
+    text += f". Started {clean(started)[:16].replace('T', ' ')} UTC." if started else "."
+    return f"{text} `compact try {shlex.quote(str(run.path))}` asks it and its base side by side."
 
 
 # ---- did it get better?
@@ -221,9 +243,22 @@ def _right_and_wrong(run: RunData) -> tuple[float, float] | None:
 # ---- what did it take?
 
 
+def stage_seconds(run: RunData) -> dict[str, float]:
+    """Duration of each finished stage."""
+    stages = run.manifest.get("stages")
+    durations = {}
+    for name, record in stages.items() if isinstance(stages, dict) else ():
+        try:
+            start, end = (datetime.datetime.fromisoformat(record[key]) for key in ("started", "finished"))
+            durations[clean(name)] = (end - start).total_seconds()
+        except (KeyError, TypeError, ValueError):  # it has not finished, or another version wrote it
+            continue
+    return durations
+
+
 def _facts(run: RunData) -> list[tuple[str, str, str]]:
     facts = []
-    seconds = run.seconds()
+    seconds = stage_seconds(run)
     if seconds:
         facts.append(
             ("time", duration(sum(seconds.values())), ", ".join(f"{k} {duration(v)}" for k, v in seconds.items()))

@@ -230,6 +230,16 @@ def _chart_width(charts: int, sixths: int) -> int:
     return WIDE if sixths == 3 or (sixths == 6 and charts in (1, 2, 4)) else NARROW
 
 
+def content_stamp(folder: Path, patterns: Sequence[str]) -> str:
+    """A hash of what a page is made of: the contents of a folder's files that match, and this package's version."""
+    stamp = hashlib.sha256(metadata.version("compact-distill").encode())
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}):
+        stamp.update(f"\n{file.relative_to(folder).as_posix()}\n".encode())
+        with file.open("rb") as content:
+            stamp.update(hashlib.file_digest(content, "sha256").digest())
+    return stamp.hexdigest()
+
+
 # ---- the same figures as files
 
 

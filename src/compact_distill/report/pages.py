@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 from markupsafe import Markup
 
+from compact_distill.report import figures_data as data
 from compact_distill.report import figures_results as results
 from compact_distill.report import figures_weights as weights
 from compact_distill.report.charts import Line, Mark, interval_chart, line_chart
 from compact_distill.report.drawing import Figure, Key, Table, series
 from compact_distill.report.explorer import pack_explorer, read_gains
-from compact_distill.report.headline import headline, most_trusted, weight_shares
+from compact_distill.report.headline import about, headline, most_trusted, stage_seconds, weight_shares
 from compact_distill.report.page import Section, fragment, page
 from compact_distill.report.read import PairedChange, RunData, TaskResult, read_changes
 from compact_distill.report.signatures import signatures
@@ -27,8 +26,10 @@ from compact_distill.report.text import (
     UNITS,
     clean,
     duration,
+    flat,
     listed,
     percent,
+    plain,
     plural,
     short,
     whole_percent,
@@ -111,7 +112,7 @@ def run_sections(run: RunData) -> list[Section]:
             "What was it given?",
             "The training data as it was used. Nothing was cut or guessed: what could not be used was left out, and is "
             "counted here.",
-            _there(results.status(run), results.lengths(run), results.agreement(run), results.right_per_problem(run)),
+            _there(data.status(run), data.lengths(run), data.agreement(run), data.right_per_problem(run)),
             nothing="data.jsonl holds no problems.",
         ),
         Section(
@@ -135,7 +136,7 @@ def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYT
         sections,
         eyebrow=f"Report of the run {run.name}",
         headline=top.verdict,
-        lede=_about(run),
+        lede=about(run),
         cards=top.cards,
         facts=top.facts,
         checks=signatures(run),
@@ -148,24 +149,6 @@ def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYT
 
 def _there(*figures: Figure | None) -> list[Figure]:
     return [figure for figure in figures if figure is not None]
-
-
-def _about(run: RunData) -> str:
-    """One line: which student, teachers, when."""
-    student = run.manifest.get("student")
-    name = clean(student.get("name")) if isinstance(student, dict) and student.get("name") else ""
-    name = PurePath(name).name if name.startswith((".", "/", "~")) else name  # a folder; hub names stay whole
-    text = f"The student, {short(name, 80)}," if name else "The student"
-    problems = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
-    text += f" was trained on {plural(problems, 'problem')}" if problems else " was trained"
-    teachers = [short(t, 40) for t in run.teachers]
-    if teachers:
-        some = listed(teachers) if len(teachers) <= 4 else f"{', '.join(teachers[:3])} and {len(teachers) - 3} more"
-        models = "another model" if len(teachers) == 1 else f"{len(teachers)} other models"
-        text += f", solved step by step by {models}, its teachers: {some}"
-    started = run.manifest.get("started")
-    text += f". Started {clean(started)[:16].replace('T', ' ')} UTC." if started else "."
-    return f"{text} `compact try {shlex.quote(str(run.path))}` asks it and its base side by side."
 
 
 def _commands(run: RunData) -> str:
@@ -182,21 +165,8 @@ def _commands(run: RunData) -> str:
 def _pinned(manifest: Mapping[str, Any]) -> Table:
     """What the manifest pins, flattened to names and values."""
     sections = ("versions", "hardware", "seeds", "student", "data", "prompt", "decoding")
-    found = [row for section in sections for row in _flat(manifest.get(section), section, ": ")]
-    return Table(("what", "value"), [(name, _plain(value)) for name, value in found if value is not None])
-
-
-def _flat(value: Any, name: str, between: str) -> Iterator[tuple[str, Any]]:
-    """Nested mappings as rows of a path and a value."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}{between}{clean(key)}" if name else clean(key), between)
-    elif name:
-        yield name, value
-
-
-def _plain(value: Any) -> str:
-    return clean(", ".join(map(str, value)) if isinstance(value, list) else value)
+    found = [row for section in sections for row in flat(manifest.get(section), section, ": ")]
+    return Table(("what", "value"), [(name, plain(value)) for name, value in found if value is not None])
 
 
 # ---- several runs
@@ -257,13 +227,13 @@ def compare_page(runs: Sequence[RunData], sections: Sequence[Section], paired: S
 
 
 def overview(runs: Sequence[RunData]) -> Table:
-    """One row a run: accuracy after training on every task, problems, time."""
+    """One row a run: results after training on every task, problems, time."""
     found = [(task, r.metric) for run in runs for task, *pair in results.final_results(run) for r in pair if r]
     tasks = dict(found)
     rows: list[list[Any]] = []
     for name, run in zip(run_names(runs), runs, strict=True):
         after = {task: result for task, _, result in results.final_results(run)}
-        seconds = sum(run.seconds().values())
+        seconds = sum(stage_seconds(run).values())
         rows.append(
             [
                 name,
@@ -280,9 +250,7 @@ def overview(runs: Sequence[RunData]) -> Table:
 
 def _brief(result: TaskResult | None) -> float | None:
     """A result as the overview shows it: per cent with one decimal, or in the measure's own unit."""
-    if result is None:
-        return None
-    return result.value if result.metric in UNITS else round(100 * result.value, 1)
+    return None if result is None else result.value if result.metric in UNITS else round(100 * result.value, 1)
 
 
 def compared(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> list[tuple[str, PairedChange]]:
@@ -292,21 +260,14 @@ def compared(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> list[
 
 def differing_settings(runs: Sequence[RunData]) -> Table:
     """Settings that are not the same in all runs, one column a run."""
-    flat = [{name: _plain(value) for name, value in _flat(_parsed(run.config), "", ".")} for run in runs]
-    keys = sorted({key for settings in flat for key in settings})
+    settings_of = [{name: plain(value) for name, value in flat(run.settings, "", ".")} for run in runs]
+    keys = sorted({key for settings in settings_of for key in settings})
     rows = [
-        (key, *(settings.get(key, DASH) for settings in flat))
+        (key, *(settings.get(key, DASH) for settings in settings_of))
         for key in keys
-        if len({settings.get(key) for settings in flat}) > 1
+        if len({settings.get(key) for settings in settings_of}) > 1
     ]
     return Table(("setting", *run_names(runs)), rows)
-
-
-def _parsed(config: str) -> Any:
-    try:
-        return yaml.safe_load(config)
-    except yaml.YAMLError:
-        return {}
 
 
 def verdict(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> str:

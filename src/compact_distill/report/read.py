@@ -5,23 +5,24 @@ The formats are those of docs/report.md and, for `eval/`, docs/evaluation.md.
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from compact_distill.errors import InputError, RunError
+from compact_distill.report.page import content_stamp
 from compact_distill.report.text import UNITS, clean, plural
 from compact_distill.report.trace import Trace, arrange_trace
 from compact_distill.runs.folder import RunFolder
 
 _Made = TypeVar("_Made")
 _KNOWN = ("manifest.json", "config.yaml", "data.jsonl", "scores.jsonl", "training_log.jsonl", "gains.jsonl", "eval")
+READ = (*_KNOWN[:-1], "rationales/*.jsonl", "eval/*.json", "eval/*/*.json")  # of a run folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,22 +145,19 @@ class RunData:
             return self.trace.teachers
         return tuple(dict.fromkeys(name for problem in self.problems.values() for name in problem.rationales))
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The configuration's values; none where it is missing or damaged."""
+        try:
+            found = yaml.safe_load(self.config)
+        except yaml.YAMLError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def rationale(self, problem: str, teacher: str) -> UsedRationale | None:
         """What a teacher wrote for a problem, or None where data.jsonl does not have it."""
         found = self.problems.get(problem)
         return found.rationales.get(teacher) if found else None
-
-    def seconds(self) -> dict[str, float]:
-        """Duration of each finished stage."""
-        stages = self.manifest.get("stages")
-        durations = {}
-        for name, record in stages.items() if isinstance(stages, dict) else ():
-            try:
-                start, end = (datetime.datetime.fromisoformat(record[key]) for key in ("started", "finished"))
-                durations[clean(name)] = (end - start).total_seconds()
-            except (KeyError, TypeError, ValueError):  # it has not finished, or another version wrote it
-                continue
-        return durations
 
 
 def read_run(path: str | Path) -> RunData:
@@ -174,12 +172,19 @@ def read_run(path: str | Path) -> RunData:
     if not any((path / name).exists() for name in _KNOWN):
         raise InputError(f"{path} must be a run folder, but holds none of {', '.join(_KNOWN)}; `compact run` makes one")
     missing: list[str] = []
-    stamp = content_stamp(path)  # first, so that a page never claims to be newer than it is
-    run = _open(path, missing)
+    stamp = content_stamp(path, READ)  # first, so that a page never claims to be newer than it is
+    try:
+        run = RunFolder.open(path)
+    except RunError as error:
+        missing.append(f"manifest.json cannot be used, so times and versions are unknown: {clean(error)}")
+        run = RunFolder(path, None, {})
     problems = {p.id: p for p in _made(run.data_path, "texts, verdicts, lengths", _problem, missing)}
     named = dict.fromkeys(name for problem in problems.values() for name in problem.rationales)
     trace = arrange_trace(_made(run.scores_path, "weights and scores", dict, missing), named)
     log = list(_made(run.training_log_path, "losses, throughput, memory", dict, missing))
+    config = clean(run.config_path.read_text(encoding="utf-8", errors="replace")) if run.config_path.is_file() else ""
+    if not run.config_path.is_file():
+        missing.append("config.yaml is missing: the settings are unknown")
     if not run.gains_path.exists():
         missing.append("gains.jsonl is missing: the explorer shows no gains in the texts")
     results = _results(run.eval_path, missing)
@@ -189,7 +194,7 @@ def read_run(path: str | Path) -> RunData:
         path=path,
         name=clean(path.resolve().name),
         manifest=run.manifest,
-        config=_config(run.config_path, missing),
+        config=config,
         problems=problems,
         trace=trace,
         log=log,
@@ -205,25 +210,6 @@ def read_run(path: str | Path) -> RunData:
     if data.problems and not any(r.verdict for p in data.problems.values() for r in p.rationales.values()):
         missing.append("data.jsonl holds no verdicts, so right and wrong rationales cannot be told apart")
     return data
-
-
-def content_stamp(path: Path) -> str:
-    """A hash of all that a run's page is made of: the contents of the files it reads, and this package's version."""
-    stamp = hashlib.sha256(metadata.version("compact-distill").encode())
-    patterns = (*_KNOWN[:-1], "rationales/*.jsonl", "eval/*.json", "eval/*/*.json")
-    for file in sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()}):
-        stamp.update(f"\n{file.relative_to(path).as_posix()}\n".encode())
-        with file.open("rb") as content:
-            stamp.update(hashlib.file_digest(content, "sha256").digest())
-    return stamp.hexdigest()
-
-
-def _open(path: Path, missing: list[str]) -> RunFolder:
-    try:
-        return RunFolder.open(path)
-    except RunError as error:
-        missing.append(f"manifest.json cannot be used, so times and versions are unknown: {clean(error)}")
-        return RunFolder(path, None, {})
 
 
 def readable_rows(path: Path) -> Iterator[dict[str, Any] | None]:
@@ -286,14 +272,6 @@ def sample_name(entry: Mapping[str, Any]) -> str:
     return clean(entry["teacher"]) + (f"#{sample}" if sample else "")
 
 
-def _config(path: Path, missing: list[str]) -> str:
-    try:
-        return clean(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        missing.append("config.yaml is missing: the settings are unknown")
-        return ""
-
-
 def _costs(folder: Path) -> dict[str, dict[str, float]]:
     """What each teacher's store says was paid: answers, tokens in and out, money where it is known."""
     totals: dict[str, dict[str, float]] = {}
@@ -301,10 +279,8 @@ def _costs(folder: Path) -> dict[str, dict[str, float]]:
         for row in readable_rows(path):
             if row is None:
                 continue
-            total = totals.setdefault(
-                clean(row.get("teacher", path.stem)),
-                dict.fromkeys(("answers", "prompt_tokens", "completion_tokens"), 0.0),
-            )
+            nothing = dict.fromkeys(("answers", "prompt_tokens", "completion_tokens"), 0.0)
+            total = totals.setdefault(clean(row.get("teacher", path.stem)), nothing)
             total["answers"] += 1
             for key in ("prompt_tokens", "completion_tokens", "cost"):
                 value = row.get(key)
@@ -319,16 +295,14 @@ def _costs(folder: Path) -> dict[str, dict[str, float]]:
 def _json(path: Path, holds: str, missing: list[str]) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        why = "" if isinstance(value, dict) else "holds no object"
     except FileNotFoundError:
-        missing.append(f"eval/{path.name} is missing: no {holds}")
-        return {}
+        why = "is missing"
     except (ValueError, OSError) as error:
-        missing.append(f"eval/{path.name} cannot be read ({clean(error)}): no {holds}")
-        return {}
-    if not isinstance(value, dict):
-        missing.append(f"eval/{path.name} holds no object: no {holds}")
-        return {}
-    return value
+        why = f"cannot be read ({clean(error)})"
+    if why:
+        missing.append(f"eval/{path.name} {why}: no {holds}")
+    return {} if why else value
 
 
 def _results(folder: Path, missing: list[str]) -> list[TaskResult]:
@@ -363,8 +337,6 @@ def _result(student: str, row: dict[str, Any]) -> list[TaskResult]:
     result = row["result"]
     verdicts = result["verdicts"]
     if (metrics := result.get("metrics")) is None:
-        if result["accuracy"] is None:
-            raise ValueError("no attempts")
         metrics = {"accuracy": result | {"value": result["accuracy"]}}
     return [
         TaskResult(
@@ -411,20 +383,16 @@ def _change(row: dict[str, Any]) -> list[PairedChange]:
 
 
 def _drift_set(row: dict[str, Any]) -> DriftSet:
-    def interval(key: str) -> tuple[float, float, float]:
-        return (float(row[key]["mean"]), float(row[key]["low"]), float(row[key]["high"]))
-
-    def clouds(key: str) -> list[list[tuple[float, float]]]:
-        return [[(float(x), float(y)) for x, y in layer] for layer in row["plane"][key]]
-
+    kl = {key: tuple(float(row[key][end]) for end in ("mean", "low", "high")) for key in ("kl_last", "kl_prompt")}
+    clouds = {
+        who: [[(float(x), float(y)) for x, y in layer] for layer in row["plane"][who]] for who in ("base", "student")
+    }
     shifts = ("centroid_shift", "row_shift", "centroid_distance", "row_distance", "cka")
     return DriftSet(
         role=clean(row["role"]),
         rows=int(row["rows"]),
-        kl_last=interval("kl_last"),
-        kl_prompt=interval("kl_prompt"),
         layers=[LayerDrift(int(n["layer"]), *(_maybe(float, n[key]) for key in shifts)) for n in row["layers"]],  # type: ignore[arg-type]
         ids=[clean(name) for name in row["plane"]["ids"]],
-        base=clouds("base"),
-        student=clouds("student"),
+        **kl,  # type: ignore[arg-type]
+        **clouds,  # type: ignore[arg-type]
     )

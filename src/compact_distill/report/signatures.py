@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import yaml
 
 from compact_distill.report.figures_results import log_number
 from compact_distill.report.figures_weights import RIGHT, WRONG, lengths_PK, pair_sums, verdicts_PK
@@ -219,11 +218,7 @@ def _unknown(name: str, needs: str) -> Check:
 
 def _rule(run: RunData) -> str:
     """The weight rule that the configuration names."""
-    try:
-        config = yaml.safe_load(run.config)
-    except yaml.YAMLError:
-        return "compact"
-    rule = config.get("weighting", "compact") if isinstance(config, dict) else "compact"
+    rule = run.settings.get("weighting", "compact")
     return str(next(iter(rule), "compact")) if isinstance(rule, dict) else str(rule)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 # Control characters but tab and line feed (XML has no way to write them, a terminal would obey them), halves of
@@ -98,3 +99,17 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
 def listed(names: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+
+
+def flat(value: Any, name: str, between: str) -> Iterator[tuple[str, Any]]:
+    """Nested mappings as rows of a path and a value."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from flat(inner, f"{name}{between}{clean(key)}" if name else clean(key), between)
+    elif name:
+        yield name, value
+
+
+def plain(value: Any) -> str:
+    """A setting as text."""
+    return clean(", ".join(map(str, value)) if isinstance(value, list) else value)
