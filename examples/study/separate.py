@@ -1,6 +1,7 @@
 """Do scores and weights tell right rationales from wrong ones, before any training?
 
     python separate.py read STUDENT DATA OUT [--first N] [--skip N]    reads each problem twice, once per estimator
+    python separate.py read STUDENT DATA OUT --defaults ...            reads it once: the default scores and weights
     python separate.py table OUT [OUT ...] [--grid]                    AUC within problems, from what was read
 
 A problem counts, and is read, where it has right and wrong rationales; its AUC is the share of its (right, wrong)
@@ -43,14 +44,17 @@ CHUNK = 16  # problems that are planned together
 LESS_IS_BETTER = ("difficulty", "rank_surprisal")
 
 
-def read(student: str, data: str, out: Path, first: int | None, skip: int) -> None:
+def read(student: str, data: str, out: Path, first: int | None, skip: int, defaults: bool) -> None:
     """Write a line a problem: verdicts, and each score of each estimator, gain, pooling and attention."""
     instances = load_instances(data)[skip:][:first]
     model, tokenizer = load_student(student, dtype=torch.float32)
     attach(model.eval())
     lines: dict[str, dict[str, Any]] = {}
-    for estimator, pool in (("lens", "last"), ("probe", "attention")):
-        config = CompatibilityConfig(estimator=estimator, pool=pool, extra_scores=FURTHER)
+    configs = [
+        CompatibilityConfig(estimator=estimator, gain="positive", pool=pool, extra_scores=FURTHER)
+        for estimator, pool in (("lens", "last"), ("probe", "attention"))
+    ]
+    for config in [CompatibilityConfig()] if defaults else configs:
         for identity, line in scored(model, Encoder(tokenizer), Scorer(config), instances):
             lines.setdefault(identity, {"id": identity}).update(line)
     out.write_text("".join(json.dumps(line) + "\n" for line in lines.values()), encoding="utf-8")
@@ -67,7 +71,9 @@ def scored(
         for job in plan_jobs(chunk, options, 4096, torch.device("cpu")):
             with torch.no_grad():
                 outputs = read_job(model, job, options)
-                values = variants(outputs, scorer)
+                scores = scorer.scores(outputs)
+                weights = {"weights of the defaults": scorer.weights(scores, job.problems)}
+                values = variants(outputs, scorer) if "agreement" in scores else scores | weights
             for b, problem in enumerate(job.problems):
                 present = list(problem.present)
                 line = {name: [round(row, 7) for row in value[b, present].tolist()] for name, value in values.items()}
@@ -122,6 +128,8 @@ def table(lines: Sequence[dict[str, Any]], grid: bool) -> None:
         show(title, [auc([sign * v for v in line[name]], line["right"]) for line in lines])
     rows = []
     for label, names, settings in candidates(grid):
+        if not set(names.values()) <= set(lines[0]):
+            continue  # read with --defaults
         weights = [weigh(line, names, settings) for line in lines]
         top = np.mean([max(row) for row in weights])
         values = [auc(row, line["right"]) for row, line in zip(weights, lines, strict=True)]
@@ -161,13 +169,14 @@ def main() -> None:
     reader.add_argument("data")
     reader.add_argument("out", type=Path)
     reader.add_argument("--first", type=int, default=None, help="problems")
+    reader.add_argument("--defaults", action="store_true", help="read what the defaults need alone")
     reader.add_argument("--skip", type=int, default=0, help="problems before them")
     tables = commands.add_parser("table")
     tables.add_argument("files", type=Path, nargs="+")
     tables.add_argument("--grid", action="store_true")
     given = parser.parse_args()
     if given.command == "read":
-        read(given.student, given.data, given.out, given.first, given.skip)
+        read(given.student, given.data, given.out, given.first, given.skip, given.defaults)
         return
     for file in given.files:
         print(f"== {file}")

@@ -27,7 +27,7 @@ INSTANCES = [
 def lines(estimator="lens", chat=False, **options):
     model = models.tiny_model("qwen2", dtype=torch.float64)
     tokenizer = models.byte_level_tokenizer(chat=chat)
-    config = CompatibilityConfig(estimator=estimator, **options)
+    config = CompatibilityConfig(**{"estimator": estimator, "gain": "positive", **options})
     found = list(gains(model, tokenizer, INSTANCES, "after", config))
     return found, next(iter(score(model, tokenizer, INSTANCES, config)))
 

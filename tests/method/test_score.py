@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import reference
 from compact_distill.cli import app
-from compact_distill.config.models import CompatibilityConfig, TextConfig
+from compact_distill.config.models import PRESETS, CompatibilityConfig, TextConfig
 from compact_distill.method.score import score
 from compact_distill.records import Instance, Rationale, RationaleStatus, ScoreRow
 from models import byte_level_tokenizer, save_student, sentencepiece_tokenizer, tiny_model
@@ -99,7 +99,11 @@ def test_rows_of_texts_are_the_reference(architecture: str, name: str, estimator
         for branch in problem.branches
         if branch is not None
     )
-    config = CompatibilityConfig(estimator=estimator, max_probes=4, thinking_expressions=settings.thinking_expressions)
+    config = CompatibilityConfig(
+        **{**PRESETS["paper"]["compatibility"], "estimator": estimator},
+        max_probes=4,
+        thinking_expressions=settings.thinking_expressions,
+    )
     text = TextConfig(prompt_template=settings.prompt_template, answer_template=settings.answer_template)
     for budget in (16384, longest):
         rows = list(score(model.train(), tokenizer, instances(), config, text, max_tokens_per_pass=budget))
@@ -131,7 +135,7 @@ def test_the_command_scores_a_folder_in_single_precision(tmp_path: Path, adapter
             rationales = [{"teacher": r.teacher, "text": r.text} for r in instance.rationales]
             row = {"id": instance.id, "question": instance.question, "answer": instance.answer}
             file.write(json.dumps({**row, "rationales": rationales}) + "\n")
-    command = ["score", "--student", str(student), "--data", str(data), "--out", str(out)]
+    command = ["score", "--student", str(student), "--data", str(data), "--out", str(out), "--set", "preset=paper"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import reference
-from compact_distill.config.models import CompatibilityConfig
+from compact_distill.config.models import PRESETS, CompatibilityConfig
 from compact_distill.records import Instance, Rationale
 from compact_distill.training.trainer import CompactConfig, CompactTrainer
 from models import byte_level_tokenizer, tiny_model
@@ -63,7 +63,9 @@ def test_a_step_follows_the_gradient_of_the_reference(
         disable_tqdm=True,
         save_strategy="no",
         consistency=settings.consistency,
-        compatibility=CompatibilityConfig(estimator=estimator, max_probes=3, temperature=0.5),
+        compatibility=CompatibilityConfig(
+            **{**PRESETS["paper"]["compatibility"], "estimator": estimator, "temperature": 0.5}, max_probes=3
+        ),
         **division,
     )
     CompactTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer).train()
