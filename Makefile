@@ -26,7 +26,7 @@ demo: .venv/.installed
 picture: demo
 	mkdir -p docs/images
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1200,1450 --virtual-time-budget=3000 \
-		--screenshot=docs/images/report.png file://$(CURDIR)/runs/demo/compact/report.html
+		--screenshot=docs/images/report.png file://$(CURDIR)/runs/demo/study/arms/compact/seed-0/report.html
 
 # One thread a worker, so that the two workers do not fight over two cores; a test file stays in one worker.
 test: .venv/.installed-dev
@@ -53,7 +53,7 @@ wheel: .venv/.installed-dev
 	.wheel-trial/bin/python -m pip install --quiet --disable-pip-version-check --no-input --progress-bar off -c constraints.txt $(PIP_FLAGS) torch
 	.wheel-trial/bin/python -m pip install --quiet --disable-pip-version-check --no-input --progress-bar off -c constraints.txt $(PIP_FLAGS) dist/*.whl
 	cd .wheel-trial && env -u PYTHONPATH bin/compact demo --output demo $(ARGS)
-	test -s .wheel-trial/demo/compact/report.html
+	test -s .wheel-trial/demo/study/study.html
 	rm -rf .wheel-trial
 
 clean:

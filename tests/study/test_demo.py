@@ -22,24 +22,28 @@ def demo(tmp_path_factory):
         yield run_demo(folder / "out", seed=3, recipe=RECIPE), folder
 
 
-def test_both_sides_train_on_the_rationales_that_the_teachers_were_asked_for(demo):
+def runs(result):
+    return {name: result.output / "study" / arm["runs"]["3"] for name, arm in result.study["arms"].items()}
+
+
+def test_all_arms_train_on_the_rationales_that_the_teachers_were_asked_for_once(demo):
     result, _ = demo
-    asked, used = (
-        json.loads((result.output / side / "manifest.json").read_text()) for side in ("compact", "averaging")
-    )
-    assert asked["data"]["instances"] == used["data"]["instances"]
+    manifests = [json.loads((run / "manifest.json").read_text()) for run in runs(result).values()]
+    assert len({json.dumps(manifest["data"]["files"]) for manifest in manifests}) == 1
+    assert not any("generate" in manifest["stages"] for manifest in manifests)
+    asked = json.loads((result.output / "study" / "teachers" / "manifest.json").read_text())
     assert asked["stages"]["generate"]["finished"]
-    assert "generate" not in used["stages"]
-    assert [teacher["backend"] for teacher in asked["decoding"]] == ["lab"] * 4
 
 
-def test_averaging_gives_every_rationale_the_same_weight_and_compact_does_not(demo):
+def test_equal_weighs_all_alike_verified_the_right_ones_and_compact_as_they_fit(demo):
     result, _ = demo
     weights = {
-        side: [json.loads(line)["weights"] for line in (result.output / side / "scores.jsonl").open()]
-        for side in ("compact", "averaging")
+        name: [json.loads(line)["weights"] for line in (run / "scores.jsonl").read_text().splitlines()]
+        for name, run in runs(result).items()
     }
-    assert all(row == [0.25] * 4 for row in weights["averaging"])
+    assert all(row == [0.25] * 4 for row in weights["equal"])
+    assert any(0 in row for row in weights["verified"])
+    assert all(len(set(row) - {0}) == 1 for row in weights["verified"])
     assert any(max(row) > 0.3 for row in weights["compact"])
 
 
@@ -49,21 +53,22 @@ def test_the_table_tells_a_wrong_rationale_from_a_right_one(demo):
     assert all(len(by_epoch) == RECIPE.epochs for by_epoch in result.weights.values())
 
 
-def test_it_prints_accuracy_weights_and_where_the_report_is(demo):
+def test_it_prints_accuracy_weights_and_where_the_pages_are(demo):
     result, _ = demo
     console = Console(file=io.StringIO(), width=120)
     show(result, console)
     printed = console.file.getvalue()
     paths = [str(result.report), str(result.comparison)]
-    for text in ("averaging", "COMPACT", "lab_arithmetic", "lab_facts", "erring, wrong", result.verdict, *paths):
+    for text in ("base", "equal", "verified", "compact", "erring, wrong", result.verdict, *paths):
         assert text in printed
-    assert result.report.read_text(encoding="utf-8").startswith("<!doctype html>")
+    for page in (result.report, result.comparison):
+        assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_run_again_it_does_nothing_anew(demo, capsys):
     result, folder = demo
     before = {path: path.stat().st_mtime_ns for path in result.output.rglob("*.safetensors")}
     again = run_demo(folder / "out", seed=3, recipe=RECIPE)
-    assert again.accuracy == result.accuracy
+    assert again.study == result.study
     assert {path: path.stat().st_mtime_ns for path in result.output.rglob("*.safetensors")} == before
-    assert "train: done already" in capsys.readouterr().err
+    assert "compact/seed-3 started" not in capsys.readouterr().err

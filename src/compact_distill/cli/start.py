@@ -23,8 +23,9 @@ def demo(
 ) -> None:
     """Run the embedded world, end to end.
 
-    Makes a small student and four teachers, trains COMPACT and plain averaging from the same start with as many
-    steps, and examines both on new problems and on what the student knew before. Minutes on a CPU; no download.
+    Makes a small student and four teachers, trains COMPACT, plain averaging and averaging of the right rationales
+    from the same start with as many steps, and examines all on new problems and on what the student knew before.
+    Minutes on a CPU; no download.
 
     \b
     Example:

@@ -141,7 +141,11 @@ def load_study(path: str | Path, settings: Mapping[str, Any] | None = None, data
     Raises:
         ConfigError: everything that is wrong with the study, its base and its arms.
     """
-    study = _read_study(Path(path))
+    return make_study(_read_study(Path(path)), settings, data)
+
+
+def make_study(study: StudyConfig, settings: Mapping[str, Any] | None = None, data: str | None = None) -> Study:
+    """The arms of a study that was read already; see `load_study`."""
     raw = study.base if isinstance(study.base, dict) else _read_yaml(Path(study.base), "base")
     folder = data or study.data
     base_data = _found_in(Path(folder), raw) if folder else raw
