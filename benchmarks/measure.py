@@ -27,12 +27,19 @@ def describe_machine(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        **{name: _version(name) for name in _PACKAGES},
     }
     if device == "cuda":
         machine["accelerator"] = torch.cuda.get_device_name()
         machine["cuda"] = torch.version.cuda
     return machine
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:

@@ -2,6 +2,8 @@
 
 python benchmarks/step.py --quick                                         a look, in minutes
 python benchmarks/step.py --out benchmarks/results/cpu                    all of it
+python benchmarks/step.py --shape smollm2-135m --lora --problems 12 --sections main \\
+    --contenders lens probe trl-single trl-padded                         a real student's shape
 python benchmarks/step.py --device cuda --shape qwen2.5-0.5b --lora       on a GPU, in bf16
 """
 
@@ -13,7 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,9 @@ SECTIONS = ("main", "teachers", "length", "two-phase")
 
 def main() -> int:
     options = parse()
+    if options.describe:
+        say(json.dumps(describe_machine(options.device), indent=1))
+        return 0
     say(f"machine: {json.dumps(describe_machine(options.device))}")
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > 0.3 * cores:
@@ -90,6 +95,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--problems", type=int, help="problems a round in the main section, a multiple of 4")
     parser.add_argument("--contenders", nargs="+", choices=tuple(BUILDERS), default=[*OURS, "naive", *TRL])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--lengths", nargs="+", type=int, help="tokens a rationale in the length section")
+    parser.add_argument("--describe", action="store_true", help="describe the machine and do no more")
     parser.add_argument("--out", type=Path, help="write OUT.json, OUT.md and OUT.svg")
     options = parser.parse_args()
     options.dtype = options.dtype or ("bf16" if options.device == "cuda" else "fp32")
@@ -129,23 +136,25 @@ def main_section(options: argparse.Namespace, setup: Setup, problems: list[Any],
 def teachers_section(options: argparse.Namespace, setup: Setup, problems: list[Any], trl: str) -> Section:
     """How time and memory grow with the number of teachers."""
     sizes = [(k, RATIONALE, 4) for k in (TEACHERS[-2:] if options.quick else TEACHERS)]
-    return growth("teachers", f"Growth with K, {RATIONALE} tokens a rationale", sizes, setup, trl)
+    return growth("teachers", f"Growth with K, {RATIONALE} tokens a rationale", sizes, setup, ["lens", "naive", trl])
 
 
 def length_section(options: argparse.Namespace, setup: Setup, problems: list[Any], trl: str) -> Section:
     """How time and memory grow with the length of four rationales."""
-    lengths = [100, 300] if options.quick else list(LENGTHS)
-    sizes = [(4, length, LENGTHS[length]) for length in lengths]
-    return growth("length", "Growth with the tokens of each of 4 rationales", sizes, setup, trl)
+    lengths = options.lengths or ([100, 300] if options.quick else list(LENGTHS))
+    sizes = [(4, length, LENGTHS.get(length, 1)) for length in lengths]
+    who = [name for name in dict.fromkeys(("lens", "naive", trl, *options.contenders)) if name in options.contenders]
+    who = [name for name in who if name not in TRL or name == trl or name == "trl-packed"]
+    return growth("length", "Growth with the tokens of each of 4 rationales", sizes, setup, who)
 
 
-def growth(name: str, title: str, sizes: list[tuple[int, int, int]], setup: Setup, trl: str) -> Section:
-    """Race us, the naive step and TRL's best setting at each (teachers, tokens a rationale, problems a round)."""
+def growth(name: str, title: str, sizes: list[tuple[int, int, int]], setup: Setup, contenders: list[str]) -> Section:
+    """Race contenders at each (teachers, tokens a rationale, problems a round)."""
     parts = []
     for k, length, count in sizes:
         problems = tuple(synthetic(count, k, length, setup.shape.vocabulary))
         workload = Workload(f"K = {k}, {length} tokens", problems, step=count)
-        entries = [Entry(f"{who}, K = {k}, {length} tokens", who, workload) for who in ("lens", "naive", trl)]
+        entries = [Entry(f"{who}, K = {k}, {length} tokens", who, workload) for who in contenders]
         parts.append(run(name, title, entries, setup))
     return Section(name, title, [row for part in parts for row in part.rows])
 
@@ -195,6 +204,7 @@ def run(name: str, title: str, entries: list[Entry], setup: Setup) -> Section:
                 peak=result.peak,
                 loss=result.loss,
                 failure=result.failure,
+                six_n=floor_operations(replace(setup, lora=False), tokens) / rate,
             )
         )
     return Section(name, title, rows, rate)

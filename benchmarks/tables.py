@@ -38,6 +38,7 @@ class Row:
     peak: int
     loss: float
     failure: str | None
+    six_n: float = math.nan  # seconds that 6 operations a parameter and token would take, whatever is trained
 
     @property
     def median(self) -> float:
@@ -87,13 +88,18 @@ def markdown(sections: Sequence[Section]) -> str:
 
 def _section(section: Section) -> str:
     lines = [f"### {section.title}", ""]
-    lines += ["| | ms a problem | CPU ms | peak MiB | FLOP floor, ms | loss |", "| --- | --: | --: | --: | --: | --: |"]
+    lines += ["| | ms a problem | CPU ms | peak MiB | FLOP floor, ms | MFU (6 N) | loss |"]
+    lines += ["| --- | --: | --: | --: | --: | --: | --: |"]
     for row in section.rows:
         if row.failure is not None:
-            lines.append(f"| {row.label} | failed: {row.failure.splitlines()[0]} | | | | |")
+            lines.append(f"| {row.label} | failed: {row.failure.splitlines()[0]} | | | | | |")
         else:
             numbers = [row.median * 1e3, row.cpu_median * 1e3, row.peak / MIB, row.floor * 1e3]
-            lines.append(f"| {row.label} | " + " | ".join(f"{n:,.0f}" for n in numbers) + f" | {row.loss:.4f} |")
+            lines.append(
+                f"| {row.label} | "
+                + " | ".join(f"{n:,.0f}" for n in numbers)
+                + f" | {row.six_n / row.median:.2f} | {row.loss:.4f} |"
+            )
     ratios = {"main": _main_ratios, "two-phase": _two_phase_ratios}.get(section.name, _growth_ratios)(section)
     if ratios:
         lines += ["", *ratios]

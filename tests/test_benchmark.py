@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -100,3 +103,19 @@ def test_packing_fills_whole_optimizer_steps() -> None:
     assert rows % 2 == 0 or rows < 8
     assert length >= max(len(ids) for ids, _ in pairs)
     assert rows * length >= sum(len(ids) for ids, _ in pairs)
+
+
+def test_the_gpu_benchmark_runs_through_at_a_toy_shape_on_a_cpu(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu.sh"
+    environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [script, "--toy", tmp_path / "out"], capture_output=True, text=True, timeout=560, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "out" / "gpu.md").read_text()
+    for part in ("doctor", "step-toy-lora", "long-toy-lora", "generation"):
+        assert f"- {part}: done in" in text
+    assert "agrees" in text
+    assert "MFU (6 N)" in text
+    assert "tokens/s" in text
+    assert json.loads((tmp_path / "out" / "machine.json").read_text())["torch"] == torch.__version__
