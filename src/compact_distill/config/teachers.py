@@ -52,7 +52,7 @@ class TeacherConfig(Strict):
     seed: StrictInt | None = Field(0, ge=0, description="every sample's own seed is made from it; null sends none")
     extra: dict[str, Any] = Field({}, description="more of the request's body", examples=[{"top_k": 20}])
     template_options: dict[str, Any] = Field(
-        {}, description="transformers: what its chat template takes", examples=[{"enable_thinking": False}]
+        {}, description="transformers: what its chat template takes, as {enable_thinking: false}"
     )
     samples: StrictInt = Field(1, ge=1, description="rationales of each problem, each asked for on its own")
     rationale: Literal["all", "reasoning", "text"] = Field(
