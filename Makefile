@@ -1,4 +1,4 @@
-# make demo    the embedded world, end to end          make test    all tests
+# make demo    a generated task, end to end            make test    all tests but the slow ones (make test-slow)
 # make lint    style, types, import layers             make bench   speed and memory against peers
 # make docs    the documentation's pages, in site/     make wheel   build, check and try the package
 # make picture the README's picture of the demo's report; needs chromium
@@ -13,7 +13,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --progress-bar off -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help demo picture test lint bench docs wheel clean
+.PHONY: help demo picture test test-slow lint bench docs wheel clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -30,7 +30,11 @@ picture: demo
 
 # One thread a worker, so that the two workers do not fight over two cores; a test file stays in one worker.
 test: .venv/.installed-dev
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+# Soak tests, a real server: half an hour.
+test-slow: .venv/.installed-dev
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

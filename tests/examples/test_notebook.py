@@ -25,7 +25,7 @@ def test_the_quickstart_notebook_runs_and_shows_its_figures(tmp_path, monkeypatc
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     shown = [output.data for output in outputs if "data" in output]
-    assert sum("image/svg+xml" in data for data in shown) == 3
+    assert sum("image/svg+xml" in data for data in shown) == 4
     assert any("<table>" in data.get("text/html", "") for data in shown)
     assert any("student:" in output.get("text", "") for output in outputs)
 
