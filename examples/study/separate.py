@@ -65,7 +65,8 @@ def scored(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each problem's id and, for its present rationales, whether they are right, their lengths and all scores."""
     options = scorer.pass_options(0.0)
-    encoded = (problem for _, problem in scorer.encode(encoder, instances))
+    judge = Scorer(CompatibilityConfig(extra_scores={"agreement": 1.0}))  # answers are compared only where that counts
+    encoded = (problem for _, problem in judge.encode(encoder, instances))
     mixed = (problem for problem in encoded if 0 < len(problem.right) < len(problem.present))
     while chunk := list(itertools.islice(mixed, CHUNK)):
         for job in plan_jobs(chunk, options, 4096, torch.device("cpu")):

@@ -25,7 +25,7 @@ from models import byte_level_tokenizer, save_student, tiny_model
 
 COMMANDS = (
     *("demo", "init", "validate", "generate", "verify", "teachers", "score", "train", "run"),
-    *("study", "eval", "drift", "compare", "export", "report", "try", "doctor", "env"),
+    *("diagnose", "study", "eval", "drift", "compare", "export", "report", "try", "doctor", "env"),
 )
 
 

@@ -33,18 +33,19 @@ from compact_distill.runs.files import (
     Lock,
     ScoreTrace,
     atomic_write,
-    content_hash,
     dated_name,
     is_aside,
     json_line,
     read_jsonl,
 )
 from compact_distill.runs.manifest import (
+    damage_of,
     is_ours,
     manifest_to_go_on_with,
     new_manifest,
     now,
     output_problem,
+    outputs_record,
     read_manifest,
 )
 
@@ -57,6 +58,8 @@ class RunFolder:
 
     Use a claimed folder in a `with` block; leaving it gives the lock back.
     """
+
+    is_follower = False  # whether another rank of the same job claims and writes this run
 
     def __init__(self, path: Path, lock: Lock | None, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -78,11 +81,6 @@ class RunFolder:
     @property
     def training_path(self) -> Path:
         return self.path / "rationales.jsonl"
-
-    @property
-    def is_follower(self) -> bool:
-        """Whether another rank of the same job claims and writes this run."""
-        return False
 
     @property
     def student_path(self) -> Path:
@@ -236,9 +234,7 @@ class RunFolder:
         self._save_manifest()
 
     def _record_outputs(self, record: dict[str, Any], files: Iterable[Path]) -> None:
-        record["outputs"] = {
-            file.relative_to(self.path).as_posix(): [file.stat().st_size, content_hash(file)] for file in sorted(files)
-        }
+        record["outputs"] = outputs_record(self.path, files)
 
     def training_outputs(self) -> list[Path]:
         """What training leaves when it ends: the student, without its checkpoints, and how it got there."""
@@ -259,17 +255,7 @@ class RunFolder:
             stage: its name.
             verify: read the files whole and compare their hashes; else only that they are there, and their sizes.
         """
-        record = self.manifest["stages"].get(stage, {})
-        wrong: dict[str, str] = {}
-        for name, (size, digest) in (record.get("outputs") or {}).items() if record.get("finished") else ():
-            file = self.path / name
-            if not file.is_file():
-                wrong[name] = "is missing"
-            elif (found := file.stat().st_size) != size:
-                wrong[name] = f"has {found} bytes, not {size}"
-            elif verify and content_hash(file) != digest:
-                wrong[name] = "has other contents than were written"
-        return wrong
+        return damage_of(self.path, self.manifest["stages"].get(stage, {}), verify)
 
     def put_damage_aside(self, names: Iterable[str]) -> Path | None:
         """Move damaged files out of the way of those that will be written in their place; returns where they are."""
@@ -384,9 +370,7 @@ class RunFolder:
 class _Follower(RunFolder):
     """A run folder for ranks other than the first: it knows the stages, and leaves the writing to the first rank."""
 
-    @property
-    def is_follower(self) -> bool:
-        return True
+    is_follower = True
 
     def write_config(self, text: str) -> None:
         pass

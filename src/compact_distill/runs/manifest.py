@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from compact_distill.errors import RunError
-from compact_distill.runs.files import move_aside
+from compact_distill.runs.files import content_hash, move_aside
 from compact_distill.runs.progress import say
 
 FORMAT = 1
@@ -53,6 +54,25 @@ def is_ours(path: Path) -> bool:
         return (path / ".lock").read_text(encoding="utf-8").startswith("process ")
     except (OSError, ValueError):
         return False
+
+
+def outputs_record(run: Path, files: Iterable[Path]) -> dict[str, list[Any]]:
+    """What a stage wrote, by path below the run folder: size and hash."""
+    return {file.relative_to(run).as_posix(): [file.stat().st_size, content_hash(file)] for file in sorted(files)}
+
+
+def damage_of(run: Path, record: Mapping[str, Any], verify: bool) -> dict[str, str]:
+    """What of a finished stage's outputs is no longer as its record has it: file and what is wrong with it."""
+    wrong: dict[str, str] = {}
+    for name, (size, digest) in (record.get("outputs") or {}).items() if record.get("finished") else ():
+        file = run / name
+        if not file.is_file():
+            wrong[name] = "is missing"
+        elif (found := file.stat().st_size) != size:
+            wrong[name] = f"has {found} bytes, not {size}"
+        elif verify and content_hash(file) != digest:
+            wrong[name] = "has other contents than were written"
+    return wrong
 
 
 def new_manifest() -> dict[str, Any]:
