@@ -1,4 +1,4 @@
-"""The YAML a user writes, as typed models: defaults are the published runs' settings (arXiv 2601.13992).
+"""The YAML a user writes, as typed models; docs/results.md says why a default is not the published one.
 
 Every error of a file is reported at once; unknown and duplicate keys are errors that name the nearest valid key.
 Relative paths start at the current folder, as everywhere on the command line. Nothing in a value is expanded.
@@ -42,17 +42,17 @@ Weighting = str | dict[str, Any]
 class CompatibilityConfig(Strict):
     """How a rationale's weight is computed from its scores (docs/definitions.md, Weights; paper section 3.2)."""
 
-    consensus: StrictFloat = Field(1.0, description="coefficient of the consensus score; 0 turns it off")
+    consensus: StrictFloat = Field(0.25, description="coefficient of the consensus score; 0 turns it off")
     adaptability: StrictFloat = Field(1.0, description="coefficient of the adaptability score; 0 turns it off")
-    difficulty: StrictFloat = Field(0.5, description="coefficient of the difficulty (it lowers the weight); 0: off")
+    difficulty: StrictFloat = Field(0.25, description="coefficient of the difficulty (it lowers the weight); 0: off")
     temperature: StrictFloat = Field(
         1.0,
         gt=0,
         description="softmax temperature; 1.0 means no sharpening, less favours the best rationale",
         json_schema_extra={"remedy": "use 1.0 for no sharpening"},
     )
-    estimator: Literal["lens", "probe"] = Field("lens", description="how the belief in the gold answer is read")
-    gain: Literal["positive", "net", "peak"] = Field("positive", description="sum of rises, end - start, largest rise")
+    estimator: Literal["lens", "probe"] = Field("probe", description="how the belief in the gold answer is read")
+    gain: Literal["positive", "net", "peak"] = Field("net", description="sum of rises, end - start, largest rise")
     off_weight: StrictFloat = Field(0.1, ge=0, description="lens: weight of tokens outside thinking expressions")
     max_probes: StrictInt = Field(16, ge=2, description="probe: most probe points a rationale")
     pool: Literal["last", "attention"] = Field("last", description="consensus: which hidden state stands for a path")

@@ -39,7 +39,7 @@ _WITHOUT_EFFECT = {
 
 @dataclass
 class CompactConfig(TrainingArguments):
-    """transformers' TrainingArguments plus COMPACT's own; defaults are the published runs' (arXiv 2601.13992).
+    """transformers' TrainingArguments plus COMPACT's own; defaults of training are the published runs' (2601.13992).
 
     The published runs step after 4 problems, one at a time. Here the 4 are one batch, which gives the same gradient
     and shares passes of the student.

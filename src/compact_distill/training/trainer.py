@@ -70,7 +70,7 @@ class CompactTrainer(Trainer):
 
     Args:
         model: a supported causal language model.
-        args: settings; None for the published ones.
+        args: settings; None for the defaults.
         train_dataset: instances (see `load_instances`).
         eval_dataset: instances whose loss `evaluate` reports.
         processing_class: the student's tokenizer.
