@@ -150,7 +150,7 @@ TEACHERS = ("a", "a#1", "b", "c")
 def problem(present=(True,) * 4, verdicts=(RIGHT, WRONG, RIGHT, None), given=(1, 0, 3.0, 4), name="p"):
     branches = tuple(Branch((1,), (2,), 0, (False,), ()) if there else None for there in present)
     statuses = tuple(RationaleStatus.OK if there else RationaleStatus.MISSING for there in present)
-    return EncodedProblem(name, TEACHERS, (1,), branches, statuses, (2,), 0, 1, verdicts, given=given)
+    return EncodedProblem(name, TEACHERS, (1,), branches, statuses, (2,), 0, 1, verdicts=verdicts, given=given)
 
 
 def by_rule(weighting, problems=None, epoch=0, seed=42, scores=None):

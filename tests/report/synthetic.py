@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from compact_distill.evaluation.result_files import write_result
+from compact_distill.runs.files import content_hash
+
 TEACHERS = ("qwq", "llama-70b", "qwen-72b", "r1-distill")
 TASKS = (("gsm8k", "learned"), ("svamp", "learned"), ("csqa", "retained"), ("strategyqa", "retained"))
 _ROWS = 200  # of a benchmark
@@ -272,10 +275,13 @@ def _evaluation(rng: random.Random, folder: Path, epochs: int, checkpoints: bool
         before, after = accuracies[task]
         for student, epoch, share in students:
             right = round((before + (after - before) * share) * _ROWS)
-            _json(folder / student / f"{task}.json", _result(task, role, student, epoch, right))
             verdicts = rng.sample(["correct"] * right + ["wrong"] * (_ROWS - right), _ROWS)
             rows = [{"id": f"{task}/{i}", "sample": 0, "verdict": verdict} for i, verdict in enumerate(verdicts)]
+            (folder / student).mkdir(parents=True, exist_ok=True)
             _lines(folder / student / f"{task}.rows.jsonl", rows)
+            made_of = {"rows_hash": content_hash(folder / student / f"{task}.rows.jsonl")}
+            result = _result(task, role, student, epoch, right) | made_of
+            write_result(folder / student / f"{task}.json", result)
         spread = 0.04
         changes.append(
             {
@@ -334,7 +340,7 @@ def _likelihood(folder: Path) -> list[dict[str, Any]]:
             }
             plain = {"accuracy": None, "low": None, "high": None, "verdicts": dict.fromkeys(("correct", "unparsed"), 0)}
             document["result"] |= plain | {"metric": main, "metrics": metrics, "truncated": 0}
-            _json(folder / student / f"{task}.json", document)
+            write_result(folder / student / f"{task}.json", document)
         found = {
             name: {
                 "before": {"value": before},
