@@ -59,9 +59,9 @@ def test_a_step_ends_with_the_study_that_started_it_and_gives_the_lock_back(tmp_
             break
     time.sleep(1.0)
     study.send_signal(number)
-    study.wait(20)
+    study.wait(120)
     lock = os.open(tmp_path / "lock", os.O_RDWR)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
