@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from compact_distill.study.page import headline, write_page
+from compact_distill.study.page import headline, student_name, write_page
 
 
 @pytest.fixture
@@ -59,3 +59,8 @@ def test_the_page_holds_figures_links_and_no_markup_of_names(document, tmp_path)
     assert text.count("</script>") == 1
     for title in ("Retained against learned", "Who solves what", "Learned: minus equal", "Drift"):
         assert title in text
+
+
+def test_a_folder_is_shown_by_its_name_and_a_hub_model_by_all_of_it(tmp_path):
+    assert student_name(str(tmp_path)) == tmp_path.name
+    assert student_name("Org/Model") == "Org/Model"

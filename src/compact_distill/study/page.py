@@ -36,7 +36,7 @@ def write_page(out: Path, document: Mapping[str, Any], costs: Mapping[str, Any])
         "Study",
         [section for section in sections if section.figures or section.tables or section.extra],
         headline=headline(document),
-        eyebrow=f"study of {document['student']}",
+        eyebrow=f"study of {student_name(document['student'])}",
         lede=f"{plural(len(arms), 'arm')}, {plural(len(seeds), 'seed')}; equal budget: {document['budget']}. "
         + ("Intervals are over seeds and rows." if len(seeds) > 1 else "One seed: intervals are over rows alone."),
         cards=[card for role in ROLES if (card := _card(document, arms, role))],
@@ -375,3 +375,8 @@ def _teacher_table(document: Mapping[str, Any]) -> Table:
         (name, own["effectiveness"]["value"], own["weight"], own["right"]) for name, own in document["teachers"].items()
     ]
     return Table(("teacher", "effect, nats a token", "weight today", "right"), rows)
+
+
+def student_name(student: str) -> str:
+    """A student as a page shows it: a folder by its own name, since its path says nothing to other readers."""
+    return Path(student).name if Path(student).exists() else student
