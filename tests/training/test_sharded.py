@@ -33,8 +33,26 @@ one = made(folder, kind, ranks=int(os.environ["WORLD_SIZE"]), **parts)
 assert (one.is_deepspeed_enabled if stage else one.is_fsdp_enabled) and one._in_parts
 one.train(resume_from_checkpoint=resume or None)
 assert stage or any(isinstance(parameter, DTensor) for parameter in one.model.parameters())
-print("eval", one.evaluate(instances(3))["eval_loss"])
+loss = one.evaluate(instances(3))["eval_loss"]
+if one.is_world_process_zero():
+    print("\\neval", loss, flush=True)
 one.save_model(folder + "/student")
+"""
+
+
+# One process, apart from the tests' own: what other tests left in it must not decide the comparison.
+ALONE = """
+import sys
+import torch
+from training.test_sharded import made
+from training.test_trainer import instances
+folder, kind, dtype = sys.argv[1:]
+one = made(folder, kind, dtype=getattr(torch, dtype))
+start = {name: value.clone() for name, value in one.model.state_dict().items()}
+one.train()
+print("\\neval", one.evaluate(instances(3))["eval_loss"], flush=True)
+one.save_model(folder + "/student")
+assert any((value - start[name]).abs().max() > 1e-3 for name, value in one.model.state_dict().items())
 """
 
 
@@ -77,13 +95,22 @@ def zero(stage: int) -> dict:
 
 def run_ranks(folder: Path, kind: str, ranks: int, resume: str = "", stage: str = "") -> float:
     """Train on so many ranks; returns the evaluation's loss."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return _run(folder, RANK, command, kind, resume, stage)
+
+
+def run_alone(folder: Path, kind: str, dtype: str = "float64") -> float:
+    """Train in one process; returns the evaluation's loss."""
+    return _run(folder, ALONE, [sys.executable], kind, dtype)
+
+
+def _run(folder: Path, text: str, command: list[str], *given: str) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "rank.py"
-    script.write_text(RANK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    script.write_text(text)
     tests = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
-    arguments = [str(script), str(folder), kind, resume, stage]
+    arguments = [str(script), str(folder), *given]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return float(next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("eval")))
@@ -98,15 +125,10 @@ def difference(a: Path, b: Path) -> float:
 
 @pytest.mark.parametrize(("kind", "ranks"), [("all", 2), ("lora", 2), ("all", 4), ("lora", 4)])
 def test_shards_train_as_one_process_does(tmp_path, kind, ranks):
-    one = made(tmp_path / "one", kind)
-    start = {name: value.clone() for name, value in one.model.state_dict().items()}
-    one.train()
-    loss = one.evaluate(instances(3))["eval_loss"]
-    one.save_model(str(tmp_path / "one" / "student"))
+    loss = run_alone(tmp_path / "one", kind)
     shared = run_ranks(tmp_path / "parts", kind, ranks)
 
     file = "adapter_model.safetensors" if kind == "lora" else "model.safetensors"
-    assert any((value - start[name]).abs().max() > 1e-3 for name, value in one.model.state_dict().items())
     assert difference(tmp_path / "one" / "student" / file, tmp_path / "parts" / "student" / file) < 1e-9
     assert shared == pytest.approx(loss, abs=1e-6)
     traces = [(tmp_path / run / "scores.jsonl").read_text().splitlines() for run in ("one", "parts")]
@@ -149,9 +171,7 @@ def test_fsdp_that_would_quietly_become_ddp_is_an_error(tmp_path):
 @pytest.mark.parametrize("stage", ["1", "2", "3"])
 def test_deepspeed_trains_as_one_process_does(tmp_path, stage, monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    one = made(tmp_path / "one", "all", dtype=torch.float32)
-    one.train()
-    one.save_model(str(tmp_path / "one" / "student"))
+    run_alone(tmp_path / "one", "all", "float32")
     run_ranks(tmp_path / "parts", "all", 2, stage=stage)
     file = Path("student/model.safetensors")
     assert difference(tmp_path / "one" / file, tmp_path / "parts" / file) < 1e-5
