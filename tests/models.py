@@ -7,8 +7,10 @@ larger than the tokenizer's.
 
 from __future__ import annotations
 
+import copy
 import json
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +149,18 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
                 parameter.add_(0.3 * noise)
 
 
-@cache
+def _made_once(make: Callable[..., PreTrainedTokenizerFast]) -> Callable[..., PreTrainedTokenizerFast]:
+    """Train a tokenizer once, and give each caller a copy: a test that changes its own changes nobody else's."""
+    made = cache(make)
+
+    @wraps(make)
+    def copied(*args: Any, **kwargs: Any) -> PreTrainedTokenizerFast:
+        return copy.deepcopy(made(*args, **kwargs))
+
+    return copied
+
+
+@_made_once
 def byte_level_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer in the manner of GPT-2 and Qwen: no bos; with `chat` a ChatML template."""
     tokenizer = Tokenizer(tokenizer_models.BPE())
@@ -173,7 +186,7 @@ def byte_level_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
     return fast
 
 
-@cache
+@_made_once
 def sentencepiece_tokenizer(append_eos: bool = False) -> PreTrainedTokenizerFast:
     """Return a tokenizer in the manner of Llama 2: ▁ for a space and before every text, byte fallback, bos.
 

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "study"
     ("name", "arms"),
     [
         ("main", {"equal", "compact", "paper", "verified", "rsr"}),
+        ("small", {"equal", "verified", "compact"}),
         ("table", {"equal", "gate", "random", "grape", "lalp", "union", "best", "ties", "mot"}),
     ],
 )

@@ -45,9 +45,14 @@ def test_hostile_names_are_text_and_nothing_else():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_charts_of_nothing_and_of_one_point_can_be_drawn(count):
-    line_chart("t", [1.0] * count, [Line("a", [2.0] * count)], x_label="x").xml()
-    interval_chart("t", [("a", [Mark("m", 1.0)])] * count, x_label="x").xml()
-    scatter_chart("t", [Point("a", 1.0, 2.0)] * count, x_label="x").xml()
+    charts = [
+        line_chart("t", [1.0] * count, [Line("a", [2.0] * count)], x_label="x"),
+        interval_chart("t", [("a", [Mark("m", 1.0)])] * count, x_label="x"),
+        scatter_chart("t", [Point("a", 1.0, 2.0)] * count, x_label="x"),
+    ]
+    for chart in charts:
+        assert ET.fromstring(chart.xml()).tag.endswith("svg")
+        assert "nan" not in chart.xml().lower()
 
 
 def uprights(sheet):
