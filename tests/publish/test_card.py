@@ -60,11 +60,11 @@ def test_a_loss_that_the_interval_shows_is_called_forgotten_and_others_are_not(f
 
 def test_a_student_without_benchmarks_says_so_and_a_hub_base_is_named(finished):
     run = replace(read_run(finished), changes=[], results=[])
-    config = load_config(finished / "config.yaml").model_copy(update={"student": "Org/Model@abc"})
+    config = load_config(finished / "config.yaml").model_copy(update={"student": "Org/My_Model@abc"})
     front, body = front_and_body(model_card(run, config))
     assert "Not evaluated" in body
-    assert front["base_model"] == "Org/Model"
-    assert "`Org/Model` at `abc`" in body
+    assert front["base_model"] == "Org/My_Model"
+    assert "`Org/My_Model` at `abc`" in body
 
 
 def test_texts_of_others_cannot_act_in_a_card(finished):
@@ -87,10 +87,10 @@ def test_the_card_is_written_again_only_where_something_changed(finished):
 def test_a_dataset_card_counts_what_was_written(finished, tmp_path):
     instances = load_instances(str(finished.parent / "data.jsonl"))
     counts = export_instances(instances, tmp_path / "rows.jsonl")
-    card = dataset_card(instances, counts, "messages", "rows.jsonl")
+    card = dataset_card(instances, counts, "messages", "my_rows`.jsonl")
     assert "12 rows of `messages`" in card
     assert r"| wr\|ong | 6 | not stated |" in card
-    assert 'data_files="rows.jsonl"' in card
+    assert """data_files="my_rows'.jsonl")""" in card  # as code, where Markdown's escapes would show
 
 
 def test_the_card_goes_to_the_hub_and_a_refusal_ends_nothing(finished, monkeypatch, capsys):

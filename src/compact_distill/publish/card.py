@@ -6,6 +6,7 @@ Everything comes from the run folder and from `card:` of its configuration; what
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ def dataset_card(instances: Sequence[Instance], counts: ExportCounts, shape: str
                 "rationales are both among them.",
                 _table(["teacher", "rationales", "licence of its texts"], rows),
                 "```python\nfrom datasets import load_dataset\n\n"
-                f'rows = load_dataset("json", data_files="{_safe(file)}")\n```',
+                f'rows = load_dataset("json", data_files={json.dumps(_code(file))})\n```',
             )
         )
         + "\n"
@@ -227,17 +228,19 @@ def _load(run: RunData, config: RunConfig, adapter: bool) -> str:
         f"from {package} import {kind}\nfrom transformers import AutoTokenizer\n\n"
         f'model = {kind}.from_pretrained("PATH_OR_NAME")\ntokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")'
     )
-    prompt = config.text.prompt_template.replace("\n", "\\n")
+    prompt, answer = (
+        _code(text.replace("\n", "\\n")) for text in (config.text.prompt_template, config.text.answer_template)
+    )
     return (
         f"## Load it\n\n```python\n{code}\n```\n\nIt answers best to the prompt it was trained on: the tokenizer's "
-        f"chat template where it has one, else `{prompt}`. Its answers end in the form `{config.text.answer_template}`."
+        f"chat template where it has one, else `{prompt}`. Its answers end in the form `{answer}`."
     )
 
 
 def _base(config: RunConfig) -> str:
     name, revision = split_revision(config.student)
-    shown = _safe(Path(name).name if Path(name).exists() else name)
-    return f"`{shown}`" + (f" at `{_safe(revision)}`" if revision else "")
+    shown = _code(Path(name).name if Path(name).exists() else name)
+    return f"`{shown}`" + (f" at `{_code(revision)}`" if revision else "")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -250,3 +253,8 @@ def _safe(text: object) -> str:
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]|!])", r"\\\1", line)
+
+
+def _code(text: str) -> str:
+    """Text of others inside a code span or block, where escapes would show: one line without the mark that ends it."""
+    return "".join(c if c.isprintable() else " " for c in text).replace("`", "'")
