@@ -70,11 +70,30 @@ def test_a_verified_rule_without_gold_answers_is_refused(write_study, base, tmp_
     assert "arm equal" not in told
 
 
+def test_a_study_that_was_refused_can_be_mended_in_its_folder(write_study, base):
+    study = load_study(write_study(base={**base, "max_length": 100}, arms={"compact": {}, "equal": EQUAL}))
+    out = Path(study.config.output)
+    out.mkdir()
+    assert _same_study(study, out, 2) == 2
+    assert _same_study(load_study(write_study(base=base, arms={"compact": {}, "equal": EQUAL})), out, 1) == 1
+
+
+def test_a_fault_of_the_base_is_told_once_and_not_again_for_each_arm(write_study, base, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"id": "1"}\n')
+    faulty = {**base, "rationales": str(tmp_path / "bad.jsonl")}
+    study = load_study(write_study(base=faulty, arms={"compact": {}, "equal": EQUAL}))
+    with pytest.raises(InputError) as caught:
+        Plan(study, tmp_path / "out").prepare()
+    assert caught.value.problems
+    assert all(problem.startswith("base: ") for problem in caught.value.problems)
+
+
 def test_the_folder_of_another_study_is_refused(write_study, base):
     study = load_study(write_study(base=base, arms={"compact": {}, "equal": EQUAL}))
     out = Path(study.config.output)
     out.mkdir()
     assert _same_study(study, out, 2) == 2
+    (out / "base").mkdir()  # work has begun
     more = load_study(write_study(base=base, arms={"compact": {}, "soft": {"consistency": 0.5}}, seeds=[7]))
     assert _same_study(more, out, 1) == 2, "arms and seeds may be added; the threads stay"
     changed = load_study(write_study(base=base, arms={"equal": {"weighting": "random"}}))

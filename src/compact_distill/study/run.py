@@ -39,6 +39,7 @@ from compact_distill.study.results import Outcome, tune_value
 from compact_distill.training.prepare import Prepared, prepare, read_exam, read_instances
 
 _FORMAT = 1
+_WORK = ("teachers", "base", "arms")  # folders that the first finished or begun step makes
 _COMPACT = "compact_distill.cli:app"
 
 
@@ -114,7 +115,7 @@ class Plan:
                 prepared = prepare(config.model_copy(update={"output": str(run)}))
                 wrong += [f"arm {arm.name}: {problem}" for problem in self._material_problems(arm, prepared)]
             except InputError as error:
-                wrong += [f"arm {arm.name}: {problem}" for problem in error.problems]
+                wrong += [f"arm {arm.name}: {p}" for p in error.problems if f"base: {p}" not in wrong]
         if wrong:
             raise InputError(list(dict.fromkeys(wrong)))
 
@@ -356,8 +357,8 @@ def _copy_results(source: Path, target: Path) -> None:
 def _same_study(study: Study, out: Path, threads: int) -> int:
     """Note what the study is made of, or check that it is the one of this folder; returns the threads a step gets.
 
-    Arms and seeds can be added; an arm of the same name must stay what it was. Threads stay as they were at first,
-    since they decide the last digits.
+    Arms and seeds can be added; an arm of the same name must stay what it was. Threads stay as at first: they decide
+    the last digits. A study that has done no work yet may become any other.
     """
     base = study.base.model_dump(mode="json", exclude={"output", "seed"})
     files = [*study.base.rationales, *([study.base.problems.path] if study.base.problems else [])]
@@ -372,7 +373,7 @@ def _same_study(study: Study, out: Path, threads: int) -> int:
         "threads": threads,
     }
     path = out / "inputs.json"
-    if path.exists():
+    if path.exists() and any((out / name).exists() for name in _WORK):
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
             differing = [
@@ -384,9 +385,8 @@ def _same_study(study: Study, out: Path, threads: int) -> int:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{path} is damaged ({error!r}); choose another `output:`") from error
         if differing:
-            raise ConfigError(
-                f"{out} belongs to another study ({', '.join(differing)} differ); choose another `output:`"
-            )
+            differ = ", ".join(differing)
+            raise ConfigError(f"{out} belongs to another study ({differ} differ); choose another `output:`")
         if changed:
             raise ConfigError(
                 [f"arm {name} was something else when {out} was made; give it another name, or choose another `output:`"
