@@ -120,3 +120,18 @@ def test_the_site_builds_without_a_warning(tmp_path):
 def test_the_citation_names_the_packages_version():
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
     assert f"version: {version}" in (ROOT / "CITATION.cff").read_text().splitlines()
+
+
+def test_the_changelog_is_grouped_and_has_the_packages_version_and_a_place_for_what_comes():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    titles, *_ = re.split(r"^## ", text, flags=re.M)
+    entries = re.split(r"^## ", text.removeprefix(titles), flags=re.M)[1:]
+    assert entries[0].startswith("Unreleased\n")
+    assert entries[1].startswith((f"{version} (20", f"{version} (not released yet)"))
+    for entry in entries:
+        head, *groups = re.split(r"^### ", entry, flags=re.M)
+        assert not re.search(r"^- ", head, re.M), f"a line outside of the groups of {head.splitlines()[0]}"
+        names = [group.splitlines()[0] for group in groups]
+        known = ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")
+        assert names == [name for name in known if name in names], names
