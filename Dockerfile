@@ -1,9 +1,12 @@
 # compact-distill in a container.
 #
-#   docker build -t compact .                                                          CPU
+#   docker build -t compact --build-arg PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" .    CPU
 #   docker build -t compact --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 \
 #       --build-arg TORCH=torch .                                                      CUDA: torch as the registry has it
 #   docker run --rm -v "$PWD":/work compact demo
+#
+# No image was built where this was written (no Docker daemon there); tests/test_dockerfile.py runs its steps in a folder,
+# and continuous integration builds the CPU image and asks it for its version.
 #
 # BASE must bring Python 3.11 or newer, or apt-get to install it.
 ARG BASE=python:3.12-slim
