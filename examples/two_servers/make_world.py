@@ -16,8 +16,7 @@ from pathlib import Path
 
 from compact_distill import Problem
 from compact_distill.lab import student
-from compact_distill.lab.problems import arithmetic
-from compact_distill.lab.teachers import Teacher, Terse, Verbose
+from compact_distill.lab.world import Teacher, Terse, Verbose, arithmetic
 
 # The server renders this; system messages are no part of these teachers' little world.
 CHAT = "Question: {{ messages[-1]['content'] }}\nAnswer:"

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from compact_distill.lab import corpus
 from compact_distill.lab import student as lab_student
-from compact_distill.lab.problems import STEPS, arithmetic, facts, parse, split_of, yes_no
-from compact_distill.lab.student import Recipe, cache_folder, cached_student, tokenizer
-from compact_distill.lab.teachers import instances, pool
+from compact_distill.lab.student import KNOWN_OPERANDS, Recipe, cache_folder, cached_student, corpus_lines, tokenizer
+from compact_distill.lab.world import STEPS, arithmetic, facts, instances, parse, pool, split_of, yes_no
 from compact_distill.method.encode import Encoder
 from compact_distill.records import RationaleStatus
 from compact_distill.students.load import check_student, load_student
@@ -30,7 +28,7 @@ def folder(cache: Path) -> Path:
 
 
 def all_texts() -> list[str]:
-    texts = corpus.lines(3000, seed=7)
+    texts = corpus_lines(3000, seed=7)
     for split in ("train", "tuning", "held_out"):
         problems = arithmetic(split, 200, seed=7)
         texts += [p.question for p in problems]
@@ -78,7 +76,7 @@ def test_every_rationale_takes_part_in_training() -> None:
 
 
 def test_a_cached_student_reloads_identically(folder: Path, cache: Path) -> None:
-    text = corpus.lines(TINY.steps * TINY.lines_per_step, TINY.seed)
+    text = corpus_lines(TINY.steps * TINY.lines_per_step, TINY.seed)
     fresh = lab_student.pretrain(TINY, text).state_dict()
     loaded = load_student(folder)[0].state_dict()
     assert fresh.keys() == loaded.keys()
@@ -121,14 +119,14 @@ def test_pre_training_leaves_the_callers_random_numbers_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    lab_student.pretrain(TINY, corpus.lines(8, seed=0))
+    lab_student.pretrain(TINY, corpus_lines(8, seed=0))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_pre_training_lowers_the_loss() -> None:
     words = tokenizer()
-    text = corpus.lines(40 * 16, seed=0)
-    batch = lab_student._batch(words, corpus.lines(64, seed=1))
+    text = corpus_lines(40 * 16, seed=0)
+    batch = lab_student._batch(words, corpus_lines(64, seed=1))
     recipe = Recipe(steps=40, lines_per_step=16, width=32, layers=1, heads=2, feed_forward=32, warmup_steps=4)
     untrained, trained = lab_student.pretrain(recipe, []), lab_student.pretrain(recipe, text)
     with torch.no_grad():
@@ -144,15 +142,15 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_corpus_never_holds_a_problem_to_tune_or_to_examine_on() -> None:
-    worked = [arithmetic_part(line) for line in corpus.lines(20000, seed=0) if line.startswith("Question: compute")]
+    worked = [arithmetic_part(line) for line in corpus_lines(20000, seed=0) if line.startswith("Question: compute")]
     long = [question for question in worked if len(parse(question)) == STEPS + 1]
     assert len(long) > 500
     assert {split_of(question) for question in long} == {"train"}
 
 
 def test_the_corpus_holds_small_operands_only_while_problems_go_further() -> None:
-    worked = [arithmetic_part(line) for line in corpus.lines(5000, seed=0) if line.startswith("Question: compute")]
-    assert {abs(term) for question in worked for term in parse(question)[1:]} == set(corpus.KNOWN_OPERANDS)
+    worked = [arithmetic_part(line) for line in corpus_lines(5000, seed=0) if line.startswith("Question: compute")]
+    assert {abs(term) for question in worked for term in parse(question)[1:]} == set(KNOWN_OPERANDS)
     problems = arithmetic("held_out", 300, seed=0)
     assert {abs(term) for p in problems for term in parse(p.question)[1:]} == set(range(1, 10))
 

@@ -1,10 +1,11 @@
-"""The lab's student: a word-level tokenizer and a Llama of 0.35 M parameters, pre-trained on the spot and cached."""
+"""The lab's student: the text it has read, a word-level tokenizer, a Llama of 0.35 M parameters; cached."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import random
 import re
 import tempfile
 from dataclasses import asdict, dataclass
@@ -16,9 +17,22 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from compact_distill.lab import corpus
-from compact_distill.lab.problems import LARGEST, arithmetic, facts, yes_no
-from compact_distill.lab.teachers import pool, roman
+from compact_distill.config.models import TextConfig
+from compact_distill.lab.world import (
+    LARGEST,
+    OPENINGS,
+    STEPS,
+    Terms,
+    arithmetic,
+    draw,
+    facts,
+    plain,
+    pool,
+    roman,
+    split_of,
+    steps,
+    yes_no,
+)
 from compact_distill.runs.progress import progress, say
 
 _WORD = r"\n|\w+|#+|[^\w\s]"
@@ -64,7 +78,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def _words() -> list[str]:
     numbers = range(LARGEST + 1)
     texts = [str(n) for n in numbers] + [roman(n) for n in numbers]
-    texts += [f"{p.question} {p.answer}" for p in [*facts(), *yes_no()]] + corpus.lines(2000, seed=0)
+    texts += [f"{p.question} {p.answer}" for p in [*facts(), *yes_no()]] + corpus_lines(2000, seed=0)
     texts += [teacher.write(problem) for problem in arithmetic("train", 100, seed=0) for teacher in pool()]
     return sorted({word for text in texts for word in re.findall(_WORD, text)})
 
@@ -75,7 +89,7 @@ def cached_student(recipe: Recipe | None = None, cache: Path | None = None) -> P
     The folder's name is a hash of the recipe, the text and the versions that made it, so nothing stale is found.
     """
     recipe = recipe or Recipe()
-    text = corpus.lines(recipe.steps * recipe.lines_per_step, recipe.seed)
+    text = corpus_lines(recipe.steps * recipe.lines_per_step, recipe.seed)
     folder = (cache or cache_folder()) / f"lab-student-{_key(recipe, text)}"
     if folder.exists():
         say(f"student: found in the cache, {folder}")
@@ -156,3 +170,61 @@ def _key(recipe: Recipe, text: list[str]) -> str:
         "versions": [module.__version__ for module in (torch, transformers, tokenizers)],
     }
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_SHARES = {"worked": 7, "step": 2, "thought": 2, "fact": 4, "yes_no": 5}
+"""How often each kind of line is drawn, out of the total."""
+KNOWN_OPERANDS = range(1, 7)
+"""What the student can add and take away before any teacher; problems go on to 9."""
+_WORKED_STEPS = {1: 2, 2: 2, STEPS: 1}
+"""How often a worked sum has so many steps, out of the total."""
+
+
+def corpus_lines(count: int, seed: int) -> list[str]:
+    """Return `count` lines of text, the same for the same seed."""
+    rng = random.Random(f"{seed}/corpus")
+    known = {"fact": facts(), "yes_no": yes_no()}
+    texts = []
+    for kind in rng.choices(list(_SHARES), weights=list(_SHARES.values()), k=count):
+        if kind in known:
+            problem = rng.choice(known[kind])
+            texts.append(_prompted(problem.question, "", problem.answer))
+        else:
+            texts.append(_arithmetic(kind, rng))
+    return texts
+
+
+def _arithmetic(kind: str, rng: random.Random) -> str:
+    if kind == "worked":
+        terms = _worked(rng)
+        return _prompted(f"compute {plain(terms)} ?", f"{_in_a_style(terms, rng)}\n", str(sum(terms)))
+    (step,) = steps(draw(rng.randint(0, LARGEST), 1, rng, KNOWN_OPERANDS))
+    return f"{rng.choice(OPENINGS)} {step}." if kind == "thought" else f"{step}."
+
+
+def _worked(rng: random.Random) -> Terms:
+    """A sum of up to as many steps as problems have, never one of the tuning or held-out problems."""
+    (count,) = rng.choices(list(_WORKED_STEPS), weights=list(_WORKED_STEPS.values()))
+    while True:
+        terms = draw(rng.randint(0, LARGEST), count, rng, KNOWN_OPERANDS)
+        if count < STEPS or split_of(f"compute {plain(terms)} ?") == "train":
+            return terms
+
+
+def _in_a_style(terms: Terms, rng: random.Random) -> str:
+    """A sum's steps as one of three teachers would write them: terse, thinking aloud, in one sentence."""
+    written = steps(terms)
+    style = rng.choice(("terse", "aloud", "sentence"))
+    if style == "sentence":
+        return f"We get {' and '.join(written)}."
+    if style == "aloud":
+        first, *others = written
+        written = [f"{OPENINGS[0]} {first}", *(f"{rng.choice(OPENINGS[1:])} {step}" for step in others)]
+        if rng.random() < 0.5:
+            written.append(f"Wait: yes, it is {sum(terms)}")
+    return " ".join(f"{step}." for step in written)
+
+
+def _prompted(question: str, reasoning: str, answer: str) -> str:
+    text = TextConfig()
+    return f"{text.prompt_template.format(question=question)} {reasoning}{text.answer_template.format(answer=answer)}"

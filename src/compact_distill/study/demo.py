@@ -20,8 +20,7 @@ from compact_distill.config.presets import PRESETS
 from compact_distill.data import load_instances
 from compact_distill.errors import RunError
 from compact_distill.lab import student as lab
-from compact_distill.lab.problems import arithmetic
-from compact_distill.lab.teachers import pool
+from compact_distill.lab.world import arithmetic, pool
 from compact_distill.records import Instance, Problem, Verdict
 from compact_distill.runs.files import atomic_write, json_line
 from compact_distill.runs.folder import RunFolder
