@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from compact_distill.config.models import CompatibilityConfig
-from compact_distill.config.presets import PRESETS
+from compact_distill.config.models import PRESETS, CompatibilityConfig
 from compact_distill.method.encode import Branch, EncodedProblem
 from compact_distill.method.loss import aggregate
 from compact_distill.method.outputs import StudentOutputs

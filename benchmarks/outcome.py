@@ -18,7 +18,8 @@ from typing import Any
 from unittest import mock
 
 from compact_distill import pipeline
-from compact_distill.config.models import RunConfig, load_config
+from compact_distill.config.file import load_config
+from compact_distill.config.models import RunConfig
 from compact_distill.evaluation.result_files import BASE, STUDENT, read_result, result_path, tasks_done
 from compact_distill.method.forward import PassOptions
 from compact_distill.method.outputs import StudentOutputs

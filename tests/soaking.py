@@ -56,7 +56,7 @@ def run(settings: dict[str, Any], said: Path, verify: bool = False, largest: int
     No file may grow beyond `largest` bytes, as if the disk were full.
     """
     from compact_distill import pipeline
-    from compact_distill.config.models import config_from
+    from compact_distill.config.file import config_from
     from compact_distill.errors import CompactError
 
     torch.set_num_threads(1)

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from compact_distill import pipeline
-from compact_distill.config.models import RunConfig, config_from, dump_config, load_config
+from compact_distill.config.file import config_from, dump_config, load_config
+from compact_distill.config.models import RunConfig
 from compact_distill.data import load_instances
 from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation import examine as examine_module

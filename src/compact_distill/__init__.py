@@ -10,14 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compact_distill.config.models import (
-        CompatibilityConfig,
-        EvalConfig,
-        LoraConfig,
-        RunConfig,
-        TextConfig,
-        load_config,
-    )
+    from compact_distill.config.file import load_config
+    from compact_distill.config.models import CompatibilityConfig, EvalConfig, LoraConfig, RunConfig, TextConfig
     from compact_distill.data import load_instances, load_problems
     from compact_distill.errors import CompactError, ConfigError, DataError, InputError, RunError, StudentError
     from compact_distill.evaluation.examine import evaluate
@@ -40,7 +34,8 @@ if TYPE_CHECKING:
     from compact_distill.training.trainer import CompactTrainer
 
 _NAMES = {
-    "config.models": ("CompatibilityConfig", "EvalConfig", "LoraConfig", "RunConfig", "TextConfig", "load_config"),
+    "config.file": ("load_config",),
+    "config.models": ("CompatibilityConfig", "EvalConfig", "LoraConfig", "RunConfig", "TextConfig"),
     "data": ("load_instances", "load_problems"),
     "errors": ("CompactError", "ConfigError", "DataError", "InputError", "RunError", "StudentError"),
     "evaluation.examine": ("evaluate",),

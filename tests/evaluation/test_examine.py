@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from compact_distill import pipeline
 from compact_distill.cli import app
-from compact_distill.config.models import EvalConfig, RunConfig, config_from, dump_config
+from compact_distill.config.file import config_from, dump_config
+from compact_distill.config.models import EvalConfig, RunConfig
 from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation.examine import evaluate, results_name
 from compact_distill.evaluation.result_files import compare_results, read_result, read_rows

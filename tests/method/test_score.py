@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 import reference
 from compact_distill.cli import app
-from compact_distill.config.models import CompatibilityConfig, TextConfig
-from compact_distill.config.presets import PRESETS
+from compact_distill.config.models import PRESETS, CompatibilityConfig, TextConfig
 from compact_distill.method.score import score
 from compact_distill.records import Instance, Rationale, RationaleStatus, ScoreRow
 from models import byte_level_tokenizer, save_student, sentencepiece_tokenizer, tiny_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compact_distill import pipeline
-from compact_distill.config.models import config_from
+from compact_distill.config.file import config_from
 from models import byte_level_tokenizer, save_student, tiny_model
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import yaml
 
-from compact_distill.config.models import load_config
+from compact_distill.config.file import load_config
 from compact_distill.data import export_instances, load_instances
 from compact_distill.publish.card import dataset_card, model_card, push_card, write_card
 from compact_distill.report.read import PairedChange, read_run

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compact_distill.answers import Verifier
-from compact_distill.config.models import config_from
+from compact_distill.config.file import config_from
 from compact_distill.data import load_instances
 from compact_distill.errors import DataError
 from compact_distill.method.encode import Encoder

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import compact_distill
 from compact_distill import pipeline
 from compact_distill.cli import app
-from compact_distill.config.models import config_from, dump_config
+from compact_distill.config.file import config_from, dump_config
 from compact_distill.errors import InputError, RunError
 from compact_distill.lab.world import arithmetic
 from compact_distill.runs.folder import RunFolder

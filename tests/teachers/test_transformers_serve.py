@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 import models
 from compact_distill import pipeline
-from compact_distill.config.models import config_from
+from compact_distill.config.file import config_from
 from compact_distill.config.teachers import SYSTEM
 from compact_distill.errors import InputError
 from compact_distill.records import Verdict

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import reference
-from compact_distill.config.models import CompatibilityConfig
-from compact_distill.config.presets import PRESETS
+from compact_distill.config.models import PRESETS, CompatibilityConfig
 from compact_distill.records import Instance, Rationale
 from compact_distill.training.trainer import CompactConfig, CompactTrainer
 from models import byte_level_tokenizer, tiny_model

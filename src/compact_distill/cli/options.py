@@ -37,7 +37,7 @@ RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run 
 
 def load(path: Path, settings: list[str], max_errors: float | None = None) -> Any:
     """The run's configuration, with what the command line replaces."""
-    from compact_distill.config.models import load_config
+    from compact_distill.config.file import load_config
     from compact_distill.runs.progress import say
 
     more = {} if max_errors is None else {"generation.max_errors": max_errors}
@@ -53,7 +53,7 @@ def load(path: Path, settings: list[str], max_errors: float | None = None) -> An
 
 def student_config(student: str, settings: list[str], more: dict[str, Any] | None = None) -> Any:
     """Settings of an evaluation that belongs to no run."""
-    from compact_distill.config.models import config_from
+    from compact_distill.config.file import config_from
 
     # A run needs a source of rationales; nothing reads it here.
     return config_from({"student": student, "rationales": "none"}, {**(more or {}), **overrides(settings)})

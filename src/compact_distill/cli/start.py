@@ -50,7 +50,7 @@ def init(
     Example:
       compact init my-run.yaml
     """
-    from compact_distill.config.template import template
+    from compact_distill.config.file import template
     from compact_distill.runs.files import atomic_write
     from compact_distill.study.arms import study_template
 
@@ -79,7 +79,7 @@ def validate(
       compact validate my-run.yaml --dry-run
     """
     from compact_distill import pipeline
-    from compact_distill.config.models import load_sound_part
+    from compact_distill.config.file import load_sound_part
     from compact_distill.training.prepare import prepare
 
     run_config, problems = load_sound_part(config, overrides(settings))

@@ -98,7 +98,7 @@ def score(
       compact score --student Qwen/Qwen2.5-0.5B --data rationales.jsonl --out scores.jsonl
     """
     from compact_distill import pipeline
-    from compact_distill.config.models import config_from, load_config
+    from compact_distill.config.file import config_from, load_config
 
     check_target(out, student, data, *([config] if config else []))
     given = {**overrides(settings), "student": student, "rationales": data}

@@ -7,33 +7,53 @@ This module imports neither torch nor transformers, so `compact --help` and `com
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import regex
-import yaml
 from pydantic import (
     Field,
     StrictFloat,
     StrictInt,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from compact_distill.config.messages import Strict, key_path, messages
-from compact_distill.config.presets import with_preset
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
-from compact_distill.config.train import TRAIN_DEFAULTS, check_train, with_defaults
-from compact_distill.config.yaml import Document, parse
-from compact_distill.errors import ConfigError
+from compact_distill.config.train import TRAIN_DEFAULTS, with_defaults
+from compact_distill.config.yaml import Strict
 
 # The published runs' longest rationale, in tokens with its prompt, and what a student reads at once.
 MAX_LENGTH = 2560
 MAX_TOKENS_PER_PASS = 16384
 
+# Settings by name: `preset:` fills in what a file does not say. `paper` is the published runs' (arXiv 2601.13992, 4.1).
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "weighting": "compact",
+        "compatibility": {
+            "consensus": 1.0,
+            "adaptability": 1.0,
+            "difficulty": 0.5,
+            "temperature": 1.0,
+            "estimator": "lens",
+            "gain": "positive",
+            "off_weight": 0.1,
+            "pool": "last",
+            "attention": "joint",
+            "normalise": "problem",
+        },
+        "consistency": 0.1,
+        "lora": {"r": 16, "alpha": 32.0, "dropout": 0.1},
+        "max_length": 2560,
+        "train": {
+            "learning_rate": 1e-5,
+            "num_train_epochs": 5,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 4,
+        },
+    }
+}
 
 # A weight rule by name, or with an argument: {best: difficulty}. method/weights.py knows the rules.
 Weighting = str | dict[str, Any]
@@ -263,13 +283,26 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _has_sources(self) -> RunConfig:
-        problems = _source_problems(self.rationales, [t.name for t in self.teachers], self.problems)
+        problems = source_problems(self.rationales, [t.name for t in self.teachers], self.problems)
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
 
-def _source_problems(rationales: Any, teacher_names: list[Any], problems: Any) -> list[str]:
+def with_preset(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings with what its `preset` says where they say nothing; an unknown name is left to the check."""
+    preset = PRESETS.get(str(data.get("preset")), {})
+    merged = dict(data)
+    for key, value in preset.items():
+        own = merged.get(key)
+        if key not in merged:
+            merged[key] = dict(value) if isinstance(value, dict) else value
+        elif isinstance(value, dict) and isinstance(own, dict):
+            merged[key] = {**value, **own}
+    return merged
+
+
+def source_problems(rationales: Any, teacher_names: list[Any], problems: Any) -> list[str]:
     """What the keys must fulfil together, apart from the models so that one bad value elsewhere does not hide it."""
     wrong = []
     if not rationales and not teacher_names:
@@ -279,118 +312,3 @@ def _source_problems(rationales: Any, teacher_names: list[Any], problems: Any) -
     for name in sorted({str(n) for n in teacher_names if teacher_names.count(n) > 1}):
         wrong.append(f"teachers must have different names, got {name!r} twice; rename one")
     return wrong
-
-
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """Read, check and complete a run's YAML file.
-
-    Args:
-        path: the file.
-        overrides: values that replace the file's, by dotted key: {"train.learning_rate": 1e-4}.
-
-    Raises:
-        ConfigError: everything that is wrong with the file, at once.
-    """
-    config, problems = load_sound_part(path, overrides)
-    if config is None or problems:
-        raise ConfigError(problems)
-    return config
-
-
-def load_sound_part(path: str | Path, overrides: Mapping[str, Any] | None = None) -> tuple[RunConfig | None, list[str]]:
-    """Read a file as `load_config` does, so that what is sound in it can be checked further.
-
-    Returns:
-        The configuration without the top-level keys that are wrong (None where it needs one of them), and everything
-        that is wrong with the file.
-    """
-    path = Path(path)
-    try:
-        text = _read(path)
-    except ConfigError as error:
-        return None, error.problems
-    try:
-        document = parse(text)
-    except ConfigError as error:
-        return None, [f"{path}, {problem}" for problem in error.problems]
-    data, unset = _with_overrides(document.data, overrides or {})
-    config, found = _validate(data)
-    if config is None:
-        wrong = {location[0] for location, _ in found if location}
-        config, _ = _validate({key: value for key, value in data.items() if key not in wrong})
-    placed = document.problems + [(_line(document, location), message) for location, message in found]
-    placed.sort(key=lambda item: item[0] or math.inf)
-    problems = [f"{path}, line {line}: {text}" if line else f"{path}: {text}" for line, text in placed]
-    return config, problems + unset
-
-
-def config_from(data: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """Check and complete a run's settings that are already in memory. Raises ConfigError with everything wrong."""
-    merged, unset = _with_overrides(dict(data), overrides or {})
-    config, found = _validate(merged)
-    if config is None or unset:
-        raise ConfigError([message for _, message in found] + unset)
-    return config
-
-
-def dump_config(config: RunConfig) -> str:
-    """The configuration as YAML, complete with defaults; `load_config` reads the same configuration from it."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; `compact init` writes a configuration to start from") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder; name the YAML file in it") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} must be UTF-8, byte {error.start} is not; save it as UTF-8") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-
-
-def _with_overrides(data: dict[str, Any], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    merged: dict[str, Any] = dict(data)
-    problems = []
-    for dotted, value in overrides.items():
-        section = merged
-        *parents, last = dotted.split(".")
-        for parent in parents:
-            child = section.get(parent)
-            if child is not None and not isinstance(child, dict):
-                problems.append(f"{dotted} cannot be set: {parent!r} holds no keys; set {parent!r} itself")
-                break
-            section[parent] = section = dict(child or {})
-        else:
-            section[last] = value
-    return merged, problems
-
-
-def _validate(data: dict[str, Any]) -> tuple[RunConfig | None, list[tuple[tuple[str | int, ...], str]]]:
-    """The configuration, or None and all that is wrong, each with the place where it stands."""
-    config: RunConfig | None = None
-    found: list[tuple[tuple[str | int, ...], str]] = []
-    try:
-        config = RunConfig.model_validate(data)
-    except ValidationError as error:
-        found = [(place, text) for place, text in messages(error, RunConfig) if place]
-        teachers = data.get("teachers")
-        listed = teachers if isinstance(teachers, list | tuple) else [teachers] if teachers else []
-        names = [t.get("name", i) if isinstance(t, dict) else i for i, t in enumerate(listed)]
-        found += [((), text) for text in _source_problems(data.get("rationales"), names, data.get("problems"))]
-    train = data.get("train")
-    if config is not None or isinstance(train, dict):
-        checked, wrong = check_train(config.train if config else train or {})
-        found += [(("train", key), f"{key_path(('train', key))} {rule}") for key, rule in wrong]
-        config = config.model_copy(update={"train": checked}) if config and not wrong else None
-    return config, found
-
-
-def _line(document: Document, location: tuple[str | int, ...]) -> int | None:
-    """Line of the key itself, or of the nearest section around it that stands in the file."""
-    for length in range(len(location), 0, -1):
-        if location[:length] in document.lines:
-            return document.lines[location[:length]]
-    return None

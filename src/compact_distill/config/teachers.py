@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, StrictFloat, StrictInt, field_validator, model_validator
 
-from compact_distill.config.messages import Strict
+from compact_distill.config.yaml import Strict
 
 SYSTEM = "Think step by step, one step a line. End with a last line of exactly this form: The answer is ANSWER."
 

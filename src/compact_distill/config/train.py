@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from compact_distill.config.messages import show
+from compact_distill.config.yaml import show
 from compact_distill.errors import nearest
 
 # The published runs' settings (arXiv 2601.13992, section 4.1), and a checkpoint an epoch to go on from.

@@ -16,8 +16,7 @@ from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from compact_distill.config.messages import messages
-from compact_distill.config.yaml import parse
+from compact_distill.config.yaml import messages, parse
 from compact_distill.errors import ConfigError, nearest
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)  # prompts are plain text

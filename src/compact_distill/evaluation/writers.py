@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from compact_distill.config.messages import messages
 from compact_distill.config.models import TextConfig
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
+from compact_distill.config.yaml import messages
 from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.method.encode import Encoder
 from compact_distill.records import Problem

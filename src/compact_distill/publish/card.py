@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from compact_distill.config.models import RunConfig, load_config
+from compact_distill.config.file import load_config
+from compact_distill.config.models import RunConfig
 from compact_distill.data import ExportCounts
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.report.read import PairedChange, RunData, TaskResult, read_run

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compact_distill.config.models import load_config
+from compact_distill.config.file import load_config
 from compact_distill.errors import RunError
 from compact_distill.evaluation.writers import Attempt, StudentWriter
 from compact_distill.report.read import RunData, UsedProblem, read_run

@@ -18,9 +18,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, StrictFloat, StrictInt, ValidationError, field_validator
 
-from compact_distill.config.messages import Strict, messages
-from compact_distill.config.models import RunConfig, config_from
-from compact_distill.config.yaml import parse
+from compact_distill.config.file import config_from
+from compact_distill.config.models import RunConfig
+from compact_distill.config.yaml import Strict, messages, parse
 from compact_distill.errors import ConfigError, nearest
 from compact_distill.records import Instance
 from compact_distill.runs.files import fingerprint

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from compact_distill.config.presets import PRESETS
+from compact_distill.config.models import PRESETS
 from compact_distill.data import load_instances
 from compact_distill.errors import RunError
 from compact_distill.lab import student as lab

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compact_distill.config.models import load_config
+from compact_distill.config.file import load_config
 from compact_distill.errors import RunError
 from compact_distill.runs.files import fingerprint
 from compact_distill.runs.folder import RunFolder
@@ -176,7 +176,7 @@ def main() -> None:
         merge_students(**task)
         return
     from compact_distill import pipeline
-    from compact_distill.config.models import dump_config
+    from compact_distill.config.file import dump_config
     from compact_distill.report import write_report
 
     config = load_config(config_path)

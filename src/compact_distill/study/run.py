@@ -23,7 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compact_distill.config.models import RunConfig, dump_config, load_config
+from compact_distill.config.file import dump_config, load_config
+from compact_distill.config.models import RunConfig
 from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.evaluation.examine import examine_student, trained_subject
 from compact_distill.evaluation.harness import Subject

@@ -11,9 +11,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from compact_distill.answers import Verifier, choices_of
-from compact_distill.config.messages import messages
-from compact_distill.config.models import RunConfig, dump_config
+from compact_distill.config.file import dump_config
+from compact_distill.config.models import RunConfig
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
+from compact_distill.config.yaml import messages
 from compact_distill.data.load import ProblemStream, load_instances, load_problems
 from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.records import Instance, Problem

@@ -1,0 +1,146 @@
+"""A run's file: everything wrong is said at once; overrides, the written copy and the template read back the same."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compact_distill.config.file import config_from, dump_config, load_config, template
+from compact_distill.config.models import CompatibilityConfig, LoraConfig, RunConfig
+from compact_distill.config.yaml import parse
+from compact_distill.errors import ConfigError
+
+MINIMAL = "student: my-student\nrationales: data.jsonl\n"
+
+
+def test_every_error_is_reported_at_once_with_its_line(problems_of):
+    found = problems_of(
+        "studnt: x\n"
+        "rationales: data.jsonl\n"
+        "compatibility:\n"
+        "  temperature: 0.0\n"
+        "  estimator: lense\n"
+        "  of_weight: 1\n"
+        "  max_probes: 2.5\n"
+        "consistency: -1\n"
+        "consistency: 2\n"
+        "lora: {r: true}\n"
+        "train: {learning_rat: 1e-4, num_train_epochs: many}\n"
+    )
+    assert found == [
+        "run.yaml, line 1: studnt is not a known key; did you mean 'student'?",
+        "run.yaml, line 4: compatibility.temperature must be > 0, got 0.0; use 1.0 for no sharpening",
+        "run.yaml, line 5: compatibility.estimator must be one of 'lens' or 'probe', got 'lense'; did you mean 'lens'?",
+        "run.yaml, line 6: compatibility.of_weight is not a known key; did you mean 'off_weight'?",
+        "run.yaml, line 7: compatibility.max_probes must be a whole number, got 2.5; the default is 16",
+        "run.yaml, line 8: consistency must be >= 0, got -1; the default is 0.1",
+        "run.yaml, line 9: key 'consistency' stands twice (first in line 8); keep one of them",
+        "run.yaml, line 10: lora.r must be a whole number, got true; the default is 16",
+        "run.yaml, line 11: train.learning_rat is not a setting of transformers.TrainingArguments; "
+        "did you mean 'learning_rate'?",
+        "run.yaml, line 11: train.num_train_epochs must be a number, got 'many'",
+        "run.yaml: student is missing; write `student: Qwen/Qwen2.5-1.5B-Instruct` (hub name or folder of the student)",
+    ]
+
+
+def test_a_missing_file_a_folder_and_a_wrong_encoding_say_so(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist; `compact init`"):
+        load_config(tmp_path / "run.yaml")
+    with pytest.raises(ConfigError, match="is a folder"):
+        load_config(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("student: café\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="must be UTF-8, byte 12"):
+        load_config(tmp_path / "latin.yaml")
+
+
+def test_a_byte_order_mark_is_harmless(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
+    assert load_config(tmp_path / "run.yaml").student == "my-student"
+
+
+def test_overrides_replace_values_by_dotted_key(load):
+    config = load(MINIMAL + "lora: {r: 8}\n", {"train.max_steps": 3, "lora.r": 4, "output": "elsewhere"})
+    assert (config.train["max_steps"], config.lora.r, config.output) == (3, 4, "elsewhere")
+    assert config.lora.alpha == 32
+
+
+def test_wrong_overrides_are_reported_like_the_file(problems_of):
+    found = problems_of(MINIMAL, **{"student.name": 3, "lora.rr": 1})
+    assert "run.yaml: lora.rr is not a known key; did you mean 'r'?" in found
+    assert "student.name cannot be set: 'student' holds no keys; set 'student' itself" in found
+
+
+def test_config_from_checks_settings_in_memory():
+    assert config_from({"student": "s", "rationales": "r"}).lora == LoraConfig()
+    with pytest.raises(ConfigError, match=r"train\.bf16 must be true or false, got 'maybe'"):
+        config_from({"student": "s", "rationales": "r", "train": {"bf16": "maybe"}})
+
+
+def test_dumped_configuration_reads_back_the_same(load, tmp_path):
+    config = load(
+        MINIMAL + 'text: {prompt_template: "Q: {question}\\nA:"}\nlora: null\ntrain: {save_strategy: no, bf16: yes}\n'
+        "compatibility: {thinking_expressions: ['\\bso\\b', 'yes'], extra_scores: {length: -0.5}}\n"
+    )
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(again) == config
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    student=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Cn"]), min_size=1, max_size=20),
+    temperature=st.floats(min_value=1e-8, max_value=1e8),
+    answer=st.sampled_from(["{answer}", "no", "1e-5 {answer}", ": {answer} #", "'{answer}\"", "\n{answer}\t"]),
+)
+def test_any_configuration_round_trips(student, temperature, answer, tmp_path):
+    text = {"answer_template": answer if "{answer}" in answer else "{answer}"}
+    config = RunConfig(
+        student=student, rationales="no", compatibility=CompatibilityConfig(temperature=temperature), text=text
+    )
+    parsed = RunConfig.model_validate(parse(dump_config(config)).data)
+    assert parsed == config
+
+
+def test_the_template_is_valid_and_gives_the_defaults(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(template(), encoding="utf-8")
+    assert load_config(path) == config_from({"student": "Qwen/Qwen2.5-1.5B-Instruct", "rationales": "rationales.jsonl"})
+
+
+def test_the_template_names_every_key_and_its_choices():
+    text = template()
+    for model in (RunConfig, CompatibilityConfig, LoraConfig):
+        for name, field in model.model_fields.items():
+            assert f"{name}:" in text
+            assert field.description in text, f"{name} has no description"
+    assert "(positive | net | peak)" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_template_stays_valid_when_its_examples_are_switched_on(tmp_path):
+    body = template().split("\n\n", 1)[1]
+    on = re.sub(r"(?m)^((  )*)# ((  )*(- )?\w+:)", r"\1\3", body)
+    path = tmp_path / "run.yaml"
+    path.write_text(on, encoding="utf-8")
+    config = load_config(path)
+    assert config.problems.limit == 200
+    assert config.teachers[0].api_key_env == "QWQ_KEY"
+    assert config.eval.retained == ("csqa", "strategyqa")
+    assert config.compatibility.extra_scores == {"my_score": 0.5}
+
+
+def test_any_yaml_reader_reads_the_template_the_same(load):
+    plain = yaml.safe_load(template())
+    assert plain["train"]["learning_rate"] == 1e-5
+    assert parse(template()).data == plain
+
+
+def test_importing_the_configuration_imports_no_torch():
+    code = "import sys, compact_distill.config.file; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
