@@ -15,8 +15,15 @@ from sklearn.metrics.pairwise import linear_kernel
 from sklearn.preprocessing import KernelCenterer
 
 from compact_distill.errors import DataError, StudentError
-from compact_distill.evaluation.drift import Plane, describe_drift, linear_cka, measure_drift, pca_shift
-from compact_distill.evaluation.states import Reader, read_both
+from compact_distill.evaluation.drift import (
+    Plane,
+    Reader,
+    describe_drift,
+    linear_cka,
+    measure_drift,
+    pca_shift,
+    read_both,
+)
 from compact_distill.evaluation.task import Task
 from compact_distill.evaluation.task_rows import TaskRow, TaskRows
 from compact_distill.students.identity import student_hash
@@ -87,7 +94,7 @@ def test_kl_of_two_known_distributions_by_hand():
         def log_probs(self, hidden_ND):
             return hidden_ND.log()
 
-    from compact_distill.evaluation.states import _kl
+    from compact_distill.evaluation.drift import _kl
 
     p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.5, 0.25]])
     assert _kl(Fixed(None), Fixed(None), p, q).item() == pytest.approx(0.25 * np.log(2))

@@ -139,7 +139,7 @@ class Generator:
     ) -> tuple[list[list[int]], list[int], list[bool]]:
         """The new tokens of each prompt, how many of them count, and whether the row ended by itself."""
         device, limit = self.model.device, self.decoding.max_new_tokens
-        ids, mask = _pad_left(prompts, self.ends[0], device)
+        ids, mask = pad_left(prompts, self.ends[0], device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         uniforms = None if self.decoding.temperature == 0 else _uniforms(seeds or (), limit).to(device)
         written = torch.full((len(prompts), limit), self.ends[0], device=device)
@@ -246,7 +246,7 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
     return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *map(int, others)]))
 
 
-def _pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     longest = max(map(len, prompts))
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)

@@ -26,13 +26,13 @@ from compact_distill.evaluation.result_files import (
     rows_path,
     tasks_done,
 )
+from compact_distill.evaluation.statistics import Table, area, exact_p, holm, over_seeds_and_rows
 from compact_distill.evaluation.task import load_tasks
 from compact_distill.records import Verdict
 from compact_distill.runs.files import atomic_write, read_jsonl
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import text_table
 from compact_distill.study.arms import Study
-from compact_distill.study.statistics import Table, area, exact_p, holm, over_seeds_and_rows
 
 FORMAT = 1
 ROLES = ("learned", "retained")
