@@ -1,11 +1,13 @@
 """The documentation: it builds without a warning, its commands exist, and those marked as run are run here.
 
-A fenced `sh` block is preceded by `<!-- run: NAME -->` (a page's blocks run in one folder, in order) or by
-`<!-- not run: why -->`.
+A fenced block of commands or Python is preceded by `<!-- run: NAME -->` (a page's blocks run in one folder, in order)
+or by `<!-- not run: why -->`. A block whose first line is the comment of a file's name is written there. The hub's
+students that the pages name are a tiny one here. YAML blocks are read as what they are: a run, a study, a benchmark.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,13 +17,19 @@ from pathlib import Path
 import pytest
 import torch
 import typer.main
+import yaml
 
 from compact_distill.cli import app
+from compact_distill.config.models import config_from
+from compact_distill.evaluation.task import Task
+from compact_distill.study.arms import StudyConfig
 from models import byte_level_tokenizer, save_student, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", *(ROOT / "examples").rglob("README.md")])
-_FENCED = re.compile(r"^(?P<indent> *)```(?:sh|bash|console)\n(?P<text>.*?)^ *```$", re.M | re.S)
+HUB_STUDENT = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_FENCED = re.compile(r"^(?P<indent> *)```(?P<kind>sh|bash|console|python|yaml)\n(?P<text>.*?)^ *```$", re.M | re.S)
+_FILE = re.compile(r"# ([\w-]+\.(?:py|yaml))\b")
 _MARK = re.compile(r"<!-- (?P<kind>run|not run): (?P<what>[^>]+) -->\s*$")
 
 
@@ -37,7 +45,23 @@ def commands(text: str) -> list[list[str]]:
 
 
 def _in_code(text: str, line: str) -> bool:
-    return any(line in block["text"].splitlines() for block in _FENCED.finditer(text))
+    return any(line in block["text"].splitlines() for block in _FENCED.finditer(text) if block["kind"] in SHELLS)
+
+
+SHELLS = ("sh", "bash", "console")
+
+
+def mark(text: str, block: re.Match[str]) -> re.Match[str] | None:
+    """What the line before a block says of it."""
+    return _MARK.search(text[: block.start()])
+
+
+def blocks_to_run(page: Path) -> list[re.Match[str]]:
+    """The page's blocks that a test runs, and the files that stand between them."""
+    text = page.read_text(encoding="utf-8")
+    found = [(block, mark(text, block)) for block in _FENCED.finditer(text)]
+    told = [(block, own) for block, own in found if (own and own["kind"] == "run") or _FILE.match(block["text"])]
+    return [block for block, own in told if own is None or not own["what"].startswith("continuous integration")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -59,7 +83,22 @@ def test_every_command_and_option_in_the_documentation_exists(page):
 def test_every_block_of_commands_says_whether_it_is_run(page):
     text = page.read_text(encoding="utf-8")
     for block in _FENCED.finditer(text):
-        assert _MARK.search(text[: block.start()]), f"no mark before:\n{block['text']}"
+        assert block["kind"] == "yaml" or mark(text, block), f"no mark before:\n{block['text']}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_of_yaml_is_a_run_a_study_or_a_benchmark(page):
+    for block in _FENCED.finditer(page.read_text(encoding="utf-8")):
+        if block["kind"] != "yaml":
+            continue
+        data = yaml.safe_load(block["text"])
+        if "arms" in data:
+            StudyConfig.model_validate(data)
+        elif "prompt" in data or "kind" in data:
+            Task.model_validate(data)
+        else:
+            asked = {"problems": {"path": "p"}} if "teachers" in data else {"rationales": "r"}
+            config_from({"student": "s", **({} if asked.keys() & data.keys() else asked), **data})
 
 
 @pytest.fixture(scope="session")
@@ -75,27 +114,44 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def _run(block: str, folder: Path) -> None:
+def _run(block: str, folder: Path, kind: str = "sh") -> None:
+    block = re.sub(r"^student: \S+", "student: student", block.replace(HUB_STUDENT, "student"), flags=re.M)
+    if name := _FILE.match(block):
+        (folder / name[1]).write_text(block, encoding="utf-8")
+        if kind == "yaml":
+            return
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
+    start = [sys.executable, "-c"] if kind == "python" else ["bash", "-ec"]
     done = subprocess.run(
-        ["bash", "-ec", block], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*start, block], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
-@pytest.mark.parametrize("page", ["quickstart.md", "own-data.md", "publish.md"])
+RUN = [page for page in PAGES if any(block["kind"] != "yaml" for block in blocks_to_run(page))]
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_marked_as_run_run_in_their_order(page, place):
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    blocks = [b["text"] for b in _FENCED.finditer(text) if "<!-- run:" in text[: b.start()].rstrip().splitlines()[-1]]
-    assert blocks
-    for block in blocks:
-        if page == "publish.md":
-            _run("compact run run.yaml", place)
-        _run(block, place)
+    if page.name in ("publish.md", "files.md"):
+        _run("compact run run.yaml", place)
+    for block in blocks_to_run(page):
+        _run(block["text"], place, block["kind"])
+
+
+def test_a_score_of_ones_own_is_used_as_its_page_says(place):
+    blocks = list(_FENCED.finditer((ROOT / "docs" / "own-score.md").read_text(encoding="utf-8")))
+    settings = yaml.safe_load(next(b["text"] for b in blocks if b["kind"] == "yaml"))
+    _run(blocks[0]["text"], place, "python")
+    given = "student: student\nrationales: data.jsonl\noutput: runs/own\ntrain: {max_steps: 1, use_cpu: true}\n"
+    (place / "own.yaml").write_text(given + yaml.safe_dump(settings))
+    _run("compact run own.yaml", place)
+    line = json.loads((place / "runs" / "own" / "scores.jsonl").read_text().splitlines()[0])
+    assert line["extra_scores"]["brevity"] == [-20, -18]  # minus the tokens of each rationale
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
