@@ -20,7 +20,7 @@ from compact_distill.report.charts import (
     scatter_chart,
     stack_chart,
 )
-from compact_distill.report.drawing import NARROW, WIDE
+from compact_distill.report.drawing import CHARACTER, NARROW, WIDE
 
 
 def test_lines_break_where_a_value_is_missing():
@@ -101,3 +101,20 @@ def test_a_table_of_cells_may_have_other_columns_than_rows():
         "t", ["a", "b"], [[0.1, 0.2, 0.3], [0.4, math.nan, 0.6]], show=str, level=round, columns=["x", "y", "z"]
     )
     assert sum(e.get("class", "").startswith("cell") for e in sheet.sheet(NARROW).root.iter("rect")) == 5
+
+
+def test_names_of_points_that_lie_close_do_not_overlap():
+    points = [Point(f"arm number {i}", 0.9 + 0.001 * i, 0.5, css="s1") for i in range(6)]
+    points.append(Point("far", 0.1, 0.9))
+    root = ET.fromstring(scatter_chart("t", points, x_label="x", labels=True).xml())
+    named = {p.name for p in points}
+    boxes = [
+        (float(t.get("x")), float(t.get("x")) + len(t.text) * CHARACTER, float(t.get("y")))
+        for t in root.iter("{http://www.w3.org/2000/svg}text")
+        if t.text in named
+    ]
+    assert len(boxes) == 7
+    for i, (left, right, y) in enumerate(boxes):
+        assert left >= 0
+        for other_left, other_right, other_y in boxes[:i]:
+            assert right <= other_left or other_right <= left or abs(y - other_y) >= 11

@@ -18,9 +18,10 @@ from html.parser import HTMLParser
 import pytest
 
 from compact_distill.errors import InputError
+from compact_distill.report import page as pages
 from compact_distill.report import read_run, write_report
 from compact_distill.report.drawing import NARROW, WIDE, Chart, Figure, Sheet, Table
-from compact_distill.report.page import rows
+from compact_distill.report.page import Section, rows
 from compact_distill.report.pages import run_page, run_sections
 from report.hostile import poison
 from report.synthetic import make_run
@@ -152,18 +153,28 @@ def test_rows_of_figures_are_full():
 def test_charts_are_drawn_as_wide_as_their_place():
     chart = Chart(lambda width: Sheet("", width=width))
     places = {
-        counts: [width for *_, width in rows([Figure("", "", "", [chart] * n, Table((), ())) for n in counts])]
-        for counts in ((1, 1, 1), (1, 1), (2, 1), (2,), (1,), (3,), (4,))
+        counts: [widths for *_, widths in rows([Figure("", "", "", [chart] * n, Table((), ())) for n in counts])]
+        for counts in ((1, 1, 1), (1, 1), (2, 1), (2,), (1,), (3,), (4,), (5,), (6,), (7,))
     }
     assert places == {
-        (1, 1, 1): [NARROW] * 3,
-        (1, 1): [WIDE] * 2,
-        (2, 1): [NARROW] * 2,
-        (2,): [WIDE],
-        (1,): [WIDE],
-        (3,): [NARROW],
-        (4,): [WIDE],
+        (1, 1, 1): [[NARROW]] * 3,
+        (1, 1): [[WIDE]] * 2,
+        (2, 1): [[NARROW] * 2, [NARROW]],
+        (2,): [[WIDE] * 2],
+        (1,): [[WIDE]],
+        (3,): [[NARROW] * 3],
+        (4,): [[WIDE] * 4],
+        (5,): [[NARROW] * 3 + [WIDE] * 2],  # three and two: no row has a gap
+        (6,): [[NARROW] * 6],
+        (7,): [[NARROW] * 3 + [WIDE] * 4],
     }
+
+
+def test_a_figure_of_five_charts_draws_each_once():
+    charts = [Chart(lambda width, i=i: Sheet(f"chart {i}", width=width)) for i in range(5)]
+    section = Section("s", "S", "S", figures=[Figure("five", "Five", "", charts, Table((), ()))])
+    made = pages.page("t", [section], headline="h")
+    assert [made.count(f'aria-label="chart {i}"') for i in range(5)] == [1] * 5
 
 
 def test_reports_need_no_torch(plain, tmp_path):

@@ -136,7 +136,7 @@ def interval_chart(
     values = [v for _, marks in rows for mark in marks for v in (mark.value, mark.low, mark.high)]
     sheet.x_range = x_range or padded([*values, *([] if reference is None else [reference])])
     # Lines stop at the rows' labels, so that none crosses a word.
-    spans = [(top + 19, bottom) for top, bottom in itertools.pairwise(tops)]
+    spans = [(top + 21, bottom) for top, bottom in itertools.pairwise(tops)]
     sheet.x_grid(spans=spans)
     sheet.x_axis(x_label, show=show)
     if reference is not None:
@@ -211,10 +211,31 @@ def scatter_chart(
                 ends = {"x1": a, "x2": b, "y1": y, "y2": y} if is_x else {"x1": x, "x2": x, "y1": a, "y2": b}
                 sheet.mark("line", f"whisker {p.css}", tip, **ends)
         sheet.marker(x, y, p.shape, p.css, tip)
-        if labels:
-            late = x > (sheet.x0 + sheet.x1) / 2
-            sheet.text(x - 8 if late else x + 8, y - 6, short(p.name, 22), "tick halo", "end" if late else "start")
+    if labels:
+        _name_points(sheet, points)
     return sheet
+
+
+def _name_points(sheet: Sheet, points: Sequence[Point]) -> None:
+    """Each point's name beside it, at the first of some places where it meets no other name and no other point."""
+    taken = [(sheet.x(p.x) - 5, sheet.x(p.x) + 5, sheet.y(p.y) - 5, sheet.y(p.y) + 5) for p in points]
+    for p in points:
+        name, x, y = short(p.name, 22), sheet.x(p.x), sheet.y(p.y)
+        wide = len(name) * CHARACTER
+        sides = [(8.0, -6.0), (-8.0 - wide, -6.0), (8.0, 14.0), (-8.0 - wide, 14.0)]
+        sides += [(side, 13.0 * step) for step in (2, -2, 3, -3, 4, -4, 5, -5, 6, -6) for side in (8.0, -8.0 - wide)]
+        places = [(x + dx, x + dx + wide, y + dy - 9, y + dy + 3) for dx, dy in sides]
+        inside = [b for b in places if b[0] >= sheet.x0 and b[1] <= sheet.width and b[2] > 18 and b[3] <= sheet.y0]
+        inside = inside or places
+        free = [b for b in inside if not any(_overlap(b, other) for other in taken)]
+        chosen = (free or inside)[0]
+        taken.append(chosen)
+        sheet.text(chosen[0], chosen[3] - 3, name, f"end halo {p.css}")
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    """Whether two boxes (left, right, top, bottom) meet."""
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
 
 
 @dataclass(frozen=True)

@@ -207,8 +207,8 @@ def _cell(value: Any) -> str:
     return number(float(value), 4) if isinstance(value, int | float) else str(value)
 
 
-def rows(figures: Sequence[Figure]) -> list[tuple[Figure, int, int]]:
-    """Each figure with its width in sixths of the page and its charts' width in pixels, so that every row is full.
+def rows(figures: Sequence[Figure]) -> list[tuple[Figure, int, list[int]]]:
+    """Each figure with its width in sixths of the page and its charts' widths in pixels, so that every row is full.
 
     A figure takes a third for each of its charts; what a row lacks is given to its figures, and a figure that would
     stand alone shares the row before.
@@ -223,11 +223,15 @@ def rows(figures: Sequence[Figure]) -> list[tuple[Figure, int, int]]:
     if len(lines) > 1 and len(lines[-1]) == 1 and lines[-1][0][1] == 2 and len(lines[-2]) == 3:
         lines[-1].insert(0, lines[-2].pop())
     sized = [(figure, wanted * 6 // sum(w for _, w in line)) for line in lines for figure, wanted in line]
-    return [(figure, width, _chart_width(len(figure.charts), width)) for figure, width in sized]
+    return [(figure, width, _chart_widths(len(figure.charts), width)) for figure, width in sized]
 
 
-def _chart_width(charts: int, sixths: int) -> int:
-    return WIDE if sixths == 3 or (sixths == 6 and charts in (1, 2, 4)) else NARROW
+def _chart_widths(charts: int, sixths: int) -> list[int]:
+    """Three charts a row of the page, and two where that would leave a gap: five are three and two."""
+    if sixths < 6:
+        return [WIDE if sixths == 3 else NARROW] * charts
+    halves = min({0: 0, 1: 4, 2: 2}[charts % 3], charts)
+    return [NARROW] * (charts - halves) + [WIDE] * halves
 
 
 def content_stamp(folder: Path, patterns: Sequence[str]) -> str:
