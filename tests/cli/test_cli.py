@@ -288,7 +288,7 @@ def test_a_files_own_errors_are_told_before_the_hub_is_asked_for_the_student(com
 
 def test_the_doctor_prints_a_table_and_env_names_its_last_result(compact, monkeypatch, tmp_path):
     from compact_distill.method import doctor
-    from compact_distill.method.kernels.check import AGREES, DIFFERS, Finding
+    from compact_distill.method.doctor import AGREES, DIFFERS, Finding
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert "doctor: not run; try: compact doctor\n" in compact("env").stdout

@@ -10,8 +10,7 @@ import torch
 from compact_distill.method import doctor
 from compact_distill.method.doctor import AGREES, DIFFERS, NOT_HERE, NOT_REACHED, check_student, examine
 from compact_distill.method.kernels import attention, choose, head, layers, lora
-from compact_distill.method.kernels.attention import loop_kernel
-from compact_distill.method.kernels.plan import AttentionPlan
+from compact_distill.method.kernels.attention import AttentionPlan, loop_kernel
 from compact_distill.method.plain import build, students
 
 CPU = torch.device("cpu")

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from compact_distill.errors import StudentError
+from compact_distill.method.kernels.attention import AttentionPlan
 from compact_distill.method.kernels.choose import IMPLEMENTATION, register
 from compact_distill.method.kernels.head import read_head
 from compact_distill.method.kernels.layers import patch_layers
-from compact_distill.method.kernels.plan import AttentionPlan
 from compact_distill.method.outputs import Reading
 from compact_distill.method.packing import BranchRows, Layout, SecondRow, lay_out_second_row, step_windows
 from compact_distill.students.load import adapter_problems, architecture_problems, innermost

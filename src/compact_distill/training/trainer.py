@@ -33,6 +33,7 @@ from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, ScoreRow
 from compact_distill.runs.files import ScoreTrace
 from compact_distill.training.arguments import CompactConfig
+from compact_distill.training.callbacks import TrainingMetrics
 from compact_distill.training.checkpoints import (
     STATE,
     newest_complete,
@@ -42,7 +43,6 @@ from compact_distill.training.checkpoints import (
     trace_so_far,
 )
 from compact_distill.training.dataset import LengthGroupedSampler, ProblemDataset
-from compact_distill.training.metrics import TrainingMetrics
 
 if TYPE_CHECKING:
     from peft import PeftConfig

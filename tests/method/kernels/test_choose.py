@@ -9,6 +9,7 @@ import torch
 
 from compact_distill.errors import ConfigError, StudentError
 from compact_distill.method.kernels import attention, choose
+from compact_distill.method.kernels.attention import AttentionPlan
 from compact_distill.method.kernels.choose import (
     Case,
     candidates,
@@ -17,7 +18,6 @@ from compact_distill.method.kernels.choose import (
     segment_attention,
     try_kernel,
 )
-from compact_distill.method.kernels.plan import AttentionPlan
 from method.kernels.test_attention import SEGMENTS, TOKENS, dense, fake_varlen_attn, inputs, rows_seen
 
 CPU = torch.device("cpu")

@@ -27,8 +27,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from compact_distill.errors import ConfigError, StudentError
 from compact_distill.method.kernels import attention
-from compact_distill.method.kernels.attention import Kernel
-from compact_distill.method.kernels.plan import AttentionPlan
+from compact_distill.method.kernels.attention import AttentionPlan, Kernel
 from compact_distill.method.packing import Layout
 
 logger = logging.getLogger(__name__)
