@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from compact_distill import pipeline
 from compact_distill.cli import app
-from compact_distill.cli.options import load
+from compact_distill.cli.app import load
 from compact_distill.config.file import load_config
 from compact_distill.errors import RunError
 from compact_distill.runs.folder import RunFolder

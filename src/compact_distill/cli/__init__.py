@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 
-from compact_distill.cli import results, start, work
+from compact_distill.cli import results, work
 from compact_distill.cli.app import app
 
 __all__ = ["app"]
 
 _COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": start.demo,
-    "init": start.init,
-    "validate": start.validate,
+    "demo": work.demo,
+    "init": work.init,
+    "validate": work.validate,
     "generate": work.generate,
     "verify": work.verify,
     "teachers": work.teachers,
@@ -25,8 +25,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": results.export,
     "report": results.report,
     "try": results.try_out,
-    "doctor": start.doctor,
-    "env": start.env,
+    "doctor": work.doctor,
+    "env": work.env,
 }
 
 for name, command in _COMMANDS.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compact_distill.cli.options import (
+from compact_distill.cli.app import (
     RunsArgument,
     SetOption,
     TaskOption,
