@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compact_distill.answers import compare_answers
-from compact_distill.answers.number import Number, parse_number
+from compact_distill.answers.compare import Number, parse_number
 from compact_distill.answers.stated import tidy
 from compact_distill.records import Verdict
 

@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compact_distill.answers.compare import AnswerKind, answer_kind
-from compact_distill.answers.number import parse_number
+from compact_distill.answers.compare import AnswerKind, answer_kind, parse_number
 from compact_distill.answers.stated import answer_part, extract_answer, split_answer
 from compact_distill.records import AnswerFrom, Instance
 

@@ -13,8 +13,7 @@ from queue import SimpleQueue
 from threading import Event, Lock, Timer
 from types import TracebackType
 
-from compact_distill.answers.compare import compare_answers
-from compact_distill.answers.number import as_latex
+from compact_distill.answers.compare import as_latex, compare_answers
 from compact_distill.errors import RunError
 from compact_distill.records import Verdict
 

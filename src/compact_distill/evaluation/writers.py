@@ -20,7 +20,7 @@ from compact_distill.teachers import protocol
 from compact_distill.teachers.answer import clean
 from compact_distill.teachers.ask import Halted, Requester
 from compact_distill.teachers.backends import build
-from compact_distill.teachers.secrets import Redactor
+from compact_distill.teachers.protocol import Redactor
 
 
 @dataclass(frozen=True, slots=True)

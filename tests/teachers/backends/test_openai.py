@@ -12,8 +12,7 @@ import pytest
 from compact_distill.errors import ConfigError
 from compact_distill.records import Problem
 from compact_distill.teachers.backends.openai import OpenAITeacher, retry_after
-from compact_distill.teachers.protocol import FATAL, FaultKind, SamplingParams, TeacherFault, TeacherRequest
-from compact_distill.teachers.secrets import Redactor
+from compact_distill.teachers.protocol import FATAL, FaultKind, Redactor, SamplingParams, TeacherFault, TeacherRequest
 from teachers.server import Reply, Server, fails, says
 
 KEY = "sk-secret-0123456789abcdefghij"

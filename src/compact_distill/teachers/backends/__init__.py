@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.errors import ConfigError, InputError
 from compact_distill.teachers.ask import Limits
-from compact_distill.teachers.protocol import Prompting, TeacherBackend
-from compact_distill.teachers.secrets import Redactor
+from compact_distill.teachers.protocol import Prompting, Redactor, TeacherBackend
 
 _SERVER_SECONDS = 600.0
 _EMPTY_RETRIES = 2

@@ -13,8 +13,16 @@ from urllib.parse import urlsplit
 
 from compact_distill.errors import ConfigError
 from compact_distill.runs.progress import say
-from compact_distill.teachers.protocol import FaultKind, Finish, TeacherAnswer, TeacherFault, TeacherRequest, finish
-from compact_distill.teachers.secrets import Redactor, read_key
+from compact_distill.teachers.protocol import (
+    FaultKind,
+    Finish,
+    Redactor,
+    TeacherAnswer,
+    TeacherFault,
+    TeacherRequest,
+    finish,
+    read_key,
+)
 
 _KINDS = {
     401: FaultKind.UNAUTHORISED,

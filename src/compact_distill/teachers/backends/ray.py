@@ -94,7 +94,7 @@ class _Actor:
 
     def __init__(self, plain: dict[str, Any]) -> None:
         from compact_distill.teachers.backends import local_teacher
-        from compact_distill.teachers.secrets import Redactor
+        from compact_distill.teachers.protocol import Redactor
 
         config = TeacherConfig.model_validate(plain)
         try:
