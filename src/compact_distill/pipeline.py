@@ -36,7 +36,7 @@ from compact_distill.evaluation.examine import (
 )
 from compact_distill.evaluation.result_files import checkpoint_label, damaged_results
 from compact_distill.method.score import score
-from compact_distill.publish.card import push_card, write_card
+from compact_distill.publish.export import push_card, write_card
 from compact_distill.records import RationaleStatus
 from compact_distill.report import is_current, write_report
 from compact_distill.runs.environment import accelerator, hardware, versions

@@ -147,7 +147,7 @@ def export(
       compact export runs/first merged-student --merged
     """
     if merged:
-        from compact_distill.publish.merged import merge
+        from compact_distill.publish.export import merge
 
         run = Path(source)
         difference = merge(run / "student" if (run / "manifest.json").is_file() else run, out)
@@ -160,7 +160,7 @@ def export(
     instances = load_instances(source)
     counts = export_instances(instances, out, shape.value)
     if card is not None:
-        from compact_distill.publish.card import dataset_card
+        from compact_distill.publish.export import dataset_card
         from compact_distill.runs.files import atomic_write
 
         with atomic_write(card, keep=True) as file:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from compact_distill.config.file import load_config
 from compact_distill.data import export_instances, load_instances
-from compact_distill.publish.card import dataset_card, model_card, push_card, write_card
+from compact_distill.errors import ConfigError, RunError
+from compact_distill.publish import export
+from compact_distill.publish.export import dataset_card, merge, model_card, push_card, write_card
 from compact_distill.report.read import PairedChange, read_run
+from compact_distill.students.load import load_student
 
 
 def front_and_body(card: str) -> tuple[dict, str]:
@@ -106,3 +112,39 @@ def test_the_card_goes_to_the_hub_and_a_refusal_ends_nothing(finished, monkeypat
     monkeypatch.setattr("huggingface_hub.HfApi.upload_file", refuse)
     push_card(finished, "me/student")
     assert "me/student did not take it (403: not yours)" in capsys.readouterr().err
+
+
+def test_the_merged_model_computes_what_adapter_and_base_did(finished, tmp_path):
+    out = tmp_path / "whole"
+    difference = merge(finished / "student", out)
+    assert 0 < difference < 1e-4
+    assert not (out / "adapter_config.json").exists()
+    assert (out / "README.md").is_file()
+    adapter, tokenizer = load_student(finished / "student")
+    adapter.eval()
+    base, _ = load_student(finished.parent / "student")
+    whole = AutoModelForCausalLM.from_pretrained(out)
+    ids = torch.tensor([tokenizer("What is 2 + 1?")["input_ids"]])
+    with torch.no_grad():
+        expected, got, plain = adapter(input_ids=ids).logits, whole(input_ids=ids).logits, base(input_ids=ids).logits
+    assert torch.allclose(expected, got, atol=1e-5)
+    assert not torch.allclose(expected, plain, atol=1e-3)
+
+
+def test_a_merge_that_changes_the_model_is_refused_and_leaves_nothing(finished, tmp_path, monkeypatch):
+    monkeypatch.setitem(export._TOLERANCE, "torch.float32", 0.0)
+    with pytest.raises(RunError, match=r"merged model differs .* nothing was written"):
+        merge(finished / "student", tmp_path / "whole")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_targets_and_whole_models_are_refused_before_anything_is_loaded(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "load_student", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match="must be an adapter's folder"):
+        merge(finished.parent / "student", tmp_path / "whole")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(ConfigError, match="must be a new or empty folder"):
+        merge(finished / "student", tmp_path / "full")
+    with pytest.raises(ConfigError, match="does not exist; make it first"):
+        merge(finished / "student", tmp_path / "no" / "where")
