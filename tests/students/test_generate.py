@@ -49,6 +49,19 @@ def test_a_batch_writes_what_transformers_writes_row_by_row(architecture):
         assert own == Written(text, ended, length)
 
 
+def test_the_heads_weight_is_not_copied_for_each_row_where_it_is_frozen():
+    tokenizer, model = byte_level_tokenizer(), tiny_model("llama", lora=True).to(torch.bfloat16)
+    prompts = encode(tokenizer)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        Generator(model, tokenizer, Decoding(2))(prompts)
+    head = model.get_output_embeddings().weight
+    assert not head.requires_grad
+    products = [event.name for event in profile.events() if event.name in ("aten::mm", "aten::bmm", "aten::addmm")]
+    assert "aten::mm" in products
+    assert "aten::bmm" not in products  # a product of batches copies the weight for each row
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
 def test_a_model_in_training_with_adapters_and_our_attention_writes_the_same_and_stays_in_training():
     tokenizer = byte_level_tokenizer()
     model = tiny_model("llama", lora=True, lora_dropout=0.5)

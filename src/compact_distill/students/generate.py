@@ -128,9 +128,12 @@ class Generator:
             raise ValueError(f"seeds must be one a prompt where temperature > 0, got {seeds!r:.80}")
         was_training = self.model.training
         self.model.eval()
+        # The last token's states are a slice of the prompt's: torch would copy the head's frozen weight once a row.
+        head = self.model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         try:
             tokens, lengths, finished = self._write(prompts, seeds)
         finally:
+            head.remove()
             self.model.train(was_training)
         return [self._written(row[:length], done) for row, length, done in zip(tokens, lengths, finished, strict=True)]
 
@@ -244,6 +247,10 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
     configured = getattr(model.generation_config, "eos_token_id", None)
     others = configured if isinstance(configured, list) else [] if configured is None else [configured]
     return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *map(int, others)]))
+
+
+def _contiguous(_head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(states.contiguous() for states in inputs)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
