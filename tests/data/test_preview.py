@@ -54,6 +54,13 @@ def test_answers_that_were_inferred_are_counted_and_shown_apart():
     ]
 
 
+def test_what_the_data_says_in_numbers_is_kept_and_nothing_else_of_it():
+    given = {"mqm": 10, "is_correct": True, "rater": "x", "broken": float("nan")}
+    row, _ = used(Rationale("t", TEXTS[0], extra=given), Rationale("u", TEXTS[0]))
+    assert row["rationales"][0]["numbers"] == {"mqm": 10.0}
+    assert "numbers" not in row["rationales"][1]
+
+
 def test_a_verdict_that_was_given_stays():
     row, _ = used(Rationale("t", TEXTS[0], verdict=Verdict.WRONG), Rationale("u", TEXTS[0], answer="9"))
     assert [r["verdict"] for r in row["rationales"]] == ["wrong", "wrong"]

@@ -7,7 +7,15 @@ import pytest
 from compact_distill.config.yaml import parse
 from compact_distill.errors import ConfigError
 from compact_distill.records import Instance, Rationale
-from compact_distill.study.arms import load_study, long_short, only_teacher, study_template, union
+from compact_distill.study.arms import (
+    StudyConfig,
+    load_study,
+    long_short,
+    make_study,
+    only_teacher,
+    study_template,
+    union,
+)
 
 BASE = {"student": "s", "rationales": "r.jsonl", "train": {"learning_rate": 1e-3, "num_train_epochs": 2}}
 
@@ -136,3 +144,19 @@ def test_a_fifth_of_the_problems_keep_their_longest_rationale_the_others_their_s
     ]
     assert sorted(lengths).count(9) == 2
     assert set(lengths) <= {9, 3, 5}
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ({}, "each rationale as much as it fits the student, by its scores"),
+        ({"weighting": {"best": "difficulty"}}, "one rationale a problem: the best by difficulty"),
+        ({"weighting": {"gate": "compact"}}, "right rationales only, then as compact"),
+        ({"merge": "ties"}, "one student a teacher, merged (ties)"),
+        ({"single": "terse"}, "terse alone"),
+        ({"mix": "union"}, "each rationale an example of its own"),
+    ],
+)
+def test_an_arm_says_in_words_what_it_is(base, arm, words):
+    (made,) = make_study(StudyConfig(base=base, arms={"a": arm})).arms
+    assert made.in_words() == words

@@ -14,11 +14,15 @@ def document():
     """What a study of three arms found, by hand."""
 
     def arm(learned, low, high, seed):
-        drift = {"learned": {"kl": 0.2, "shift": 0.1, "cka": 0.9}}
+        values = {"kl": 0.2, "shift": 0.1, "cka": 0.9}
+        drift = {"learned": {**values, "by_seed": {name: [value] for name, value in values.items()}}}
         estimate = {"value": learned, "low": low, "high": high}
         entry = {"role": "learned", "rows": 3, **estimate, "by_seed": [learned]}
+        follows = {"mqm": {"problems": 3, "value": -0.5, "low": -0.8, "high": -0.2}}
+        curriculum = {"difficulty": [{"value": 0.1, "low": -0.1, "high": 0.3}]}
         return {"runs": {"0": f"arms/{seed}/seed-0"}, "tasks": {"t": entry}, "learned": estimate, "retained": estimate,
-                "auc": None,
+                "what": "as it says", "settings": {"weighting": seed}, "auc": None, "follows": follows,
+                "curriculum": curriculum,
                 "likelihood": {}, "drift": drift, "tokens": [100], "tokens_with_weight": [100]}  # fmt: skip
 
     def minus(value, low, high, p):
@@ -46,19 +50,50 @@ def test_the_headline_names_only_what_interval_and_corrected_p_show(document):
     assert "no arm to compare with" in headline(document)
 
 
+def write_rows(folder, arm, rows):
+    place = folder / "arms" / arm / "seed-0" / "eval" / "student"
+    place.mkdir(parents=True)
+    (place / "t.rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_the_page_holds_figures_links_and_no_markup_of_names(document, tmp_path):
-    folder = tmp_path / "arms" / "verified" / "seed-0" / "eval" / "student"
-    folder.mkdir(parents=True)
-    row = {"id": "b", "question": "<b>how many?</b>", "gold": "4", "answer": "4"}
-    (folder / "t.rows.jsonl").write_text(json.dumps(row) + "\n")
-    text = write_page(tmp_path, document, {"arms": {}}).read_text()
+    costs = {"arms": {arm: {"train_seconds": [s], "peak_memory_gib": [1.0], "steps": [10]}
+                      for arm, s in (("equal", 20.0), ("verified", 30.0))}}  # fmt: skip
+    text = write_page(tmp_path, document, costs).read_text()
     assert "verified solves 2 that equal does not" in text
+    assert 'href="arms/verified/seed-0/report.html"' in text
+    assert text.count("</script>") == 1
+    for title in ("Retained against learned", "Who solves what", "Learned: minus equal", "Next words, learned prompts",
+                  "PCA shift, learned prompts", "Weights against mqm", "Does a curriculum show?", "Time of training",
+                  "What is compared", "{weighting: verified}"):  # fmt: skip
+        assert title in text
+    assert "verified, seed 1: 1.5" in text, "of the time of equal"
+
+
+def test_rows_that_one_arm_solves_show_what_both_wrote_as_text(document, tmp_path):
+    row = {"id": "b", "question": "<b>how many?</b>", "gold": "4"}
+    write_rows(tmp_path, "verified", [{**row, "answer": "4", "text": "2 + 2 = 4 <img src=x>", "verdict": "correct"}])
+    write_rows(tmp_path, "equal", [{**row, "answer": "5", "text": "2 + 2 = 5", "verdict": "wrong"}])
+    text = write_page(tmp_path, document, {"arms": {}}).read_text()
+    assert "verified solves 2 that equal does not, the first 1 of them here" in text
     assert "&lt;b&gt;how many?&lt;/b&gt;" in text
     assert "<b>how many?" not in text
-    assert 'href="arms/verified/seed-0/report.html#explorer"' in text
-    assert text.count("</script>") == 1
-    for title in ("Retained against learned", "Who solves what", "Learned: minus equal", "Drift"):
-        assert title in text
+    assert "2 + 2 = 4 &lt;img src=x&gt;" in text
+    assert "<img src=x" not in text
+    assert "2 + 2 = 5" in text
+    assert "seed 0, right: <bdi>4</bdi>" in text
+    assert "seed 0, wrong: <bdi>5</bdi>" in text
+
+
+def test_of_several_seeds_the_one_is_shown_that_says_why(document, tmp_path):
+    document["arms"]["equal"]["runs"] = {"0": "arms/equal/seed-0", "1": "arms/equal1/seed-0"}
+    row = {"id": "b", "question": "q", "gold": "4"}
+    write_rows(tmp_path, "verified", [{**row, "answer": "4", "text": "right", "verdict": "correct"}])
+    write_rows(tmp_path, "equal", [{**row, "answer": "4", "text": "by luck", "verdict": "correct"}])
+    write_rows(tmp_path, "equal1", [{**row, "answer": "5", "text": "the error", "verdict": "wrong"}])
+    text = write_page(tmp_path, document, {"arms": {}}).read_text()
+    assert "the error" in text
+    assert "by luck" not in text
 
 
 def test_a_folder_is_shown_by_its_name_and_a_hub_model_by_all_of_it(tmp_path):

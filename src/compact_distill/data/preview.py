@@ -133,6 +133,15 @@ def optimizer_steps(problems: int, train: Mapping[str, Any]) -> int:
     return math.ceil(train["num_train_epochs"] * steps_per_epoch)
 
 
+def _numbers(extra: Mapping[str, Any]) -> dict[str, float]:
+    """What the data says of a rationale in numbers, such as raters' penalties."""
+    return {
+        name: float(value)
+        for name, value in extra.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
 def used_rows(
     instances: Sequence[Instance], encoded: Sequence[EncodedProblem], verifier: Verifier
 ) -> Iterator[dict[str, Any]]:
@@ -166,6 +175,7 @@ def used_rows(
                     "verdict": rationale.verdict or (verdict if rationale.text.strip() else None),
                     "status": status,
                     "tokens": None if branch is None else len(branch),
+                    **({"numbers": numbers} if (numbers := _numbers(rationale.extra)) else {}),
                 }
                 for rationale, answer, source, verdict, branch, status in rows
             ],

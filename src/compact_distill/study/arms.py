@@ -36,6 +36,19 @@ _SECTIONS = ("compatibility", "train", "eval", "lora", "text", "generation", "pr
 _LENGTH = ("num_train_epochs", "max_steps")
 
 
+_IN_WORDS = {
+    "compact": "each rationale as much as it fits the student, by its scores",
+    "equal": "all rationales of a problem the same",
+    "random": "one rationale a problem, drawn anew each time",
+    "verified": "right rationales only, all the same",
+    "fixed": "fixed weights",
+    "best": "one rationale a problem: the best by {}",
+    "gate": "right rationales only, then as {}",
+    "union": "each rationale an example of its own",
+    "long_short": "one rationale a problem: the longest of every fifth, else the shortest",
+}
+
+
 class ArmOptions(Strict):
     """What an arm may say besides settings of the run."""
 
@@ -89,6 +102,18 @@ class Arm:
     name: str
     config: RunConfig
     options: ArmOptions
+
+    def in_words(self) -> str:
+        """What the arm is, for readers who do not know its name."""
+        options, rule = self.options, self.config.weighting
+        if options.merge:
+            return f"one student a teacher, merged ({options.merge})"
+        if options.single:
+            return f"{'the best teacher' if options.single == BEST else options.single} alone"
+        if options.mix:
+            return _IN_WORDS[options.mix]
+        name, argument = next(iter(rule.items())) if isinstance(rule, dict) else (rule, "")
+        return _IN_WORDS.get(name, f"the weight rule {name}").format(argument)
 
     @property
     def fingerprint(self) -> str:

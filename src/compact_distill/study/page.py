@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,18 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from markupsafe import Markup
 
 from compact_distill.errors import RunError
+from compact_distill.evaluation.examine import ROLES
 from compact_distill.evaluation.result_files import read_rows, rows_path
+from compact_distill.records import Verdict
 from compact_distill.report.charts import Mark, Point, heat_chart, interval_chart, scatter_chart
 from compact_distill.report.drawing import Figure, Table
-from compact_distill.report.page import Card, Section, page
+from compact_distill.report.page import Card, Section, fragment, page
 from compact_distill.report.text import duration, listed, number, percent, plural, points, short
 from compact_distill.runs.files import atomic_write
-from compact_distill.study.results import REFERENCES, ROLES
+from compact_distill.study.results import REFERENCES
+from compact_distill.study.weights import weight_section
 
 _SHOWN = 12  # problems for each pair of arms
+_LONGEST = 2000  # characters of a text
 _SURE = 0.05
 
 
@@ -29,16 +35,17 @@ def write_page(out: Path, document: Mapping[str, Any], costs: Mapping[str, Any])
     """Write `study.html` into a study's folder; returns its path."""
     path = out / "study.html"
     arms = {name: arm for name, arm in document["arms"].items() if "tasks" in arm}
-    sections = [_results(document, arms), _differences(document), _weights(arms), _problems(out, document, arms)]
-    sections += [_cost(arms, costs), _runs(document)]
+    sections = [_arms(arms), _results(document, arms), _differences(document), weight_section(arms)]
+    sections += [_problems(out, document, arms), _cost(arms, costs), _runs(document)]
     seeds = document["seeds"]
     text = page(
         "Study",
         [section for section in sections if section.figures or section.tables or section.extra],
         headline=headline(document),
         eyebrow=f"study of {student_name(document['student'])}",
-        lede=f"{plural(len(arms), 'arm')}, {plural(len(seeds), 'seed')}; equal budget: {document['budget']}. "
-        + ("Intervals are over seeds and rows." if len(seeds) > 1 else "One seed: intervals are over rows alone."),
+        lede=f"One student, trained in {plural(len(arms), 'way')} ({plural(len(seeds), 'run')} of each"
+        f"{_BUDGETS[document['budget']]}), then asked the same questions. In brackets: 95 % intervals over "
+        + ("runs and questions." if len(seeds) > 1 else "questions."),
         cards=[card for role in ROLES if (card := _card(document, arms, role))],
         missing=[f"{name} failed: {reason}" for name, reason in document["failed"].items()],
     )
@@ -64,6 +71,7 @@ def headline(document: Mapping[str, Any]) -> str:
     return "There is no arm to compare with: name one `equal` or `compact`."
 
 
+_BUDGETS = {"tokens": ", on equally many tokens of rationales", "steps": ", for equally many steps", "none": ""}
 _VERBS = {"learned": "learned", "retained": "kept"}
 
 
@@ -102,15 +110,7 @@ def _results(document: Mapping[str, Any], arms: Mapping[str, Any]) -> Section:
     both = {name: arm for name, arm in everyone.items() if all(role in arm for role in ROLES)}
     if both:
         dots = [
-            Point(
-                name,
-                arm["learned"]["value"],
-                arm["retained"]["value"],
-                f"s{i % 8}",
-                i,
-                _ends(arm["learned"]),
-                _ends(arm["retained"]),
-            )
+            Point(name, *(arm[role]["value"] for role in ROLES), f"s{i % 8}", i, *(_ends(arm[role]) for role in ROLES))
             for i, (name, arm) in enumerate(both.items())
         ]
         chart = scatter_chart(
@@ -161,32 +161,6 @@ def _differences(document: Mapping[str, Any]) -> Section:
     return Section("differences", "Differences", "Paired differences", lede, figures)
 
 
-def _weights(arms: Mapping[str, Any]) -> Section:
-    figures = []
-    areas = {name: arm["auc"] for name, arm in arms.items() if arm["auc"]}
-    if areas:
-        chart = interval_chart(
-            "Right above wrong", _marks(areas, "s2"), x_label="area (0.5: chance)", reference=0.5, x_range=(0.0, 1.0)
-        )
-        table = Table(
-            ("arm", "area", "low", "high", "problems"),
-            [(name, own["value"], own["low"], own["high"], own["problems"]) for name, own in areas.items()],
-        )
-        look = "How often a right rationale weighs more than a wrong one of the same problem; 0.5 tells nothing."
-        figures.append(Figure("auc", "Weights of right and wrong rationales", look, [chart], table))
-    rows = [(name, role, own.get("kl"), own.get("shift"), own.get("cka")) for name, arm in arms.items()
-            for role, own in arm["drift"].items()]  # fmt: skip
-    for role, css in zip(ROLES, ("s0", "s1"), strict=True):
-        moved = {name: arm["drift"][role]["kl"] for name, arm in arms.items() if "kl" in arm["drift"].get(role, {})}
-        if moved:
-            marks = [(name, [Mark(name, value, css=css)]) for name, value in moved.items()]
-            chart = interval_chart(f"Drift on {role} prompts", marks, x_label="KL to the base, nats a token")
-            look = "How far the next-token distribution moved from the base; the shift is the centroid's, in spreads."
-            table = Table(("arm", "prompts", "KL", "shift", "CKA"), [row for row in rows if row[1] == role])
-            figures.append(Figure(f"drift_{role}", f"Drift, {role}", look, [chart], table))
-    return Section("weights", "Weights", "What was trusted, and how far the student moved", figures=figures)
-
-
 def _problems(out: Path, document: Mapping[str, Any], arms: Mapping[str, Any]) -> Section:
     """Counts of rows that one arm solves (in over half of its seeds) and another does not, and the rows themselves."""
     figures, parts = [], []
@@ -226,58 +200,102 @@ def _level(most: float, value: float) -> int:
 
 
 def _examples(out: Path, task: str, ids: Sequence[str], solved: Mapping[str, Any], arms: Mapping[str, Any]) -> Markup:
-    """Rows on which an arm and the reference part ways, with both answers and links to their reports."""
+    """Rows on which an arm and the reference part ways: question, gold answer, and what both wrote."""
     reference = next((name for name in REFERENCES if name in solved), next(iter(solved)))
-    texts = {name: _answers(out, arms[name], task) for name in solved}
+    written = {name: _written(out, arms[name], task) for name in solved}
     parts = []
-    unknown = ("?", "?", "?")
     for name in solved:
         for one, other in ((name, reference), (reference, name)) if name != reference else ():
             chosen = [ids[i] for i in np.flatnonzero(solved[one] & ~solved[other]).tolist()]
-            lines = []
-            for row in chosen[:_SHOWN]:
-                (question, gold, right), (_, _, wrong) = texts[one].get(row, unknown), texts[other].get(row, unknown)
-                line = Markup(
-                    "<li><bdi>{}</bdi> (gold <bdi>{}</bdi>): {} says <bdi>{}</bdi>, {} says <bdi>{}</bdi></li>"
+            lines = [
+                fragment(
+                    "solved.html.jinja",
+                    sides=[
+                        (one, _choose(written[one].get(row, []), True)),
+                        (other, _choose(written[other].get(row, []), False)),
+                    ],
                 )
-                lines.append(
-                    line.format(short(question, 200), short(gold, 40), one, short(right, 40), other, short(wrong, 40))
+                for row in chosen[:_SHOWN]
+                if written[one].get(row) and written[other].get(row)
+            ]
+            if chosen:
+                more = f", the first {len(lines)} of them here" if len(lines) < len(chosen) else ""
+                summary = Markup("<summary>{}: {} solves {} that {} does not{} ({}, {})</summary>").format(
+                    short(task, 40), one, len(chosen), other, more, _link(arms[one], one), _link(arms[other], other)
                 )
-            if lines:
-                summary = Markup("<summary>{}: {} solves {} that {} does not ({}, {})</summary>").format(
-                    short(task, 40), one, len(chosen), other, _link(arms[one], one), _link(arms[other], other)
-                )
-                parts.append(Markup("<details>{}<ul>{}</ul></details>").format(summary, Markup("").join(lines)))
+                parts.append(Markup('<details class="solved">{}{}</details>').format(summary, Markup("").join(lines)))
     return Markup("").join(parts)
 
 
-def _answers(out: Path, arm: Mapping[str, Any], task: str) -> dict[str, tuple[str, str, str]]:
-    """Question, gold answer and the answer of the arm's first seed, by the row's id."""
-    run = out / next(iter(arm["runs"].values()))
-    try:
-        rows = read_rows(rows_path(run / "eval" / "student", task))
-    except RunError:
-        return {}
-    return {row["id"]: (str(row.get("question", "")), str(row.get("gold", "")), str(row.get("answer"))) for row in rows}
+def _written(out: Path, arm: Mapping[str, Any], task: str) -> dict[str, list[dict[str, Any]]]:
+    """What the arm's students wrote, by the row's id: a row of each seed and sample."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed, run in arm["runs"].items():
+        with contextlib.suppress(RunError):  # a study is read again when one of its runs is gone
+            for row in read_rows(rows_path(out / run / "eval" / "student", task)):
+                text = str(row.get("text") or "")
+                shown = {"text": text[:_LONGEST] + (" [...]" if len(text) > _LONGEST else ""), "seed": seed}
+                shown |= {key: str(row.get(key, "?")) for key in ("question", "gold", "answer")}
+                found.setdefault(row["id"], []).append({**shown, "right": row.get("verdict") == Verdict.CORRECT})
+    return found
+
+
+def _choose(rows: Sequence[dict[str, Any]], right: bool) -> dict[str, Any]:
+    """Of what several seeds wrote the first that shows why the row counts as solved, or not."""
+    return next((row for row in rows if row["right"] == right), rows[0])
 
 
 def _link(arm: Mapping[str, Any], name: str) -> Markup:
-    """To the explorer of the arm's first run."""
+    """To the report of the arm's first run."""
     run = next(iter(arm["runs"].values()))
-    return Markup('<a href="{}/report.html#explorer">{}: the run</a>').format(run, name)
+    return Markup('<a href="{}/report.html">{}: its report</a>').format(run, name)
 
 
 def _cost(arms: Mapping[str, Any], costs: Mapping[str, Any]) -> Section:
     rows: list[tuple[Any, ...]] = []
+    seconds: dict[str, list[float]] = {}
+    memory: dict[str, list[float]] = {}
     for name, arm in arms.items():
-        cost = costs["arms"].get(name, {"train_seconds": [], "peak_memory_gib": []})
-        seconds = float(np.mean(cost["train_seconds"])) if cost["train_seconds"] else None
-        memory = max(cost["peak_memory_gib"], default=None)
+        cost = costs["arms"].get(name, {"train_seconds": [], "peak_memory_gib": [], "steps": []})
+        took = float(np.mean(cost["train_seconds"])) if cost["train_seconds"] else None
+        steps = float(np.mean(cost.get("steps") or [0]))
+        peak = max(cost["peak_memory_gib"], default=None)
         rows.append((name, round(float(np.mean(arm["tokens"]))), round(float(np.mean(arm["tokens_with_weight"]))),
-                     seconds, duration(seconds), memory))  # fmt: skip
-    columns = ("arm", "rationale tokens", "of them with weight", "seconds", "time", "memory, GiB")
-    lede = "A run's mean: tokens of rationales read with a backward; time and peak memory of its training."
-    return Section("cost", "Cost", "What each arm took", lede, tables=[("Per run", Table(columns, rows))])
+                     took, duration(took), took / steps if took and steps else None, peak))  # fmt: skip
+        seconds |= {name: cost["train_seconds"]} if took else {}
+        memory |= {name: cost["peak_memory_gib"]} if peak else {}
+    columns = ("arm", "rationale tokens", "of them with weight", "seconds", "time", "seconds a step", "memory, GiB")
+    base = next((name for name in REFERENCES if seconds.get(name)), "")
+    charts = []
+    for title, label, found in (("Time of training", "of the time", seconds), ("Peak memory", "of the memory", memory)):
+        if base in found and len(found) > 1:
+            unit = float(np.mean(found[base]))
+            marks = [(name, [Mark(f"seed {i + 1}", v / unit, css="s2") for i, v in enumerate(values)])
+                     for name, values in found.items()]  # fmt: skip
+            charts.append(interval_chart(title, marks, x_label=f"{label} of {base}", reference=1.0))
+    look = (
+        f"As shares of {base}'s; a mark a seed. Runs that shared a machine shared its time: compare those that did not."
+    )
+    figures = [Figure("cost", "Cost", look, charts, Table(columns, rows))] if charts else []
+    lede = (
+        "A run's mean: tokens of rationales read with a backward; time and peak memory of its training. make bench "
+        "measures a step against TRL (docs/performance.md)."
+    )
+    return Section("cost", "Cost", "What each arm took", lede, figures, tables=[("Per run", Table(columns, rows))])
+
+
+def _arms(arms: Mapping[str, Any]) -> Section:
+    rows = [(name, arm["what"], _flow(arm["settings"])) for name, arm in arms.items()]
+    lede = (
+        "All arms train the same student on the same problems; they differ in how rationales are weighed or arranged."
+    )
+    table = Table(("arm", "what counts", "settings beside the base's"), rows)
+    return Section("arms", "Arms", "What is compared", lede, tables=[("Arms", table)])
+
+
+def _flow(settings: Mapping[str, Any]) -> str:
+    """Settings as YAML on one line."""
+    return yaml.safe_dump(dict(settings), default_flow_style=True, sort_keys=False, width=math.inf).strip()
 
 
 def _runs(document: Mapping[str, Any]) -> Section:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from compact_distill.errors import RunError
+from compact_distill.evaluation.examine import ROLES
 from compact_distill.evaluation.result_files import (
     main_value,
     measures,
@@ -26,16 +27,15 @@ from compact_distill.evaluation.result_files import (
     rows_path,
     tasks_done,
 )
-from compact_distill.evaluation.statistics import Table, area, exact_p, holm, over_seeds_and_rows
+from compact_distill.evaluation.statistics import Table, exact_p, holm, over_seeds_and_rows
 from compact_distill.evaluation.task import load_tasks
-from compact_distill.records import Verdict
-from compact_distill.runs.files import atomic_write, read_jsonl
+from compact_distill.runs.files import atomic_write
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import text_table
 from compact_distill.study.arms import Study
+from compact_distill.study.weights import weights_of
 
 FORMAT = 1
-ROLES = ("learned", "retained")
 REFERENCES = ("equal", "compact")
 
 
@@ -76,12 +76,14 @@ def collect(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
         RunError: arms that were not asked the same rows.
     """
     arms: dict[str, dict[str, Any]] = {}
+    what = {arm.name: arm.in_words() for arm in outcome.study.arms}
     tables: dict[str, dict[str, dict[str, Table]]] = {}  # arm, role, task: [S, N]
     costs: dict[str, Any] = {}
     rows: dict[str, list[str]] = {}
     for name, runs in outcome.runs.items():
         done = {seed: run for seed, run in runs.items() if _is_finished(run)}
         arms[name] = {"runs": {str(seed): str(run.relative_to(outcome.out)) for seed, run in done.items()}}
+        arms[name] |= {"what": what[name], "settings": outcome.study.config.arms[name]}
         if name in outcome.chosen:
             arms[name]["teacher"] = outcome.chosen[name]
         if done:
@@ -203,53 +205,14 @@ def _of_arm(runs: Sequence[Path], tables: Mapping[str, Mapping[str, Table]], out
             estimate = asdict(over_seeds_and_rows([table]))
             found["tasks"][task] = {"role": role, "rows": table.shape[1], **estimate}
             found["tasks"][task]["by_seed"] = [float(value) for value in table.mean(axis=1)]
-    readings = [_readings(outcome.parts.get(run, [run])) for run in runs]
-    found["tokens"] = [reading["tokens"] for reading in readings]
-    found["tokens_with_weight"] = [reading["tokens_with_weight"] for reading in readings]
-    found["auc"] = _auc([reading["areas"] for reading in readings])
+    found |= weights_of([outcome.parts.get(run, [run]) for run in runs])
     found["likelihood"] = _likelihoods([run / "eval" / "student" for run in runs])
     found["drift"] = _drift(runs)
     return found
 
 
-def _readings(parts: Sequence[Path]) -> dict[str, Any]:
-    """Rationale tokens that were read and those that had a weight, and for each problem the area of its weights."""
-    tokens = with_weight = 0
-    areas: dict[str, list[float]] = {}
-    for part in parts:
-        folder = RunFolder.open(part)
-        used = {row["id"]: row["rationales"] for row in read_jsonl(folder.data_path)}
-        for row in folder.read_scores():
-            rationales = used.get(row["id"], [])
-            present = [
-                (weight, rationale)
-                for weight, rationale in zip(row["weights"], rationales, strict=True)
-                if rationale["tokens"] is not None
-            ]
-            tokens += sum(rationale["tokens"] for _, rationale in present)
-            with_weight += sum(rationale["tokens"] for weight, rationale in present if weight > 0)
-            judged = [(w, r["verdict"] == Verdict.CORRECT) for w, r in present if r["verdict"] is not None]
-            found = area([w for w, _ in judged], [right for _, right in judged])
-            if found is not None:
-                areas.setdefault(row["id"], []).append(found)
-    return {
-        "tokens": tokens,
-        "tokens_with_weight": with_weight,
-        "areas": {name: float(np.mean(values)) for name, values in areas.items()},
-    }
-
-
-def _auc(areas: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
-    """Area of right over wrong rationales' weights, mean over problems that have both; None where none has."""
-    shared = sorted(set.intersection(*(set(of_seed) for of_seed in areas)))
-    if not shared:
-        return None
-    table = np.array([[of_seed[name] for name in shared] for of_seed in areas])
-    return {"problems": len(shared), **asdict(over_seeds_and_rows([table]))}
-
-
-def _drift(runs: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """Mean over seeds of what drift.json says of each set of prompts: KL after the prompt, shift in the last layer."""
+def _drift(runs: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """What drift.json says of each set of prompts, KL and the last layer's shifts: mean over seeds, and by seed."""
     found: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         path = run / "eval" / "drift.json"
@@ -259,7 +222,10 @@ def _drift(runs: Sequence[Path]) -> dict[str, dict[str, float]]:
             for name, value in values.items():
                 if value is not None:
                     found.setdefault(part["role"], {}).setdefault(name, []).append(value)
-    return {role: {name: float(np.mean(v)) for name, v in values.items()} for role, values in found.items()}
+    return {
+        role: {**{name: float(np.mean(v)) for name, v in values.items()}, "by_seed": values}
+        for role, values in found.items()
+    }
 
 
 def _rows(tables: Mapping[str, Mapping[str, Mapping[str, Table]]], ids: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -317,13 +283,14 @@ def _differences(
 
 
 def _costs(runs: Sequence[Path], outcome: Outcome) -> dict[str, Any]:
-    """Seconds of training and peak memory in GiB, by seed; of merged students, of all their parts."""
-    seconds, memory = [], []
+    """Seconds and steps of training and peak memory in GiB, by seed; of merged students, of all their parts."""
+    seconds, memory, steps = [], [], []
     for run in runs:
         summaries = [RunFolder.open(part).stage_summary("train") for part in outcome.parts.get(run, [run])]
         seconds.append(round(sum(summary.get("seconds", 0.0) for summary in summaries), 1))
         memory.append(max(summary.get("peak_memory_gib", 0.0) for summary in summaries))
-    return {"train_seconds": seconds, "peak_memory_gib": memory}
+        steps.append(sum(summary.get("steps", 0) for summary in summaries))
+    return {"train_seconds": seconds, "peak_memory_gib": memory, "steps": steps}
 
 
 def _csv(document: Mapping[str, Any]) -> str:
