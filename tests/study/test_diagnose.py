@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from compact_distill.data import load_instances
 from compact_distill.errors import DataError
 from compact_distill.method.encode import Encoder
 from compact_distill.students.load import load_student
-from compact_distill.study.diagnose import _STEP, analyse, choose, diagnose, measure, write_diagnosis
+from compact_distill.study.diagnose import _STEP, analyse, choose, diagnose, measure, work, write_diagnosis
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,33 @@ def test_problems_are_not_validated_on_themselves(read):
     assert not set(sample) & set(held)
     with pytest.raises(DataError, match="two problems with several rationales"):
         choose(read[1][:1], 4, 3)
+
+
+def test_the_work_is_that_of_the_tokens_it_reads(read):
+    tried, held = read[1][:2], read[1][5:6]
+    prompt, sizes = len(held[0].prompt), [len(held[0].branches[k]) for k in held[0].right]
+    validation = prompt + sum(sizes)
+    expected = 3 * validation
+    for problem in tried:
+        own = [len(problem.branches[k]) for k in problem.present]
+        expected += 4 * (len(problem.prompt) + sum(own))
+        expected += sum(3 * (len(problem.prompt) + length) + validation for length in own)
+    assert work(tried, held) == expected
+    # Twice the problems: twice the work, but for the validation gradient.
+    assert work(tried * 2, held) - 3 * validation == 2 * (expected - 3 * validation)
+
+
+def test_the_cost_is_told_before_the_work_starts(world, tmp_path, base, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt  # as a user who finds it too long
+
+    told = []
+    monkeypatch.setattr("compact_distill.study.diagnose._scores", stop)
+    monkeypatch.setattr("compact_distill.study.diagnose.say", told.append)
+    with pytest.raises(KeyboardInterrupt):
+        diagnose(config_from({**base, "output": str(tmp_path / "run")}), problems=3, validation=2)
+    (cost,) = [line for line in told if "about" in line]
+    assert re.search(r"12 rationales of 3 problems take about \d+ (s|min).*--problems N", cost)
 
 
 def test_it_writes_a_page_and_the_numbers_behind_it(world, tmp_path, base):

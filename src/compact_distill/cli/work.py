@@ -274,7 +274,7 @@ def diagnose(
     """Find out before training which scores know what helps this student.
 
     One step on each rationale of a sample, taken back afterwards: how much does the loss on right rationales of other
-    problems fall, and which score, weight or teacher predicts that? The cost is told after the first step.
+    problems fall, and which score, weight or teacher predicts that? The time it takes is told before it starts.
 
     \b
     Example:

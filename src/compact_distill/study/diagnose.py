@@ -49,6 +49,7 @@ _OPTIONS = PassOptions(gold=False)
 _PENALTIES = tuple(10.0**power for power in range(-2, 4))
 _FOLDS = 5
 _STEP = 0.1  # of AdamW's first
+_SCORE_READINGS = 4  # of a problem for its scores: three settings, and the probes of two of them
 # Of these a larger value should mean a smaller weight.
 _TURNED = ("difficulty", "rank_surprisal")
 
@@ -82,9 +83,10 @@ def diagnose(config: RunConfig, problems: int = 12, validation: int = 8) -> dict
     model, tokenizer = load_student(
         config.student, dtype="auto" if config.lora else torch.float32, device=accelerator()
     )
+    tried = [encoded[i] for i in sample]
+    _tell_cost(model, tried, [encoded[i] for i in held], config.max_tokens_per_pass)
     rows = _scores(model, tokenizer, [prepared.instances[i] for i in sample], config)
     model = _with_adapter(model, prepared)
-    tried = [encoded[i] for i in sample]
     rates = config.train["learning_rate"]
     effects = measure(model, tried, [encoded[i] for i in held], rates, config.max_tokens_per_pass)
     for row in rows:
@@ -122,13 +124,39 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
     return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
 
 
-def measure(
-    model: nn.Module,
-    tried: Sequence[EncodedProblem],
-    held: Sequence[EncodedProblem],
-    learning_rate: float,
-    max_tokens: int,
-) -> dict[str, dict[int, Effect]]:
+def work(tried: Sequence[EncodedProblem], held: Sequence[EncodedProblem]) -> int:
+    """What a diagnosis reads, in tokens of a forward; one with its backward counts as three.
+
+    Tried problems for their scores, each of their rationales with its backward, and the validation rationales once with
+    their backward and after each step.
+    """
+
+    def tokens(problem: EncodedProblem, kept: Sequence[int]) -> int:
+        return len(problem.prompt) + sum(len(problem.branches[k] or ()) for k in kept)
+
+    validation = sum(tokens(problem, problem.right) for problem in held)
+    steps = [(problem, k) for problem in tried for k in problem.present]
+    scores = sum(_SCORE_READINGS * tokens(problem, problem.present) for problem in tried)
+    return scores + 3 * validation + sum(3 * tokens(problem, (k,)) + validation for problem, k in steps)
+
+
+def _tell_cost(model: nn.Module, tried: Sequence[EncodedProblem], held: Sequence[EncodedProblem],
+               max_tokens: int) -> None:  # fmt: skip
+    """Say before the work how long it will take, from one timed reading of a validation rationale."""
+    attach(model)
+    model.eval()
+    one = [_only(held[0], held[0].right[:1])]
+    _loss(model, one, max_tokens)  # the first reading pays for what is set up once
+    started = time.monotonic()
+    _loss(model, one, max_tokens)
+    read = len(one[0].prompt) + sum(len(branch) for branch in one[0].branches if branch is not None)
+    left = duration((time.monotonic() - started) / read * work(tried, held))
+    count = sum(len(problem.present) for problem in tried)
+    say(f"diagnose: {count} rationales of {len(tried)} problems take about {left}; --problems N tries fewer or more")
+
+
+def measure(model: nn.Module, tried: Sequence[EncodedProblem], held: Sequence[EncodedProblem], learning_rate: float,
+            max_tokens: int) -> dict[str, dict[int, Effect]]:  # fmt: skip
     """Effect of each present rationale of the tried problems, by the problem's id and the teacher's index.
 
     The model's trained parameters are the same afterwards, bit for bit; dropout is off.
@@ -141,9 +169,8 @@ def measure(
     right = [_only(problem, problem.right) for problem in held]
     direction, before = _gradient(model, right, trained, max_tokens)
     found: dict[str, dict[int, Effect]] = {}
-    started = time.monotonic()
     with progress("diagnose", len(jobs)) as shown:
-        for number, (problem, k) in enumerate(jobs):
+        for problem, k in jobs:
             gradient, _ = _gradient(model, [_only(problem, (k,))], trained, max_tokens)
             norm = math.sqrt(sum(float(part.double().square().sum()) for part in gradient))
             entries = sum(int((part != 0).sum()) for part in gradient)
@@ -155,9 +182,6 @@ def measure(
                 for parameter, value in zip(trained, kept, strict=True):
                     parameter.copy_(value)
             found.setdefault(problem.id, {})[k] = Effect(before - after, _cosine(gradient, direction, norm))
-            if number == 0 and len(jobs) > 1:
-                left = duration((time.monotonic() - started) * (len(jobs) - 1))
-                say(f"diagnose: {len(jobs)} rationales, about {left}")
             shown.advance()
     return found
 
@@ -301,9 +325,7 @@ def _teachers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         name: {
             "effectiveness": _mean([row["effectiveness"] for row in mine]),
             "weight": float(np.mean([row["weight"] for row in mine])),
-            "right": float(np.mean(judged))
-            if (judged := [r["right"] for r in mine if r["right"] is not None])
-            else None,
+            "right": float(np.mean(told)) if (told := [r["right"] for r in mine if r["right"] is not None]) else None,
         }
         for name, mine in own.items()
     }
@@ -359,10 +381,8 @@ def describe(document: Mapping[str, Any]) -> list[str]:
     for name, own in document["teachers"].items():
         right = "-" if own["right"] is None else f"{100 * own['right']:.0f} %"
         teachers.append([name, _shown(own["effectiveness"], 1000), f"{own['weight']:.3f}", right])
-    explained = document["coefficients"]["explained"]
-    told = (
-        "not enough problems" if explained is None else f"{100 * explained:.0f} % of the variance of problems left out"
-    )
+    part = document["coefficients"]["explained"]
+    told = "not enough problems" if part is None else f"{100 * part:.0f} % of the variance of problems left out"
     return [*text_table(table), "", *text_table(teachers), "", f"a regression on all scores explains {told}"]
 
 
