@@ -83,6 +83,25 @@ _REVERSED = re.compile(
 )
 _TAGGED = re.compile(r"<((?:final_)?answer)>\s*([^<>]{1,1000}?)\s*</\1>", re.IGNORECASE)
 _UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+(-?\d[\d,]*(?:[./]\d+)?%?|[A-Za-z]\b)")
+# What each of them cannot do without, in lower case.
+_WORDS_OF = {
+    _LABELLED: ("ans", "correct"),
+    _SENTENCE: ("answer", "correct", "final"),
+    _FOREIGN: (
+        "答",
+        "正解",
+        "답",
+        "respuesta",
+        "réponse",
+        "antwort",
+        "risposta",
+        "resposta",
+        "ответ",
+        "odpowied",
+        "cevap",
+    ),
+}
+_ENCLOSING = {_TAGGED: (2, ("answer>",)), _REVERSED: (1, ("answer", "choice", "option")), _UNBRACED_BOX: (1, ("box",))}
 _OTHER_CHOICE = re.compile(r"^[ \t]*B:", re.MULTILINE)  # then "A: ..." is a choice of the question
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -151,9 +170,9 @@ def answer_part(text: str) -> tuple[int, int]:
     """
     end = len(text)
     tail = text.rfind("\n", 0, max(0, end - 400))  # special tokens are few
-    special = _SPECIAL_TOKENS.search(text, max(tail, end - 400, 0))
+    special = _SPECIAL_TOKENS.search(text, max(tail, end - 400, 0)) if text.rstrip().endswith((">", "]")) else None
     end = special.start() if special else end
-    last = next(iter(deque(_THINKING.finditer(text, 0, end), maxlen=1)), None)
+    last = next(iter(deque(_THINKING.finditer(text, 0, end), maxlen=1)), None) if "<" in text else None
     if last is None:
         return 0, end
     if last[1] == "":  # opened and never closed
@@ -314,16 +333,25 @@ class _Head:
 
 
 def _heads(text: str, written: int) -> list[_Head]:
-    """The heads of all statements but boxes in braces, in order."""
-    heads = [_Head(*match.span()) for pattern in (_LABELLED, _SENTENCE, _FOREIGN) for match in pattern.finditer(text)]
-    heads += [_Head(*m.span()) for m in _LAST_LINE.finditer(text) if _line_end(text, m.end()) >= written]
-    heads += [_Head(*match.span(), title=True) for match in _TITLED.finditer(text)]
-    for pattern in (_TAGGED, _REVERSED, _UNBRACED_BOX):
-        group = 2 if pattern is _TAGGED else 1
-        heads += [_Head(m.start(), m.start(group), m.span(group), m.end()) for m in pattern.finditer(text)]
-    if not _OTHER_CHOICE.search(text):
+    """The heads of all statements but boxes in braces, in order.
+
+    A pattern only looks at a text that holds a word which all of its matches hold: most texts have few of them.
+    """
+    folded = text.casefold()
+    heads: list[_Head] = []
+    for pattern, words in _WORDS_OF.items():
+        if any(word in folded for word in words):
+            heads += [_Head(*match.span()) for match in pattern.finditer(text)]
+    if "result" in folded or "solution" in folded:
+        heads += [_Head(*m.span()) for m in _LAST_LINE.finditer(text) if _line_end(text, m.end()) >= written]
+    if "answer" in folded:
+        heads += [_Head(*match.span(), title=True) for match in _TITLED.finditer(text)]
+    for pattern, (group, words) in _ENCLOSING.items():
+        if any(word in folded for word in words):
+            heads += [_Head(m.start(), m.start(group), m.span(group), m.end()) for m in pattern.finditer(text)]
+    if "A:" in text and not _OTHER_CHOICE.search(text):
         heads += [_Head(*match.span()) for match in _CHOICE_A.finditer(text)]
-    for match in _HASHES.finditer(text):
+    for match in _HASHES.finditer(text) if "####" in text else ():
         is_last_line = match.end(1) >= written
         if is_last_line or not _WORD.search(match.group(1)):
             heads.append(_Head(*match.span()))

@@ -23,6 +23,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(?:/[A-Za-z0-9][\w.\-]*)?(?::[\w.\-]
 _FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".csv", ".tsv", ".txt", ".gz")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _TOLD = 20
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _ARCHIVES = {
     b"PK\x03\x04": "zip",
     b"BZh": "bzip2",
@@ -289,7 +290,7 @@ def _read_hub(name: str, split: str, faults: Faults) -> Iterator[tuple[str, Any]
 def _has_half_pair(value: Any) -> bool:
     """Whether a text somewhere in a value has no UTF-8 form."""
     if isinstance(value, str):
-        return not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value)
+        return not value.isascii() and _HALF_PAIR.search(value) is not None
     if isinstance(value, dict):
         return any(_has_half_pair(key) or _has_half_pair(item) for key, item in value.items())
     return isinstance(value, list) and any(_has_half_pair(item) for item in value)

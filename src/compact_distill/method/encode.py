@@ -23,7 +23,7 @@ from compact_distill.data.preview import ProblemSize
 from compact_distill.errors import DataError, StudentError
 from compact_distill.records import AnswerFrom, Instance, Rationale, RationaleStatus, Verdict
 from compact_distill.students.load import tokenizer_problems
-from compact_distill.students.prompt import prompt_tokens, tokens_around
+from compact_distill.students.prompt import names_special_token, prompt_text, prompt_tokens, tokens_around
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -212,8 +212,8 @@ class Encoder:
         )
         encoded = self.tokenizer(list(pieces), **_PIECE)["input_ids"] if pieces else []
         length_of = {text: len(ids) for text, ids in zip(pieces, encoded, strict=True)}
-        for instance, splits in zip(instances, found, strict=True):
-            prompt = len(self.encode_prompt(instance.question))
+        prompts = self._prompt_lengths([instance.question for instance in instances])
+        for instance, splits, prompt in zip(instances, found, prompts, strict=True):
             lengths: list[int | None] = []
             statuses: list[RationaleStatus] = []
             for rationale, split in zip(instance.rationales, splits, strict=True):
@@ -245,6 +245,16 @@ class Encoder:
         if not ids:
             raise DataError(f"prompt of question {question!r} has no tokens; check text.prompt_template")
         return ids
+
+    def _prompt_lengths(self, questions: Sequence[str]) -> list[int]:
+        """Lengths of `encode_prompt`, in one call where the chat template alone writes special tokens."""
+        tokenizer, text = self.tokenizer, self.text
+        asked = [text.messages(question) for question in questions]
+        written = "\n".join(message["content"] for messages in asked for message in messages)
+        if not tokenizer.chat_template or names_special_token(tokenizer, written):
+            return [len(self.encode_prompt(question)) for question in questions]
+        prompts = [prompt_text(tokenizer, each, text.template_options, text.close_thinking) for each in asked]
+        return [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
 
     def _found(self, instance: Instance) -> list[FoundAnswer]:
         """Reasoning and answer of each rationale; where the text is the answer itself, there is no reasoning."""

@@ -58,13 +58,13 @@ def render_prompt(
     return rendered
 
 
-def prompt_tokens(
+def prompt_text(
     tokenizer: PreTrainedTokenizerBase,
     messages: Messages,
     options: Mapping[str, Any] | None = None,
     close_thinking: bool = False,
-) -> tuple[int, ...]:
-    """Token ids of a rendered prompt (see `render_prompt`).
+) -> str:
+    """A rendered prompt (see `render_prompt`).
 
     `close_thinking` ends the thinking that a template's generation prompt opens, as reasoning models' own templates do
     where thinking is off.
@@ -73,6 +73,17 @@ def prompt_tokens(
     opened = _OPEN_THINKING.search(rendered)
     if close_thinking and opened:
         rendered = f"{rendered.rstrip()}\n\n</{opened[1]}>\n\n"
+    return rendered
+
+
+def prompt_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    options: Mapping[str, Any] | None = None,
+    close_thinking: bool = False,
+) -> tuple[int, ...]:
+    """Token ids of a prompt (see `prompt_text`)."""
+    rendered = prompt_text(tokenizer, messages, options, close_thinking)
     return tokens_around(tokenizer, rendered, [message["content"].strip() for message in messages])
 
 

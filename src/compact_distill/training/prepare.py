@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,10 +105,12 @@ class Prepared:
             yield from self.encoder.measure(self.instances)
             return
         encoder = self.encoder
+        gc.freeze()  # a collection in a child would copy every page of the instances
         parts = range(0, len(self.instances), _MEASURED_TOGETHER)
         with multiprocessing.get_context("fork").Pool(cores, _take, (encoder, self.instances)) as pool:
             for sizes in pool.imap(_measure_part, parts):
                 yield from sizes
+        gc.unfreeze()
 
 
 # What a forked process measures; it sees the instances without a copy.
