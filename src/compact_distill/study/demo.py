@@ -61,6 +61,7 @@ class DemoRecipe:
     warmup_share: float = 0.1
     examined: int | None = None  # rows a benchmark; None: all 500 held-out problems, all facts
     jobs: int = 2
+    arms: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(ARMS))  # one of them "compact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,9 @@ def run_demo(output: Path, seed: int = 0, recipe: DemoRecipe | None = None) -> D
     problems = output / "problems.jsonl"
     output.mkdir(parents=True, exist_ok=True)
     _write(arithmetic("train", recipe.problems, seed), problems)
-    say("demo: ask the teachers, train three arms, examine them")
+    say(f"demo: ask the teachers, train {len(recipe.arms)} arms, examine them")
     base = _base(student, problems, seed, recipe)
-    config = StudyConfig(base=base, output=str(output / "study"), arms=ARMS, seeds=(seed,))
+    config = StudyConfig(base=base, output=str(output / "study"), arms=recipe.arms, seeds=(seed,))
     outcome = run_study(make_study(config), recipe.jobs)
     document, costs = write_results(outcome)
     if outcome.failed:
