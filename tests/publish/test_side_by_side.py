@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
 from compact_distill.cli import app
-from compact_distill.errors import RunError
+from compact_distill.errors import InputError, RunError
 from compact_distill.method.encode import Encoder
-from compact_distill.publish.side_by_side import Trial
+from compact_distill.publish.side_by_side import Trial, page
 from compact_distill.students.generate import Decoding, Generator
 from compact_distill.students.load import load_student
 
@@ -57,3 +61,34 @@ def test_a_run_without_student_says_what_to_do(finished, tmp_path):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
     with pytest.raises(RunError, match="no trained student yet"):
         Trial(tmp_path)
+
+
+def test_serving_without_gradio_names_the_extra(finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(InputError, match=r"compact-distill\[serve\]"):
+        page(Trial(finished, max_new_tokens=2))
+
+
+def test_the_page_answers_in_a_browser_and_shows_model_text_as_text(finished):
+    pytest.importorskip("gradio")
+    api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium")
+    shown = page(Trial(finished, max_new_tokens=2))
+    _, address, _ = shown.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    try:
+        with api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            tab = browser.new_page()
+            tab.goto(address)
+            tab.get_by_label("Question").fill("What is 2 + 1?")
+            tab.get_by_role("button", name="Ask both").click()
+            known = tab.get_by_label("What the run knows of this problem")
+            api.expect(known).to_have_value(re.compile("gold answer: 3"), timeout=60_000)
+            assert "<b>So</b> 2 + 1 = 2." in known.input_value()
+            assert tab.get_by_label("student").input_value()
+            assert tab.locator("b", has_text="So").count() == 0
+            browser.close()
+    finally:
+        shown.close()

@@ -175,6 +175,7 @@ def try_out(
     ] = None,
     known: Annotated[int, typer.Option(min=0, help="Ask so many of the run's own problems.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
+    serve: Annotated[bool, typer.Option("--serve", help="Ask in the browser instead, on 127.0.0.1.")] = False,
 ) -> None:
     """Ask base and student the same, side by side.
 
@@ -184,11 +185,15 @@ def try_out(
     Example:
       compact try runs/first "Ann has 7 apples and buys 5 more. How many apples does she have?"
       compact try runs/first --known 3
+      compact try runs/first --serve
     """
 
-    from compact_distill.publish.side_by_side import Trial
+    from compact_distill.publish import side_by_side
 
-    trial = Trial(run, max_new_tokens)
+    trial = side_by_side.Trial(run, max_new_tokens)
+    if serve:
+        side_by_side.serve(trial)
+        return
     asked = [*(questions or []), *trial.questions(known)]
     if not asked and not sys.stdin.isatty():
         asked = [line.strip() for line in sys.stdin if line.strip()]
@@ -211,19 +216,16 @@ def _show(answers: SideBySide) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
+    from compact_distill.publish.side_by_side import known
     from compact_distill.report.text import clean, short
 
     console = Console(soft_wrap=False)
-    gold = f"   (gold answer: {answers.gold})" if answers.gold is not None else ""
-    console.print(Text(clean(answers.question + gold), style="bold"))
+    console.print(Text(clean(answers.question), style="bold"))
     width = max(30, (console.width - 3) // 2)
     pair = [("base", answers.base), ("student", answers.student)]
     console.print(Columns([Panel(Text(clean(text)), title=name, width=width) for name, text in pair]))
-    for teacher in answers.teachers:
-        weight = "took no part" if teacher.weight is None else f"weight {teacher.weight:.2f}"
-        verdict = f", {teacher.verdict}" if teacher.verdict else ""
-        said = clean(short(" ".join(teacher.text.split()), 300))
-        console.print(Text(f"  {clean(teacher.teacher)} ({weight}{verdict}): {said}"))
+    for line in known(answers):
+        console.print(Text(f"  {clean(short(' '.join(line.split()), 340))}"))
 
 
 def report(

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from compact_distill.config.file import load_config
-from compact_distill.errors import RunError
+from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation.writers import Attempt, StudentWriter
 from compact_distill.report.read import RunData, UsedProblem, read_run
+from compact_distill.report.text import clean
 from compact_distill.runs.environment import accelerator
 from compact_distill.students.generate import Decoding
 from compact_distill.students.load import adapter_base, load_student
@@ -114,3 +115,47 @@ def _last_weights(run: RunData, problem: str) -> dict[str, float]:
     return {
         name: float(weight) for name, weight in zip(run.trace.teachers, last_K, strict=True) if not np.isnan(weight)
     }
+
+
+def page(trial: Trial) -> Any:
+    """The trial as a gradio page. All that models wrote stands in text boxes, which show it as plain text.
+
+    Raises:
+        InputError: gradio is not installed.
+    """
+    try:
+        import gradio
+    except ImportError:
+        raise InputError("--serve needs gradio; run `pip install 'compact-distill[serve]'`") from None
+
+    def answer(question: str) -> tuple[str, str, str]:
+        (found,) = trial.ask([question])
+        return clean(found.base), clean(found.student), clean("\n\n".join(known(found)))
+
+    with gradio.Blocks(analytics_enabled=False, title="compact try") as shown:
+        question = gradio.Textbox(label="Question", lines=3, autofocus=True)
+        asked = gradio.Button("Ask both")
+        with gradio.Row():
+            base, student = (gradio.Textbox(label=name, lines=12, interactive=False) for name in ("base", "student"))
+        teachers = gradio.Textbox(label="What the run knows of this problem", lines=4, interactive=False)
+        gradio.Examples(trial.questions(5), question)
+        asked.click(answer, question, [base, student, teachers], api_visibility="private")
+    return shown
+
+
+def serve(trial: Trial, port: int | None = None) -> None:
+    """Show the page to this machine alone, until Ctrl-C; without a port, at the first free one from 7860 on."""
+    from gradio.themes import Base
+
+    # System fonts: the theme's own would be asked of another host.
+    theme = Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    page(trial).launch(server_name="127.0.0.1", server_port=port, share=False, theme=theme, footer_links=[])
+
+
+def known(answers: SideBySide) -> Iterator[str]:
+    """What the run knows of the problem: its gold answer, and what each teacher wrote, with weight and verdict."""
+    if answers.gold is not None:
+        yield f"gold answer: {answers.gold}"
+    for told in answers.teachers:
+        weight = "took no part" if told.weight is None else f"weight {told.weight:.2f}"
+        yield f"{told.teacher} ({weight}{f', {told.verdict}' if told.verdict else ''}): {told.text}"
