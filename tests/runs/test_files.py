@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from compact_distill.runs.files import is_aside, move_aside
+import hashlib
+
+from compact_distill.runs.files import is_aside, move_aside, seed_of
 
 
 def test_what_is_moved_aside_keeps_its_contents_and_frees_its_name(tmp_path):
@@ -33,3 +35,10 @@ def test_only_names_that_were_given_so_are_aside():
     assert not any(
         map(is_aside, ("student", "gsm8k.json", "checkpoint-2", "my.2026-11-25", "run.2026-11-25T21-30-05Z.bak"))
     )
+
+
+def test_a_seed_is_the_first_31_bits_that_every_sampler_takes_of_its_names_hash():
+    # sha256("42/p0/0") starts with these four bytes; without its first bit it is the seed.
+    assert hashlib.sha256(b"42/p0/0").hexdigest()[:8] == "ec308c55"
+    assert seed_of("42/p0/0") == 0xEC308C55 & 0x7FFFFFFF
+    assert max(seed_of(str(number)) for number in range(200)) < 2**31

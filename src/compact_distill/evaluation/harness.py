@@ -31,7 +31,7 @@ from compact_distill.evaluation.task_rows import TaskRow, TaskRows
 from compact_distill.evaluation.writers import Attempt, Reply, StudentWriter, Writer
 from compact_distill.records import Verdict
 from compact_distill.runs.environment import versions
-from compact_distill.runs.files import atomic_write, fingerprint, json_line
+from compact_distill.runs.files import atomic_write, fingerprint, json_line, seed_of
 from compact_distill.runs.progress import progress, say
 from compact_distill.students.generate import Decoding
 
@@ -316,8 +316,8 @@ def to_attempts(rows: Sequence[TaskRow], task: Task, seed: int) -> list[Attempt]
     attempts = []
     for row in rows:
         for sample in range(task.samples):
-            digest = hashlib.sha256(f"{seed}/{task.name}/{row.id}/{sample}".encode()).digest()
-            attempts.append(Attempt(row.id, sample, row.prompt, int.from_bytes(digest[:4], "big") & 0x7FFFFFFF))
+            own = seed_of(f"{seed}/{task.name}/{row.id}/{sample}")
+            attempts.append(Attempt(row.id, sample, row.prompt, own))
     return attempts
 
 

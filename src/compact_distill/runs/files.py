@@ -257,6 +257,11 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def seed_of(name: str) -> int:
+    """A seed made of a name: the same in every run, other names have other ones; 31 bits, which every sampler takes."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") & 0x7FFFFFFF
+
+
 def content_hash(path: str | Path) -> str:
     """SHA-256 of a file's bytes, or of a folder's file names and their hashes (hidden files left out)."""
     path = Path(path)

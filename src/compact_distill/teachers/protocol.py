@@ -15,7 +15,7 @@ from urllib.parse import quote
 from compact_distill.config.teachers import TeacherConfig
 from compact_distill.errors import CompactError, ConfigError
 from compact_distill.records import Problem
-from compact_distill.runs.files import content_hash
+from compact_distill.runs.files import content_hash, seed_of
 from compact_distill.students.identity import folder_hash
 
 
@@ -186,14 +186,13 @@ class Prompting:
 
     def request(self, problem: Problem, sample: int, key: str) -> TeacherRequest:
         """The request for one sample; each has its own seed, the same in every run."""
-        digest = hashlib.sha256(f"{self._seed}/{problem.id}/{sample}".encode()).digest()
         return TeacherRequest(
             problem=problem,
             sample=sample,
             system=self._system,
             prompt=self.prompt(problem),
             decoding=self._decoding,
-            seed=None if self._seed is None else int.from_bytes(digest[:4], "big") & 0x7FFFFFFF,
+            seed=None if self._seed is None else seed_of(f"{self._seed}/{problem.id}/{sample}"),
             key=key,
         )
 
