@@ -141,7 +141,9 @@ class Teacher(Protocol):
     """Whoever writes a rationale for a problem."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What it is called in instances."""
+        ...
 
     def write(self, problem: Problem, sample: int = 0) -> str:
         """Return the rationale's whole text, final answer included."""

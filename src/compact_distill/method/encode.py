@@ -74,6 +74,7 @@ class Branch:
 
     @property
     def completion(self) -> tuple[int, ...]:
+        """All tokens behind the prompt: reasoning, answer segment, eos."""
         return (*self.reasoning, *self.answer, self.eos)
 
     def __len__(self) -> int:

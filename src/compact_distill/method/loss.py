@@ -1,6 +1,7 @@
 """Loss Aggregator: what the pass yielded and the weights, to one loss (docs/definitions.md, Loss; paper section 3.3).
 
-This is the only place that reduces over teachers and problems, and it does so exactly once.
+The loss is reduced over teachers and problems here and nowhere else, exactly once; the trainer divides the sum by the
+number of problems of its step.
 
 Shape letters: B problems, K teachers, A gold-answer tokens, V vocabulary.
 """

@@ -35,6 +35,7 @@ class Segment:
 
     @property
     def stop(self) -> int:
+        """Row behind its last token."""
         return self.start + self.length
 
 

@@ -172,7 +172,7 @@ def read_jsonl(path: str | Path, until_damage: bool = False) -> Iterator[dict[st
 
 
 class StepLog:
-    """Append-only JSONL whose rows hold the optimizer step ("step") that they belong to."""
+    """JSONL that grows row by row; rows hold the optimizer step ("step") they belong to, so it can be cut there."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

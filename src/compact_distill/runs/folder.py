@@ -1,4 +1,4 @@
-"""The run folder: this module is its only writer and reader.
+"""The run folder: where everything in it stands, one process that writes it, and which of its stages are done.
 
     config.yaml     the configuration, complete with defaults
     manifest.json   versions, hardware, seeds, hashes of the inputs, teachers, prompt, decoding, and the stages done
@@ -14,8 +14,9 @@
     before.DATE/    a student that was trained here before the inputs changed, with all that is known of it
     damaged.DATE/   files that were no longer what a stage had written
 
-Files appear whole or not at all (written aside, synced, renamed), except the trace and the training log, which only
-grow; a last line that a crash tore is cut off when they are opened again. One process writes a run at a time.
+Files appear whole or not at all (written aside, synced, renamed), except those that grow row by row: the stores, the
+trace, the training log, replies of a benchmark that goes on. A last line that a crash tore is cut off, or moved aside,
+when they are opened again. One process writes a run at a time.
 """
 
 from __future__ import annotations
@@ -65,50 +66,17 @@ class RunFolder:
         self.path = path
         self.manifest = manifest
         self._lock = lock
-
-    @property
-    def config_path(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def manifest_path(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def rationales_path(self) -> Path:
-        return self.path / "rationales"
-
-    @property
-    def training_path(self) -> Path:
-        return self.path / "rationales.jsonl"
-
-    @property
-    def student_path(self) -> Path:
-        return self.path / "student"
-
-    @property
-    def data_path(self) -> Path:
-        return self.path / "data.jsonl"
-
-    @property
-    def scores_path(self) -> Path:
-        return self.path / "scores.jsonl"
-
-    @property
-    def training_log_path(self) -> Path:
-        return self.path / "training_log.jsonl"
-
-    @property
-    def gains_path(self) -> Path:
-        return self.path / "gains.jsonl"
-
-    @property
-    def eval_path(self) -> Path:
-        return self.path / "eval"
-
-    @property
-    def report_path(self) -> Path:
-        return self.path / "report.html"
+        self.config_path = path / "config.yaml"
+        self.manifest_path = path / "manifest.json"
+        self.rationales_path = path / "rationales"
+        self.training_path = path / "rationales.jsonl"
+        self.student_path = path / "student"
+        self.data_path = path / "data.jsonl"
+        self.scores_path = path / "scores.jsonl"
+        self.training_log_path = path / "training_log.jsonl"
+        self.gains_path = path / "gains.jsonl"
+        self.eval_path = path / "eval"
+        self.report_path = path / "report.html"
 
     def written_at(self, path: Path, with_rationales: bool = False) -> Path | None:
         """The file or folder of a run that `path` is, or lies in; None where it is none of what a run writes."""

@@ -254,6 +254,7 @@ def _contiguous(_head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Ten
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask [N, T] of prompts that end together."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)

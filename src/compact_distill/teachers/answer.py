@@ -146,6 +146,7 @@ class Verification:
         return future
 
     def close(self) -> None:
+        """Wait for what was begun."""
         self._threads.shutdown(wait=True)
 
 

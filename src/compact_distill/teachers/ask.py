@@ -107,6 +107,7 @@ class Requester:
 
     @property
     def halted(self) -> bool:
+        """Whether nothing more is started."""
         return self._halt.is_set()
 
     async def ask(self, request: TeacherRequest) -> tuple[TeacherAnswer, float]:

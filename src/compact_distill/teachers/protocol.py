@@ -133,7 +133,9 @@ class TeacherBackend(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What its rows and its store are called."""
+        ...
 
     async def ask(self, request: TeacherRequest) -> TeacherAnswer:
         """Answer one request; many may be in flight at once.

@@ -1,6 +1,7 @@
-"""The rationale store: one append-only JSONL per teacher, one row per (problem, sample, request key).
+"""The rationale store: one JSONL per teacher, one row per (problem, sample, request key).
 
-A row is written by one system call before its answer counts, so a killed process loses only what was in flight.
+A row is appended by one system call before its answer counts, so a killed process loses only what was in flight; new
+verdicts alone replace the file, whole.
 A lock keeps a second process out. Lines that are torn, broken or do not fit their digest are moved aside and asked
 again.
 """

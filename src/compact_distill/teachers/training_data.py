@@ -137,10 +137,12 @@ class TeacherSummary:
 
     @property
     def correct_share(self) -> float | None:
+        """Right ones among those with a verdict; None without any."""
         return self.correct / self.verified if self.verified else None
 
     @property
     def mean_tokens(self) -> float | None:
+        """Tokens of a row, where the server counts them."""
         return self.tokens / self.counted if self.counted else None
 
 

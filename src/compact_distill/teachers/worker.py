@@ -136,6 +136,7 @@ class Counters:
 
     @property
     def answers(self) -> int:
+        """Answers so far, of every status."""
         return self.statuses.total()
 
     @property

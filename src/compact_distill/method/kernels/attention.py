@@ -55,6 +55,7 @@ class AttentionPlan:
 
     @property
     def own(self) -> list[Segment]:
+        """The row's own segments: those that are read now."""
         return self.segments[self.first :]
 
     def mask(self, segment: Segment, window: int | None, device: torch.device) -> Tensor:
