@@ -20,7 +20,7 @@ import typer.main
 import yaml
 
 from compact_distill.cli import app
-from compact_distill.config.models import config_from
+from compact_distill.config.file import config_from
 from compact_distill.evaluation.task import Task
 from compact_distill.study.arms import StudyConfig
 from models import byte_level_tokenizer, save_student, tiny_model

@@ -110,8 +110,8 @@ def _results(document: Mapping[str, Any], arms: Mapping[str, Any]) -> Section:
     both = {name: arm for name, arm in everyone.items() if all(role in arm for role in ROLES)}
     if both:
         dots = [
-            Point(name, *(arm[role]["value"] for role in ROLES), f"s{i % 8}", i, *(_ends(arm[role]) for role in ROLES))
-            for i, (name, arm) in enumerate(both.items())
+            Point(name, one["value"], two["value"], f"s{i % 8}", i, x_span=_ends(one), y_span=_ends(two))
+            for i, (name, (one, two)) in enumerate((name, (arm[role] for role in ROLES)) for name, arm in both.items())
         ]
         chart = scatter_chart(
             "Retained against learned", dots, x_label="learned", y_label="retained", show=percent, labels=True
