@@ -11,7 +11,7 @@ What other pages are built with stands on its own, in three modules:
 
     drawing        `Figure`, `Table`, `Key`: what stands in a page; `Sheet`: SVG by hand
     charts         bars with intervals (`interval_chart` of `Mark`), `line_chart` of `Line`, `scatter_chart` of `Point`,
-                   `heat_chart`, `stack_chart`, `column_chart`, `ridge_chart`
+                   `heat_chart`, `stack_chart`, `ridge_chart`
     page           `page`: headline, `Card`, `Check`, `Section` -> one HTML file; `export_figures`: CSV, SVG, PNG
 
 A page of your own, as the study's:

@@ -386,22 +386,3 @@ def stack_chart(
                 sheet.mark("rect", f"part {classes[name]}", tip, **where)
                 total += value
     return sheet
-
-
-@_chart
-def column_chart(
-    width: int, title: str, columns: Sequence[tuple[str, float]], *, x_label: str, css: str = "s0"
-) -> Sheet:
-    """Counts as columns with their values on top."""
-    sheet = Sheet(title, width=width, left=12)
-    sheet.y_range = (0.0, max((v for _, v in columns), default=0) * 1.1 or 1.0)
-    wide = (sheet.x1 - sheet.x0) / max(len(columns), 1)
-    sheet.mark("line", "axis", x1=sheet.x0, x2=sheet.x1, y1=sheet.y0, y2=sheet.y0)
-    for i, (name, value) in enumerate(columns):
-        x, y = sheet.x0 + wide * i, sheet.y(value)
-        where = {"x": round(x + wide * 0.15, 1), "y": y, "width": round(wide * 0.7, 1), "height": sheet.y0 - y, "rx": 2}
-        sheet.mark("rect", f"part {css}", f"{name}: {number(value, 6)}", **where)
-        sheet.text(x + wide / 2, y - 5, number(value, 6), "tick", "middle")
-        sheet.text(x + wide / 2, sheet.y0 + 15, name, "tick", "middle")
-    sheet.text((sheet.x0 + sheet.x1) / 2, sheet.y0 + 31, x_label, "name", "middle")
-    return sheet

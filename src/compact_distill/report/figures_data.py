@@ -10,7 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from compact_distill.report.charts import Ridge, column_chart, heat_chart, ridge_chart, stack_chart
+from compact_distill.report.charts import Ridge, heat_chart, ridge_chart, stack_chart
 from compact_distill.report.drawing import Figure, Key, Table
 from compact_distill.report.read import RunData, UsedRationale
 from compact_distill.report.text import number, plural, whole_percent
@@ -126,12 +126,12 @@ def right_per_problem(run: RunData) -> Figure | None:
     if not any(r.verdict for p in run.problems.values() for r in p.rationales.values()):
         return None
     counts = Counter(sum(r.verdict == "correct" for r in p.rationales.values()) for p in run.problems.values())
-    columns = [(str(i), float(counts[i])) for i in range(len(order) + 1)]
+    rows = [(f"{i} right: {counts[i]:,}", [("problems", counts[i])]) for i in range(len(order) + 1)]
     return Figure(
         "right_per_problem",
         "How many teachers were right",
         "Problems at 0 teach only errors unless wrong rationales are rejected; problems in the middle are where "
         "weighing can help most, because right and wrong stand side by side.",
-        [column_chart("Problems by number of right teachers", columns, x_label="teachers that were right")],
+        [stack_chart("Problems by number of right teachers", rows, {"problems": "s0"}, x_label="problems")],
         Table(("right", "problems"), [(i, counts[i]) for i in range(len(order) + 1)]),
     )

@@ -43,88 +43,93 @@ _EXPLORER = "<!--explorer-->"  # no text can hold it: what is put into a templat
 # ---- one run
 
 
+# Of a run's page before and behind the explorer: id, name in the bar, title, lede, figures, what to say without them.
+_OUTCOME = (
+    (
+        "results",
+        "Results",
+        "Did it get better, and what did it lose?",
+        "Learned tasks are what the teachers taught; retained tasks are what the student could do before.",
+        (results.accuracy, results.change, results.accuracy_over_training),
+        "Nothing was evaluated. `compact eval` measures the base and the student on the same rows.",
+    ),
+    (
+        "teachers",
+        "Teachers",
+        "Whom did it learn from?",
+        "A rationale is one teacher's worked-out solution. For every problem the student weighs its teachers' "
+        "rationales by how compatible they are with it, anew each time it reads the problem; the weights of a "
+        "problem sum to 1.",
+        (weights.weights, weights.entropy, weights.curriculum, weights.scores_over_training),
+        "scores.jsonl holds no weights yet; training writes them.",
+    ),
+    (
+        "scores",
+        "Scores",
+        "Are the scores worth trusting?",
+        "Three scores make the weight: consensus with the other rationales, adaptability (how much the belief in "
+        "the gold answer rises while reading), and difficulty, which lowers it.",
+        (weights.distributions, weights.separation, weights.weight_by_verdict, weights.correlations),
+        "This needs scores.jsonl, and verdicts in data.jsonl.",
+    ),
+)
+_COURSE = (
+    (
+        "drift",
+        "Drift",
+        "What moved inside?",
+        "A student may keep its scores and still be another model inside. Base and student read the same prompts; "
+        "here is how far their hidden states and next words moved apart.",
+        (results.planes, results.layer_curves, results.divergence),
+        "Drift was not measured. `compact drift BASE STUDENT` writes eval/drift.json.",
+    ),
+    (
+        "training",
+        "Training",
+        "How did training go?",
+        "One line of the log for each logged step.",
+        (results.training,),
+        "training_log.jsonl holds no losses yet.",
+    ),
+    (
+        "data",
+        "Data",
+        "What was it given?",
+        "The training data as it was used. Nothing was cut or guessed: what could not be used was left out, and is "
+        "counted here.",
+        (data.status, data.lengths, data.agreement, data.right_per_problem),
+        "data.jsonl holds no problems.",
+    ),
+)
+
+
 def run_sections(run: RunData) -> list[Section]:
     """The sections of a run's page, figures without data left out."""
-    return [
-        Section(
-            "results",
-            "Results",
-            "Did it get better, and what did it lose?",
-            "Learned tasks are what the teachers taught; retained tasks are what the student could do before.",
-            _there(results.accuracy(run), results.change(run), results.accuracy_over_training(run)),
-            nothing="Nothing was evaluated. `compact eval` measures the base and the student on the same rows.",
-        ),
-        Section(
-            "teachers",
-            "Teachers",
-            "Whom did it learn from?",
-            "A rationale is one teacher's worked-out solution. For every problem the student weighs its teachers' "
-            "rationales by how compatible they are with it, anew each time it reads the problem; the weights of a "
-            "problem sum to 1.",
-            _there(
-                weights.weights(run), weights.entropy(run), weights.curriculum(run), weights.scores_over_training(run)
-            ),
-            nothing="scores.jsonl holds no weights yet; training writes them.",
-        ),
-        Section(
-            "scores",
-            "Scores",
-            "Are the scores worth trusting?",
-            "Three scores make the weight: consensus with the other rationales, adaptability (how much the belief in "
-            "the gold answer rises while reading), and difficulty, which lowers it.",
-            _there(
-                weights.distributions(run),
-                weights.separation(run),
-                weights.weight_by_verdict(run),
-                weights.correlations(run),
-            ),
-            nothing="This needs scores.jsonl, and verdicts in data.jsonl.",
-        ),
-        Section(
-            "explorer",
-            "Explorer",
-            "Read the rationales",
-            "Every problem with its teachers side by side. Colours show where the student's belief in the gold answer "
-            "rose or fell while it read.",
-            nothing="" if run.problems or run.trace else "data.jsonl holds no problems.",
-            extra=Markup(_EXPLORER),
-        ),
-        Section(
-            "drift",
-            "Drift",
-            "What moved inside?",
-            "A student may keep its scores and still be another model inside. Base and student read the same prompts; "
-            "here is how far their hidden states and next words moved apart.",
-            _there(results.planes(run), results.layer_curves(run), results.divergence(run)),
-            nothing="Drift was not measured. `compact drift BASE STUDENT` writes eval/drift.json.",
-        ),
-        Section(
-            "training",
-            "Training",
-            "How did training go?",
-            "One line of the log for each logged step.",
-            _there(results.training(run)),
-            nothing="training_log.jsonl holds no losses yet.",
-        ),
-        Section(
-            "data",
-            "Data",
-            "What was it given?",
-            "The training data as it was used. Nothing was cut or guessed: what could not be used was left out, and is "
-            "counted here.",
-            _there(data.status(run), data.lengths(run), data.agreement(run), data.right_per_problem(run)),
-            nothing="data.jsonl holds no problems.",
-        ),
-        Section(
-            "reproduce",
-            "Reproduce",
-            "How to get the same again",
-            "The same configuration, versions, data and seed give the same student.",
-            extra=fragment(
-                "reproduce.html.jinja", commands=_commands(run), pinned=_pinned(run.manifest), config=run.config
-            ),
-        ),
-    ]
+    outcome, course = (
+        [
+            Section(name, bar, title, lede, _there(*(draw(run) for draw in figures)), nothing=nothing)
+            for name, bar, title, lede, figures, nothing in parts
+        ]
+        for parts in (_OUTCOME, _COURSE)
+    )
+    explorer = Section(
+        "explorer",
+        "Explorer",
+        "Read the rationales",
+        "Every problem with its teachers side by side. Colours show where the student's belief in the gold answer "
+        "rose or fell while it read.",
+        nothing="" if run.problems or run.trace else "data.jsonl holds no problems.",
+        extra=Markup(_EXPLORER),
+    )
+    pinned = _pinned(run.manifest)
+    reproduce = Section(
+        "reproduce",
+        "Reproduce",
+        "How to get the same again",
+        "The same configuration, versions, data and seed give the same student.",
+        extra=fragment("reproduce.html.jinja", commands=_commands(run), pinned=pinned, config=run.config),
+    )
+    return [*outcome, explorer, *course, reproduce]
 
 
 def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYTES) -> str:
@@ -186,9 +191,8 @@ def run_names(runs: Sequence[RunData]) -> list[str]:
 
 def compare_sections(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> list[Section]:
     """The sections of the page that compares runs; `paired` as `write_report` has it."""
-    names = run_names(runs)
+    names, settings = run_names(runs), differing_settings(runs)
     found = _there(_accuracy(runs, names), _change(names, paired), _weights(runs, names), _loss(runs, names))
-    settings = differing_settings(runs)
     return [
         Section("overview", "Runs", "The runs", tables=[("The runs", overview(runs))]),
         Section(
