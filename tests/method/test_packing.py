@@ -4,28 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
-
-from compact_distill.method.encode import Branch, EncodedProblem
-from compact_distill.method.forward import PassOptions
 from compact_distill.method.packing import choose_points, lay_out, lay_out_second_row, step_windows
-from compact_distill.method.passes import plan_jobs
-from compact_distill.records import RationaleStatus
-
-
-def branch(reasoning, answer, thinking=(), stops=()):
-    return Branch(tuple(reasoning), tuple(answer), 0, tuple(thinking) or (False,) * len(reasoning), tuple(stops))
-
-
-def problem(*branches, prompt=(1, 2, 3), gold=(50, 51, 52, 53), gold_span=(2, 3)):
-    statuses = tuple(RationaleStatus.OK if b else RationaleStatus.MISSING for b in branches)
-    names = tuple(f"t{k}" for k in range(len(branches)))
-    return EncodedProblem("p", names, tuple(prompt), branches, statuses, tuple(gold), *gold_span)
-
-
-RIGHT = branch([10, 11], [50, 51, 52, 53])  # ends with the gold segment
-WRONG = branch([20], [50, 51, 60, 53])  # shares its first two tokens
-OTHER = branch([30], [70])  # shares nothing
+from method.by_hand import OTHER, RIGHT, WRONG, branch, problem
 
 
 def test_the_prompt_comes_once_and_eos_is_never_read():
@@ -104,29 +84,3 @@ def test_steps_out_of_context_see_the_prompt_and_their_window_alone():
     assert [(p.rows, p.labels) for p in second.passages] == [((0, 1), (13, 14)), ((3,), (15,))]
     assert (second.steps, second.probes) == ([[0, 1]], [[]])
     assert lay_out_second_row(layout, window=3).passages == []  # all windows reach back to the prompt
-
-
-def test_problems_share_passes_up_to_the_budget():
-    small = problem(RIGHT)  # 9 tokens
-    jobs = plan_jobs([small] * 5, PassOptions(), 20)
-    assert [len(job.problems) for job in jobs] == [2, 2, 1]
-    assert all(len(job.layouts) == 1 for job in jobs)
-
-
-def test_a_cpu_does_not_fill_its_rows_beyond_what_makes_it_faster():
-    small = problem(RIGHT)  # 9 tokens
-    count = lambda device: len(plan_jobs([small] * 300, PassOptions(), 16384, torch.device(device))[0].problems)  # noqa: E731
-    assert count("cpu") == 1024 // 9
-    assert count("cuda") == 300
-
-
-def test_a_problem_beyond_the_budget_is_read_branch_by_branch():
-    large = problem(RIGHT, WRONG, OTHER)
-    (job,) = plan_jobs([large], PassOptions(), 14)
-    assert [[b.teacher for b in layout.branches] for layout in job.layouts] == [[0, 1], [2]]
-    (job,) = plan_jobs([large], PassOptions(), 2)
-    assert [[b.teacher for b in layout.branches] for layout in job.layouts] == [[0], [1], [2]]
-
-
-def test_problems_without_rationales_are_in_no_job():
-    assert plan_jobs([problem(None)], PassOptions(), 100) == []

@@ -47,6 +47,11 @@ def fails(status: int, message: str = "no", **headers: str) -> Reply:
     return Reply(status, named, json.dumps({"error": {"message": message}}).encode())
 
 
+def right(body, number):
+    question = body["messages"][-1]["content"]
+    return says(f"{question} We add {body['seed']}.\nThe answer is 4.")
+
+
 @dataclass
 class Seen:
     """One request as it came in."""
@@ -123,3 +128,9 @@ class Server:
             writer.write(body)
         await writer.drain()
         return reply.drop_after is None
+
+
+def questions(server):
+    """What the server was asked, without the preflight."""
+    asked = [seen.body["messages"][-1]["content"] for seen in server.seen]
+    return [question for question in asked if "problem" in question]

@@ -84,22 +84,13 @@ _REVERSED = re.compile(
 _TAGGED = re.compile(r"<((?:final_)?answer)>\s*([^<>]{1,1000}?)\s*</\1>", re.IGNORECASE)
 _UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+(-?\d[\d,]*(?:[./]\d+)?%?|[A-Za-z]\b)")
 # What each of them cannot do without, in lower case.
+_FOREIGN_WORDS = (
+    "答", "正解", "답", "respuesta", "réponse", "antwort", "risposta", "resposta", "ответ", "odpowied", "cevap",
+)  # fmt: skip
 _WORDS_OF = {
     _LABELLED: ("ans", "correct"),
     _SENTENCE: ("answer", "correct", "final"),
-    _FOREIGN: (
-        "答",
-        "正解",
-        "답",
-        "respuesta",
-        "réponse",
-        "antwort",
-        "risposta",
-        "resposta",
-        "ответ",
-        "odpowied",
-        "cevap",
-    ),
+    _FOREIGN: _FOREIGN_WORDS,
 }
 _ENCLOSING = {_TAGGED: (2, ("answer>",)), _REVERSED: (1, ("answer", "choice", "option")), _UNBRACED_BOX: (1, ("box",))}
 _OTHER_CHOICE = re.compile(r"^[ \t]*B:", re.MULTILINE)  # then "A: ..." is a choice of the question

@@ -40,6 +40,7 @@ from compact_distill.runs.files import atomic_write
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import duration, progress, say, text_table
 from compact_distill.students.load import load_student
+from compact_distill.study.material import evenly
 from compact_distill.study.page import diagnosis_page
 from compact_distill.training.prepare import Prepared, prepare
 from compact_distill.training.run import adapter_settings
@@ -83,12 +84,11 @@ def diagnose(config: RunConfig, problems: int = 12, validation: int = 8) -> dict
     model, tokenizer = load_student(
         config.student, dtype="auto" if config.lora else torch.float32, device=accelerator()
     )
-    tried = [encoded[i] for i in sample]
-    _tell_cost(model, tried, [encoded[i] for i in held], config.max_tokens_per_pass)
+    tried, right = [encoded[i] for i in sample], [encoded[i] for i in held]
+    _tell_cost(model, tried, right, config.max_tokens_per_pass)
     rows = _scores(model, tokenizer, [prepared.instances[i] for i in sample], config)
     model = _with_adapter(model, prepared)
-    rates = config.train["learning_rate"]
-    effects = measure(model, tried, [encoded[i] for i in held], rates, config.max_tokens_per_pass)
+    effects = measure(model, tried, right, config.train["learning_rate"], config.max_tokens_per_pass)
     for row in rows:
         effect = effects[row["problem"]][row["index"]]
         row.update(effectiveness=effect.effectiveness, cosine=effect.cosine)
@@ -109,19 +109,15 @@ def choose(encoded: Sequence[EncodedProblem], problems: int, validation: int) ->
         DataError: there are too few of either.
     """
     useful = [i for i, problem in enumerate(encoded) if len(problem.present) > 1]
-    sample = _spread(useful, problems)
+    sample = evenly(useful, problems)
     others = [i for i, problem in enumerate(encoded) if i not in set(sample) and problem.right]
-    held = _spread(others, validation)
+    held = evenly(others, validation)
     if len(sample) < 2 or not held:
         raise DataError(
             f"diagnose needs two problems with several rationales and another one with a right rationale, got "
             f"{len(sample)} and {len(others)} of {len(encoded)}; give more data, or gold answers"
         )
     return sample, held
-
-
-def _spread(items: Sequence[int], count: int) -> list[int]:
-    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
 
 
 def work(tried: Sequence[EncodedProblem], held: Sequence[EncodedProblem]) -> int:

@@ -156,6 +156,11 @@ class Workshop:
         return str(path)
 
 
+def evenly(items: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the items, evenly spread over them, the first among them."""
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
+
+
 def slug(name: str) -> str:
     """A name as part of a file's name; different names stay different."""
     plain = re.sub(r"[^\w.\-]+", "_", name).strip("._")[:60]

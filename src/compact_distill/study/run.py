@@ -63,10 +63,9 @@ def run_study(study: Study, jobs: int = 1) -> Outcome:
         threads = _same_study(study, out, max(1, (os.cpu_count() or 1) // jobs))
         environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         plan = Plan(study, out)
-        if study.base.teachers:
-            failed = run_jobs([plan.ask_teachers()], 1, environment, out / "logs", lock)
-            if failed:
-                raise RunError(f"the teachers could not be asked: {failed['teachers']}")
+        asked = [plan.ask_teachers()] if study.base.teachers else []
+        if failed := run_jobs(asked, 1, environment, out / "logs", lock):
+            raise RunError(f"the teachers could not be asked: {failed['teachers']}")
         plan.prepare()
         failed = run_jobs(plan.jobs(), jobs, environment, out / "logs", lock)
         return Outcome(out, study, plan.runs, plan.parts, failed, plan.chosen)

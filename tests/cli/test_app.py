@@ -1,0 +1,132 @@
+"""The command line: what each command prints, its exit codes, and that errors are messages, not tracebacks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from compact_distill import pipeline
+from compact_distill.cli.app import load
+from compact_distill.errors import RunError
+
+COMMANDS = (
+    *("demo", "init", "validate", "generate", "verify", "teachers", "score", "train", "run"),
+    *("diagnose", "study", "eval", "drift", "compare", "export", "report", "try", "doctor", "env"),
+)
+
+
+def test_help_names_every_command(compact):
+    text = compact("--help").output
+    assert re.findall(r"^  (\w+)  ", text, flags=re.M) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_teaches_with_an_example(compact, command):
+    assert f"Example:\n    compact {command}" in compact(command, "--help").output
+
+
+def test_help_imports_no_torch_and_no_transformers():
+    code = (
+        "import sys; from compact_distill.cli import app; sys.argv[1:] = ['--help']\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_the_version_is_the_distributions(compact):
+    assert re.fullmatch(r"compact-distill \d+\.\d+\.\d+\n", compact("--version").output)
+
+
+# ---- init
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_any_work(compact, tmp_path, student, data):
+    assert "does not exist; make it first" in compact("init", tmp_path / "no" / "my.yaml", code=2).stderr
+    arguments = ("score", "--student", student, "--data", data, "--out")
+    assert "is a folder; add a file name" in compact(*arguments, tmp_path, code=2).stderr
+
+
+# ---- validate
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("train.max_steps", "--set must be KEY=VALUE"), ("lora.rank=3", "lora.rank is not a known key"), ("a=[", "YAML")],
+)
+def test_a_wrong_override_is_an_error(compact, config, setting, message):
+    assert message in compact("validate", config, "--set", setting, code=2).stderr
+
+
+# ---- score, train, run, export
+
+
+# ---- errors and signals
+
+
+def test_an_error_of_a_run_is_a_message_with_exit_code_2(compact, config, monkeypatch):
+    def fail(config, *options):
+        raise RunError("the disk is full; free some space")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    assert compact("run", config, code=2).stderr == "error: the disk is full; free some space\n"
+
+
+def test_a_bug_keeps_its_traceback(compact, config, monkeypatch):
+    def fail(config, *options):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        compact("run", config)
+
+
+def test_ctrl_c_ends_with_130_and_one_word(compact, config, monkeypatch):
+    def stop(config, *options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", stop)
+    assert compact("run", config, code=130).stderr == "stopped\n"
+
+
+# ---- env
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
+def test_a_full_disk_or_a_place_that_cannot_be_written_is_a_message(compact, config, monkeypatch, number):
+    def fail(config, *options):
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    result = compact("run", config, code=2)
+    assert f"error: some/file: {os.strerror(number)}" in result.stderr
+
+
+def test_an_output_that_is_an_input_is_refused(compact, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}")
+    (tmp_path / "student").mkdir()
+    for arguments in (
+        ("export", data, data),
+        ("score", "--student", tmp_path / "student", "--data", data, "--out", data),
+        ("score", "--student", tmp_path / "student", "--data", data, "--out", tmp_path / "student" / "x.jsonl"),
+    ):
+        result = compact(*arguments, code=2)
+        assert "must not be what is read" in result.stderr
+    assert data.read_text() == "{}"
+
+
+def test_a_moved_run_folder_is_used_where_it_stands(tmp_path, capsys):
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "manifest.json").write_text("{}")
+    path = tmp_path / "moved" / "config.yaml"
+    path.write_text("student: x\nrationales: y\noutput: runs/old\n")
+    assert load(path, []).output == str(tmp_path / "moved")
+    assert "has been moved; it is used where it stands, not at runs/old" in capsys.readouterr().err
+    assert load(path, ["output=runs/other"]).output == "runs/other"

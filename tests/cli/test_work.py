@@ -1,0 +1,126 @@
+"""Commands that do or prepare work: what each prints, and every error at once."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from compact_distill import pipeline
+from compact_distill.config.file import load_config
+from compact_distill.runs.folder import RunFolder
+
+
+def test_init_writes_a_valid_configuration_once(compact, tmp_path):
+    path = tmp_path / "my.yaml"
+    assert f"compact validate {path}" in compact("init", path).output
+    assert load_config(path).max_length == 2560
+    path.write_text("mine")
+    assert "exists already" in compact("init", path, code=2).stderr
+    assert path.read_text() == "mine"
+    compact("init", path, "--force")
+    assert load_config(path)
+
+
+def test_validate_counts_with_dry_run(compact, config):
+    assert compact("validate", config).stdout == f"{config} is valid\n"
+    lines = compact("validate", config, "--dry-run").stdout.splitlines()
+    assert lines[1] == "problems: 3"
+    assert lines[2].split()[:5] == ["teacher", "rationales", "used", "inferred", "missing"]
+    assert lines[3].split()[:5] == ["a", "3", "3", "0", "0"]
+    assert lines[4].split() == ["b", "3", "0", "0", "3", "-", "-", "0"]
+    assert lines[-1] == "optimizer steps: 2 in 5 epochs"
+
+
+def test_validate_lists_every_error_and_counts_them(compact, config, data):
+    data.write_text("{broken\n")
+    result = compact("validate", config, "--set", "student=/nowhere/at/all", code=2)
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("error: student folder /nowhere/at/all does not exist")
+    assert "line 1: broken JSON" in lines[1]
+    assert lines[2] == "2 errors; nothing was done"
+
+
+def test_errors_of_configuration_data_and_student_come_together(compact, config, data, student):
+    data.write_text("{broken\n")
+    config.write_text(config.read_text() + "consistency: -1\nlorra: {r: 2}\n")
+    result = compact("validate", config, "--set", f"student={student.parent}", code=2)
+    for part in ("consistency must be >= 0", "lorra is not a known key", "broken JSON", "holds no model"):
+        assert result.stderr.count(part) == 1
+
+
+def test_a_missing_configuration_says_how_to_make_one(compact, tmp_path):
+    assert "compact init" in compact("run", tmp_path / "no.yaml", code=2).stderr
+
+
+def test_score_uses_the_configurations_settings(compact, config, student, data, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    arguments = ("score", "--student", student, "--data", data, "--out", out)
+    assert compact(*arguments).stdout == f"wrote {out}: 3 problems; rationales: 3 missing, 3 ok\n"
+    plain = json.loads(out.read_text().splitlines()[0])
+    assert plain["weights"] == [1, 0]
+    assert plain["adaptability"][0] is not None
+    assert plain["adaptability"][1] is None
+    config.write_text("compatibility: {estimator: lens}\n")  # student and data come from the arguments
+    compact(*arguments, "--config", config)
+    other = json.loads(out.read_text().splitlines()[0])
+    assert other["adaptability"] != plain["adaptability"]
+    assert other["difficulty"] == plain["difficulty"]
+    compact(*arguments, "--set", "compatibility.estimator=lens")
+    assert json.loads(out.read_text().splitlines()[0]) == other
+
+
+def test_train_and_run_print_where_the_result_is(compact, config, tmp_path):
+    assert compact("train", config).stdout == f"student: {tmp_path / 'run' / 'student'}\n"
+    second = compact("run", config)
+    report = tmp_path / "run" / "report.html"
+    assert second.stdout.endswith(f"report: {report}\n")
+    assert "teachers: share of the weight" in second.stdout
+    assert report.is_file()
+    assert "train: done already" in second.stderr
+    assert RunFolder.open(tmp_path / "run").manifest["finished"]
+
+
+def test_env_shows_versions_and_no_secret_path_or_name(compact, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    text = compact("env").stdout
+    assert f"torch: {importlib.metadata.version('torch')}\n" in text
+    assert re.search(r"^cores: \d+$", text, flags=re.M)
+    for private in ("sk-very-secret", str(Path.home()), os.getcwd(), sys.prefix, os.uname().nodename + "\n"):
+        assert private not in text
+
+
+def test_a_files_own_errors_are_told_before_the_hub_is_asked_for_the_student(compact, config, monkeypatch):
+    config.write_text(config.read_text() + "\nconsistancy: 0.1\n")
+
+    def ask_the_hub(run_config):
+        print("asking the hub", file=sys.stderr)
+        return ["student: no such model"]
+
+    monkeypatch.setattr(pipeline, "validate_run", ask_the_hub)
+    said = compact("validate", config, code=2).stderr
+    places = [said.index(text) for text in ("did you mean 'consistency'", "asking the hub", "no such model")]
+    assert places == sorted(places)
+
+
+def test_the_doctor_prints_a_table_and_env_names_its_last_result(compact, monkeypatch, tmp_path):
+    from compact_distill.method import doctor
+    from compact_distill.method.doctor import AGREES, DIFFERS, Finding
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "doctor: not run; try: compact doctor\n" in compact("env").stdout
+    found = [Finding("loop", "fp32", AGREES, 1e-7, 2e-7, 0.1)]
+    monkeypatch.setattr(doctor, "examine", lambda device, student, seconds: iter(found))
+    said = compact("doctor", "--device", "cpu").stdout
+    assert "1 agrees; training uses flash (full attention, fp32), loop (sliding windows, fp32)" in said
+    assert re.search(r"doctor: 1 agrees; training uses .*\(\d{4}-\d\d-\d\d, CPU, torch ", compact("env").stdout)
+    found.append(Finding("flash", "fp32", DIFFERS, 0.5, 0.5, 0.1, "a gradient"))
+    assert "differs" in compact("doctor", "--device", "cpu", code=1).stdout
+    assert "doctor: 1 agrees, 1 differs" in compact("env").stdout
+    assert "--device must be auto, cpu or cuda, got 'tpu'" in compact("doctor", "--device", "tpu", code=2).stderr
+    (tmp_path / "compact-distill" / "doctor.json").write_text("[]")
+    assert "doctor: not run" in compact("env").stdout

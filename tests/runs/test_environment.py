@@ -1,0 +1,46 @@
+"""What is said of the machine: versions, hardware, and the doctor's last words; no names and no paths."""
+
+from __future__ import annotations
+
+import getpass
+import importlib.metadata
+import json
+
+from compact_distill.runs.environment import hardware, last_doctor, peak_memory_mib, store_doctor, versions
+
+
+def test_versions_are_those_that_are_installed():
+    found = versions()
+    assert found["torch"] == importlib.metadata.version("torch")
+    assert found["compact-distill"] == importlib.metadata.version("compact-distill")
+
+
+def test_hardware_names_neither_user_nor_folder():
+    text = json.dumps(hardware())
+    assert getpass.getuser() not in text.split()
+    assert "/home" not in text
+
+
+def test_peak_memory_never_falls():
+    before = peak_memory_mib()
+    held = bytearray(32 * 2**20)
+    assert peak_memory_mib() >= before > 0
+    del held
+    assert peak_memory_mib() >= before
+
+
+def test_the_doctors_last_words_are_kept_and_are_old_under_another_torch(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert last_doctor().startswith("not run")
+    assert store_doctor("89 agree", "CPU")
+    assert last_doctor().startswith("89 agree (")
+    assert "CPU" in last_doctor()
+    path = tmp_path / "compact-distill" / "doctor.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "torch": "0.1"}))
+    assert last_doctor().endswith("torch has changed since, run it again")
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert not store_doctor("89 agree", "CPU")

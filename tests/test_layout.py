@@ -1,0 +1,62 @@
+"""The house rules of CONTRIBUTING.md: small files and functions, everything public documented, tests that mirror."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import transformers
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "compact_distill"
+FILES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+# Not by a file of their name: records have no behaviour, mathworker runs as a program (tests/answers/test_verifier.py).
+MIRRORED = 0.9
+
+
+def functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield path, node
+
+
+def test_no_file_is_longer_than_400_lines():
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_at_most_one_function_of_a_hundred_is_longer_than_50_lines():
+    lengths = [node.end_lineno - node.lineno + 1 for _, node in functions()]
+    assert sum(length > 50 for length in lengths) <= len(lengths) / 100
+
+
+def test_every_public_name_is_documented():
+    """A method may rest on what a protocol or base class says of the method of that name."""
+    said = {name for name in dir(transformers.TrainerCallback) if name.startswith("on_")}
+    said |= {node.name for _, node in functions() if ast.get_docstring(node)}
+    silent = [path.name for path, tree in TREES.items() if not ast.get_docstring(tree)]
+
+    def look(node: ast.Module | ast.ClassDef, path: Path) -> None:
+        for child in node.body:
+            if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            if child.name.startswith("_"):
+                continue
+            inherited = isinstance(node, ast.ClassDef) and child.name in said
+            if not ast.get_docstring(child) and not inherited:
+                silent.append(f"{path.name}: {child.name}")
+            if isinstance(child, ast.ClassDef):
+                look(child, path)
+
+    for path, tree in TREES.items():
+        look(tree, path)
+    assert silent == []
+
+
+def test_nine_modules_of_ten_have_a_test_file_of_their_name():
+    modules = [path.relative_to(PACKAGE) for path in FILES if path.name != "__init__.py"]
+    missing = [str(m) for m in modules if not (ROOT / "tests" / m.parent / f"test_{m.name}").is_file()]
+    assert len(missing) <= (1 - MIRRORED) * len(modules), missing
