@@ -37,7 +37,7 @@ def train(
     *,
     compatibility: CompatibilityConfig | None = None,
     weighting: Any = "compact",
-    consistency: float = 0.1,
+    consistency: float = 0.0,
     learning_rate: float = 1e-5,
     epochs: int = 5,
     batch: int = 4,

@@ -39,7 +39,7 @@ def test_every_error_is_reported_at_once_with_its_line(problems_of):
         "run.yaml, line 5: compatibility.estimator must be one of 'lens' or 'probe', got 'lense'; did you mean 'lens'?",
         "run.yaml, line 6: compatibility.of_weight is not a known key; did you mean 'off_weight'?",
         "run.yaml, line 7: compatibility.max_probes must be a whole number, got 2.5; the default is 16",
-        "run.yaml, line 8: consistency must be >= 0, got -1; the default is 0.1",
+        "run.yaml, line 8: consistency must be >= 0, got -1; the default is 0.0",
         "run.yaml, line 9: key 'consistency' stands twice (first in line 8); keep one of them",
         "run.yaml, line 10: lora.r must be a whole number, got true; the default is 16",
         "run.yaml, line 11: train.learning_rat is not a setting of transformers.TrainingArguments; "

@@ -15,9 +15,9 @@ def test_defaults_are_those_that_evidence_chose_and_else_the_published_ones(load
     config = load(MINIMAL)
     scores = config.compatibility
     assert (scores.estimator, scores.gain) == ("probe", "net")  # docs/results.md, Right from wrong
-    assert (scores.consensus, scores.adaptability, scores.difficulty, scores.temperature) == (0.25, 1.0, 0.25, 1.0)
+    assert (scores.consensus, scores.adaptability, scores.difficulty, scores.temperature) == (0.25, 1.0, 0.25, 0.5)
     assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (16, 32, 0.1)
-    assert (config.max_length, config.consistency) == (2560, 0.1)
+    assert (config.max_length, config.consistency) == (2560, 0.0)
     assert config.train == {
         "learning_rate": 1e-5,
         "num_train_epochs": 5,

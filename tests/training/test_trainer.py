@@ -252,7 +252,7 @@ def test_bf16_trains_and_settings_are_saved_without_pickle(tmp_path):
     folder = tmp_path / "checkpoint-1"
     assert not (folder / "training_args.bin").exists()
     saved = json.loads((folder / "training_args.json").read_text())
-    assert saved["compatibility"]["temperature"] == 1.0
+    assert saved["compatibility"]["temperature"] == 0.5
 
 
 def test_the_dataset_can_be_made_beforehand(tmp_path):

@@ -75,7 +75,7 @@ class CompatibilityConfig(Strict):
     adaptability: StrictFloat = Field(1.0, description="coefficient of the adaptability score; 0 turns it off")
     difficulty: StrictFloat = Field(0.25, description="coefficient of the difficulty (it lowers the weight); 0: off")
     temperature: StrictFloat = Field(
-        1.0,
+        0.5,
         gt=0,
         description="softmax temperature; 1.0 means no sharpening, less favours the best rationale",
         json_schema_extra={"remedy": "use 1.0 for no sharpening"},
@@ -250,7 +250,9 @@ class RunConfig(Strict):
         "{best: SCORE}, {gate: RULE}",
         examples=["equal"],
     )
-    consistency: StrictFloat = Field(0.1, ge=0, description="lambda: how much the branches' answers pull together")
+    consistency: StrictFloat = Field(
+        0.0, ge=0, description="lambda: how much the branches' answers pull together; 0: not at all"
+    )
     lora: LoraConfig | None = Field(LoraConfig(), description="low-rank adapters; null trains all weights")
     text: TextConfig = Field(TextConfig(), description="how problems and answers become text")
     answers: AnswersConfig = Field(AnswersConfig(), description="how a rationale's final answer is found")

@@ -58,7 +58,7 @@ class CompactConfig(TrainingArguments):
     weighting: str | dict[str, Any] = field(
         default="compact", metadata={"help": "weight rule: compact, equal, random, verified, or one with an argument"}
     )
-    consistency: float = field(default=0.1, metadata={"help": "lambda of the consistency term; 0 turns it off"})
+    consistency: float = field(default=0.0, metadata={"help": "lambda of the consistency term; 0 turns it off"})
     text: TextConfig | dict[str, Any] = field(default_factory=TextConfig, metadata={"help": "templates"})
     infer_answers: bool = field(default=True, metadata={"help": "infer final answers that are not stated"})
     max_length: int = field(

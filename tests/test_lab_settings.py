@@ -1,4 +1,4 @@
-"""examples/study/lab.py at a size of seconds: the demo's arms and the settings under other values, over seeds."""
+"""benchmarks/lab.py at a size of seconds: the demo's arms and the settings under other values, over seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from compact_distill.lab.student import Recipe
 from compact_distill.study import demo
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "study" / "lab.py"
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "lab.py"
 
 
 def test_every_arm_has_a_share_for_every_task_and_seed(tmp_path, monkeypatch, capsys):

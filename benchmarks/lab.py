@@ -14,7 +14,7 @@ from compact_distill.study.demo import ARMS, COMPACT, DemoRecipe, run_demo
 
 PROBE = COMPACT["compatibility"]
 OURS = {**PROBE, "gain": "net", "consensus": 0.25, "difficulty": 0.25}
-# As tune.yaml calls them: the defaults under three strengths of consistency, and with sharper weights.
+# As examples/study/tune.yaml calls them: the defaults under three strengths of consistency, and with sharper weights.
 SETTINGS = {
     "consistent": {"compatibility": OURS, "consistency": 0.1},
     "light": {"compatibility": OURS, "consistency": 0.02},
