@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -13,7 +15,8 @@ from nbclient import NotebookClient
 
 from models import byte_level_tokenizer, save_student, tiny_model
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "notebooks" / "quickstart.ipynb"
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = ROOT / "examples" / "notebooks" / "quickstart.ipynb"
 
 
 def test_the_quickstart_notebook_runs_and_shows_its_figures(tmp_path, monkeypatch):
@@ -38,3 +41,20 @@ def test_the_notebook_is_committed_with_its_figures():
     text = nbformat.writes(notebook)
     assert "/tmp/" not in text
     assert "/home/" not in text
+
+
+def test_its_first_cell_installs_the_package_by_its_published_name():
+    first = next(cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert first.source.endswith(f"%pip install --quiet {project['name']}")
+
+
+def test_the_badge_for_hosted_notebooks_is_there_as_soon_as_the_repository_has_an_address():
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"].get("Repository", "")
+    repository = re.fullmatch(r"https://github\.com/([^/]+/[^/]+?)/?", address)
+    pages = [(ROOT / "README.md").read_text(), nbformat.read(NOTEBOOK, as_version=4).cells[0].source]
+    for text in pages:
+        found = re.findall(r"https://colab\.research\.google\.com/\S+?(?=\))", text)
+        path = NOTEBOOK.relative_to(ROOT).as_posix()
+        expected = [f"https://colab.research.google.com/github/{repository[1]}/blob/main/{path}"] if repository else []
+        assert found == expected  # without an address it would lead nowhere

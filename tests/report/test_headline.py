@@ -144,7 +144,7 @@ def test_right_and_wrong_are_compared_within_the_teachers_that_wrote_both():
     trace = weights([0.7, 0.3], [0.9, 0.1])
     mixed = {"p0": problem("p0", a="correct", b="correct"), "p1": problem("p1", a="correct", b="wrong")}
     (_, _, trust) = headline(run(trace=trace, problems=mixed)).cards
-    assert trust.details[-1].endswith("a right solution weighs 0.30 on average, a wrong one 0.10.")
+    assert trust.details[-1].endswith("their right solutions weigh 0.30 on average, their wrong ones 0.10.")
     apart = {"p0": problem("p0", a="correct", b="wrong"), "p1": problem("p1", a="correct", b="wrong")}
     (_, _, trust) = headline(run(trace=trace, problems=apart)).cards
     assert not any("weighs" in line for line in trust.details)

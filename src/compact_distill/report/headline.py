@@ -222,7 +222,8 @@ def _trust(run: RunData) -> Card:
     if (means := _right_and_wrong(run)) is not None:
         right, wrong = map(share_text, means)
         details.append(
-            f"Of teachers that were right and wrong, a right solution weighs {right} on average, a wrong one {wrong}."
+            "Teachers that were sometimes right and sometimes wrong: their right solutions weigh "
+            f"{right} on average, their wrong ones {wrong}."
         )
     return Card(question, "All about equally" if trusted == _ALL else f"Most from {short(trusted, 60)}", details)
 

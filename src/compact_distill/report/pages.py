@@ -136,10 +136,12 @@ def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYT
     """The page of a run, as HTML of at most `max_bytes` bytes; the explorer holds as many problems as fit."""
     top, gains = headline(run), read_gains(run)
     damaged = [f"gains.jsonl has {plural(gains.damaged, 'damaged line')}, left out"] if gains.damaged else []
+    place = run.path.resolve()
+    arm = f"{clean(place.parent.name)}, " if place.parent.parent.name == "arms" else ""  # of a study
     html = page(
         short(run.name, 60),
         sections,
-        eyebrow=f"Report of the run {run.name}",
+        eyebrow=f"Report of the run {arm}{run.name}",
         headline=top.verdict,
         lede=about(run),
         cards=top.cards,

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from compact_distill.config.models import LoraConfig
+from compact_distill.config.models import LoraConfig, RunConfig
 from compact_distill.method.encode import EncodedProblem
 from compact_distill.method.score import gains
 from compact_distill.runs.environment import accelerator, peak_memory_mib
@@ -69,6 +69,8 @@ def fit(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
         trainer.add_callback(ExamineEveryEpoch(trainer, prepared.exam, run.eval_path))
     if trainer.is_world_process_zero():
         say(f"train: {dataset.summary()}")
+        if idle := scores_without_effect(config):
+            say(f"train: rationales are answers without reasoning, so {' and '.join(idle)} count as 0")
     trainer.add_callback(TrainingHistory(run.training_log_path))
     with StopInOrder() as stop:
         trainer.add_callback(stop)
@@ -123,6 +125,16 @@ def gain_stride(encoded: Sequence[EncodedProblem], epochs: float, readings: int)
     tokens = sum(len(p.prompt) + sum(len(b) for b in p.branches if b is not None) for p in encoded)
     affordable = min(_GAIN_SHARE * 2 * epochs * tokens, _GAIN_TOKENS) / readings
     return max(1, math.ceil(tokens / max(affordable, 1)))
+
+
+def scores_without_effect(config: RunConfig) -> list[str]:
+    """Scores that the weights would use and that have nothing to read, since rationales are the answers themselves."""
+    rule = str(config.weighting)
+    if config.text.rationale != "answer":
+        return []
+    coefficients = {"adaptability": config.compatibility.adaptability, **config.compatibility.extra_scores}
+    used = {name for name, value in coefficients.items() if value and "compact" in rule}
+    return [name for name in ("adaptability", "local_naturalness") if name in used or name in rule]
 
 
 def adapter_settings(lora: LoraConfig | None, commit: str | None) -> Any:
