@@ -12,7 +12,7 @@ from compact_distill.method.kernels.attention import (
     loop_kernel,
     varlen_kernel,
 )
-from compact_distill.method.packing import Segment
+from compact_distill.method.packing import Layout, Segment
 
 # prompt of 3, two branches of 4 and 2, a gold answer of 2 after one token of branch 1, then a second problem
 SEGMENTS = [
@@ -170,7 +170,19 @@ def test_branches_of_a_problem_read_its_prompt_together():
         (slice(9, 11), slice(7, 8)),  # the gold answer reads the first token of branch 1
         (slice(12, 17), slice(11, 12)),
     ]
-    assert [part.queries for part in parts if part.causal] == [slice(s.start, s.stop) for s in SEGMENTS]
+    own = [(part.queries, part.segments) for part in parts if part.causal]
+    assert own == [(slice(0, 3), 1), (slice(3, 7), 1), (slice(7, 11), 2), (slice(11, 12), 1), (slice(12, 17), 1)]
+
+
+def test_probes_of_a_branch_read_it_in_one_call_each_as_far_as_it_sees():
+    row = Layout(())
+    prompt = row.add_segment(range(3), ())
+    branch = row.add_segment(range(6), ((prompt, 3),))
+    for seen in (2, 5):
+        row.add_segment(range(2), ((prompt, 3), (branch, seen)))
+    (both,) = [part for part in AttentionPlan.of(row).parts if part.mask is not None]
+    assert (both.queries, both.keys) == (slice(9, 13), slice(3, 8))
+    assert (both.mask == 0).sum(1).tolist() == [2, 2, 5, 5]
 
 
 def test_the_keys_of_a_segment_are_its_context_and_itself():

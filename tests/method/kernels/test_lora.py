@@ -166,14 +166,14 @@ def test_projections_of_one_input_keep_it_once() -> None:
     tokens, states = 10, random(1, 10, WIDTH).requires_grad_()
     before = numbers_kept(run, states)
     patch_layers(layer)
-    assert numbers_kept(run, states) == tokens * WIDTH
+    assert numbers_kept(run, states) == tokens * (WIDTH + 3 * 4)  # and rank numbers for each
     assert before >= 3 * tokens * WIDTH
 
 
 def test_an_adapted_mlp_keeps_its_input_and_two_factors() -> None:
     layer = adapted(dropout=0.1)
     patch_layers(layer)
-    assert numbers_kept(layer.mlp, random(1, 10, WIDTH).requires_grad_()) == 10 * (WIDTH + 2 * 48)
+    assert numbers_kept(layer.mlp, random(1, 10, WIDTH).requires_grad_()) == 10 * (WIDTH + 2 * 48 + 3 * 4)
 
 
 # ---- what is left to peft

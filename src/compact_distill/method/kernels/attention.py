@@ -11,7 +11,7 @@ Shapes: T rows, H query heads, G key heads (each shared by H / G query heads), D
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, cast
@@ -24,11 +24,25 @@ from compact_distill.method.packing import Layout, Segment
 
 
 class Part(NamedTuple):
-    """Queries that read keys: rows of both, and whether they are one segment, which reads itself causally."""
+    """Queries that read keys: rows of both; one segment, or `segments` of one length, each of which may read itself.
+
+    `mask`, [queries, keys], is 0 where a query sees a key and minus infinity where it does not; None: it sees all.
+    """
 
     queries: slice
     keys: slice
     causal: bool
+    segments: int = 1
+    mask: Tensor | None = None
+
+    def fold(self, tensor: Tensor, rows: slice) -> Tensor:
+        """Rows of [1, H, T, D] or [1, H, T] as a batch of segments."""
+        part = tensor[:, :, rows]
+        return part if self.segments == 1 else part[0].unflatten(1, (self.segments, -1)).transpose(0, 1)
+
+    def unfold(self, batch: Tensor) -> Tensor:
+        """A batch of segments, [segments, H, L, ...], as rows, [H, T, ...]."""
+        return batch[0] if self.segments == 1 else batch.transpose(0, 1).flatten(1, 2)
 
 
 @dataclass
@@ -75,22 +89,30 @@ class AttentionPlan:
 
     @cached_property
     def parts(self) -> list[Part]:
-        """The row's attention as (query rows, key rows, whether they are the same segment and so causal).
+        """The row's attention in few calls.
 
-        Each segment first reads itself; then adjoining segments that see the same rows read those together.
+        Each segment first reads itself, adjoining ones of one length together; then adjoining segments that see the
+        same segment, whole or in part, read it together.
         """
         offset = self.own[0].start
-        own = [Part(slice(s.start - offset, s.stop - offset), slice(s.start, s.stop), True) for s in self.own]
-        shared: dict[tuple[int, int], list[slice]] = {}
-        for segment, part in zip(self.own, own, strict=True):
+        own: list[Part] = []
+        shared: dict[int, list[list[tuple[slice, int]]]] = {}
+        for segment in self.own:
+            rows, keys = slice(segment.start - offset, segment.stop - offset), slice(segment.start, segment.stop)
+            if own and _length(own[-1].queries) == own[-1].segments * segment.length:
+                before = own.pop()
+                rows, keys = slice(before.queries.start, rows.stop), slice(before.keys.start, keys.stop)
+                own.append(Part(rows, keys, True, before.segments + 1))
+            else:
+                own.append(Part(rows, keys, True))
             for index, seen in segment.context:
-                start = self.segments[index].start
-                runs = shared.setdefault((start, start + seen), [])
-                if runs and runs[-1].stop == part.queries.start:
-                    runs[-1] = slice(runs[-1].start, part.queries.stop)
+                runs = shared.setdefault(self.segments[index].start, [])
+                reader = slice(segment.start - offset, segment.stop - offset), seen
+                if runs and runs[-1][-1][0].stop == reader[0].start:
+                    runs[-1].append(reader)
                 else:
-                    runs.append(part.queries)
-        return own + [Part(run, slice(*keys), False) for keys, runs in shared.items() for run in runs]
+                    runs.append([reader])
+        return own + [_reads(start, run) for start, runs in shared.items() for run in runs]
 
     @cached_property
     def gather(self) -> list[int]:
@@ -102,6 +124,37 @@ class AttentionPlan:
                 rows.extend(range(start, start + seen))
             rows.extend(range(segment.start, segment.stop))
         return rows
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding: halves of each head turn by the row's angles (Su et al. 2021, eq. 34)."""
+
+    cos_ND: Tensor
+    sin_ND: Tensor
+
+    def turn_(self, rows_NO: Tensor, back: bool = False) -> None:
+        """Turn the heads of some rows in place; `back`: the other way, which is the gradient's."""
+        rows, size = self.cos_ND.shape
+        first_NHE, second_NHE = rows_NO.view(rows, -1, size).chunk(2, dim=-1)
+        cos_N1E, sin_N1E = (part[:, None, : size // 2] for part in (self.cos_ND, self.sin_ND))
+        before_NHE, sign = first_NHE.clone(), -1.0 if back else 1.0
+        first_NHE.mul_(cos_N1E).addcmul_(second_NHE, sin_N1E, value=-sign)
+        second_NHE.mul_(cos_N1E).addcmul_(before_NHE, sin_N1E, value=sign)
+
+
+def _length(rows: slice) -> int:
+    return int(rows.stop - rows.start)
+
+
+def _reads(start: int, readers: Sequence[tuple[slice, int]]) -> Part:
+    """Adjoining queries that see the segment at `start`, each so many tokens of it."""
+    seen_Q = torch.tensor([seen for rows, seen in readers for _ in range(_length(rows))])
+    most = int(seen_Q.max())
+    mask_QK = None
+    if int(seen_Q.min()) < most:
+        mask_QK = torch.zeros(len(seen_Q), most).masked_fill_(torch.arange(most) >= seen_Q[:, None], -torch.inf)
+    return Part(slice(readers[0][0].start, readers[-1][0].stop), slice(start, start + most), False, 1, mask_QK)
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor, AttentionPlan, float | None, int | None], Tensor]
@@ -129,14 +182,16 @@ class _FlashAttention(torch.autograd.Function):
         _, heads, rows, _ = query.shape
         out_THD = query.new_empty(rows, heads, value.shape[3])
         sum_THE = query.new_empty(rows, heads, 1)
-        for q, k, own in parts:
-            out, sums = _CPU_FLASH(query[:, :, q], key[:, :, k], value[:, :, k], 0.0, own, scale=scale)
-            out, sums = out[0].transpose(0, 1), sums[0].t()[..., None]
-            if own:
+        for part in parts:
+            inputs = part.fold(query, part.queries), part.fold(key, part.keys), part.fold(value, part.keys)
+            mask = None if part.mask is None else part.mask.to(query.dtype)
+            out, sums = _CPU_FLASH(*inputs, 0.0, part.causal, attn_mask=mask, scale=scale)
+            out, sums, q = part.unfold(out).transpose(0, 1), part.unfold(sums).t()[..., None], part.queries
+            if part.causal:
                 out_THD[q], sum_THE[q] = out, sums
             else:
                 both = torch.logaddexp(sum_THE[q], sums)
-                out_THD[q] = out_THD[q] * (sum_THE[q] - both).exp() + out * (sums - both).exp()
+                out_THD[q].mul_((sum_THE[q] - both).exp_()).addcmul_(out, sums.sub(both).exp_())
                 sum_THE[q] = both
         ctx.save_for_backward(query, key, value, out_THD, sum_THE)
         ctx.parts, ctx.scale = parts, scale
@@ -148,24 +203,21 @@ class _FlashAttention(torch.autograd.Function):
         query, key, value, out_THD, sum_THE = ctx.saved_tensors
         grad_out, out, sums = grads[0].transpose(1, 2), out_THD[None].transpose(1, 2), sum_THE[None, ..., 0].mT
         grad_q, grad_k, grad_v = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for q, k, own in ctx.parts:
-            dq, dk, dv = _CPU_FLASH_BACKWARD(
-                grad_out[:, :, q],
-                query[:, :, q],
-                key[:, :, k],
-                value[:, :, k],
-                out[:, :, q],
-                sums[:, :, q],
-                0.0,
-                own,
-                scale=ctx.scale,
+        for part in ctx.parts:
+            q, k = part.queries, part.keys
+            by_query, by_key = (
+                [part.fold(t, rows) for t in ts] for ts, rows in (((grad_out, query), q), ((key, value), k))
             )
-            if own:
-                grad_q[:, :, q] = dq
+            read = *by_query, *by_key, part.fold(out, q), part.fold(sums, q)
+            mask = None if part.mask is None else part.mask.to(query.dtype)
+            found = _CPU_FLASH_BACKWARD(*read, 0.0, part.causal, attn_mask=mask, scale=ctx.scale)
+            dq, dk, dv = (part.unfold(gradient) for gradient in found)
+            if part.causal:
+                grad_q[0, :, q], grad_k[0, :, k], grad_v[0, :, k] = dq, dk, dv
             else:
-                grad_q[:, :, q] += dq
-            grad_k[:, :, k] += dk
-            grad_v[:, :, k] += dv
+                grad_q[0, :, q] += dq
+                grad_k[0, :, k] += dk
+                grad_v[0, :, k] += dv
         return grad_q, grad_k, grad_v, None, None
 
 

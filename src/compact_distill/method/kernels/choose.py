@@ -268,10 +268,12 @@ def _trial_plans() -> tuple[AttentionPlan, AttentionPlan]:
     branch = row.add_segment(range(60), ((prompt, 37),))
     row.add_segment(range(1), ((prompt, 37),))
     row.add_segment(range(5), ((prompt, 37), (branch, 21)))
+    row.add_segment(range(5), ((prompt, 37), (branch, 33)))
     other = row.add_segment(range(1), ())
     row.add_segment(range(90), ((other, 1),))
     follow = Layout((), offset=len(row.tokens), segments=list(row.segments))
     follow.add_segment(range(6), ((prompt, 37), (branch, 13)))
+    follow.add_segment(range(6), ((prompt, 37), (branch, 29)))
     follow.add_segment(range(3), ((other, 1),))
     return AttentionPlan.of(row), AttentionPlan(follow.segments, first=len(row.segments))
 

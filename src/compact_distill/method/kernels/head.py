@@ -63,8 +63,10 @@ class _Head(torch.autograd.Function):
         frozen = ctx.needs_input_grad[0] and not trained
         keep = KEEP_NUMBERS // len(weight_VD) if trained else 0
         tops, sums, logprobs, beliefs, kept, slopes = [], [], [], [], [], []
+        room = _Room(weight_VD, count)
         for part in _chunks(count):
-            logits_NV = _logits(hidden_MD[part], weight_VD, bias_V)
+            keeps = part.stop <= keep
+            logits_NV = (_logits if keeps else room.logits)(hidden_MD[part], weight_VD, bias_V)
             labels_N1, gold_CA = labels_N[part, None], gold_NA[part]
             label_N1, of_gold_NA = logits_NV.gather(1, labels_N1), logits_NV.gather(1, gold_CA.clamp_min(0))
             if rank_N is not None:
@@ -78,10 +80,11 @@ class _Head(torch.autograd.Function):
             logprobs.append(label_N1 - norm_N1)
             tops.append(top_N1)
             sums.append(sum_N1)
-            if part.stop <= keep:
+            if keeps:
                 kept.append(exp_NV.to(hidden_MD.dtype))
             elif frozen:
                 slopes.append(_slope(exp_NV, sum_N1, logprobs[-1], labels_N1, weight_VD))
+        del room
         whole_GV = _logits(hidden_MD[count:], weight_VD, bias_V).log_softmax(-1)
         ctx.kept = kept
         ctx.save_for_backward(
@@ -106,17 +109,39 @@ class _Head(torch.autograd.Function):
             assert into.hidden is not None
             torch.mul(torch.cat(slopes), grad_N[:, None].to(hidden_MD.dtype), out=into.hidden[:count])
         elif grad_N is not None:
+            room = _Room(weight_VD, count)
             for index, part in enumerate(_chunks(count)):
                 if index < len(kept):
                     exp_NV, kept[index] = kept[index], None
                 else:
-                    exp_NV = _logits(hidden_MD[part], weight_VD, bias_V).sub_(top_N1[part]).exp_()
+                    exp_NV = room.logits(hidden_MD[part], weight_VD, bias_V).sub_(top_N1[part]).exp_()
                 # d logp / d logits = onehot(label) - softmax(logits), times the gradient of the row. The label's own
                 # entry, 1 - p, is what rounding would harm.
                 grad_NV = exp_NV.mul_(-grad_N[part, None] / sum_N1[part])
                 own_N1 = -torch.expm1(logprob_N1[part]) * grad_N[part, None]
                 into.add(part, grad_NV.scatter_(1, labels_N[part, None], own_N1.to(grad_NV.dtype)))
         return into.hidden, into.weight, into.bias, None, None, None
+
+
+class _Room:
+    """Room for the logits of one chunk after the other: fresh memory for each would have to be zeroed by the system."""
+
+    def __init__(self, weight_VD: Tensor, rows: int) -> None:
+        self._shape = min(rows, CHUNK_ROWS), len(weight_VD)
+        self._own_NV: Tensor | None = None
+        self._full_NV: Tensor | None = None
+
+    def logits(self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+        """Logits of a chunk, [N, V], fp32 or fp64, in the place of the chunk's before."""
+        if self._own_NV is None:
+            self._own_NV = self._full_NV = hidden_ND.new_empty(self._shape)
+            if hidden_ND.dtype not in (torch.float32, torch.float64):
+                self._full_NV = torch.empty_like(self._own_NV, dtype=torch.float32)
+        logits_NV = torch.mm(hidden_ND, weight_VD.t(), out=self._own_NV[: len(hidden_ND)])
+        if bias_V is not None:
+            logits_NV.add_(bias_V)
+        assert self._full_NV is not None
+        return logits_NV if self._full_NV is self._own_NV else self._full_NV[: len(hidden_ND)].copy_(logits_NV)
 
 
 class _Gradients:

@@ -15,24 +15,30 @@ Shapes: N tokens, D width, F width of the MLP's inner layer, R rank.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from compact_distill.method.kernels.attention import Rotary
+from compact_distill.method.kernels.choose import segment_attention
 from compact_distill.method.kernels.lora import (
-    Adapter,
+    Input,
     LowRank,
+    Normed,
     Projection,
     Settings,
     autocast_dtype,
-    has_hooks,
     is_lora,
-    is_plain,
+    linear_of,
     lora_forward,
+    project,
     tiles,
 )
+
+# These project, turn and attend, and no more; those with norms of queries and keys are left as they are.
+_ATTENTIONS = ("LlamaAttention", "Qwen2Attention", "MistralAttention")
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -46,6 +52,8 @@ def patch_layers(layers: nn.Module) -> None:
             module.forward = types.MethodType(_norm_forward, module)
         elif type(module).__name__.endswith("MLP"):
             module.forward = types.MethodType(_mlp_forward, module)
+        elif type(module).__name__ in _ATTENTIONS:
+            module.forward = types.MethodType(_attention_forward, module)
         elif is_lora(module):
             module.forward = types.MethodType(lora_forward, module)
 
@@ -59,52 +67,85 @@ def _norm_forward(self: Any, states: Tensor) -> Tensor:
 
 def _mlp_forward(self: Any, states: Tensor) -> Tensor:
     """transformers' gated MLP: down(activation(gate(x)) * up(x))."""
-    parts = [_matrix_and_adapter(matrix) for matrix in (self.gate_proj, self.up_proj, self.down_proj)]
-    known = [part for part in parts if part is not None]
-    adapters = [adapter for _, adapter in known if adapter is not None]
+    parts = [linear_of(matrix) for matrix in (self.gate_proj, self.up_proj, self.down_proj)]
+    known = [part for part in parts if part is not None and part[1] is None]
+    adapters = [adapter for _, _, adapter in known if adapter is not None]
     plain_on_cpu = states.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
     if len(known) == len(parts) and (adapters or plain_on_cpu):
         rows_ND = states.reshape(-1, states.shape[-1])
-        settings = tuple(None if adapter is None else adapter.settings for _, adapter in known)
+        settings = tuple(None if adapter is None else adapter.settings for _, _, adapter in known)
         factors = [factor for adapter in adapters for factor in (adapter.a_RD, adapter.b_OR)]
         keep = bool(adapters) and torch.is_grad_enabled()
-        gate, up, down = (weight for weight, _ in known)
-        return gated_mlp(rows_ND, gate, up, down, self.act_fn, settings, keep, *factors).view_as(states)
+        gate, up, down = (weight for weight, _, _ in known)
+        normed = Input.made_by(states)
+        return gated_mlp(rows_ND, gate, up, down, self.act_fn, settings, keep, normed, *factors).view_as(states)
     if not torch.is_grad_enabled():
         return cast(Tensor, type(self).forward(self, states))
     return cast(Tensor, self.down_proj(gated(self.act_fn, self.gate_proj(states), self.up_proj(states))))
 
 
-def _matrix_and_adapter(module: Any) -> tuple[Tensor, Adapter | None] | None:
-    """What a projection without bias multiplies with, and its adapter; None where it is more than that."""
-    if is_plain(module):
-        return (module.weight, None) if module.bias is None else None
-    ours = getattr(vars(module).get("forward"), "__func__", lora_forward) is lora_forward
-    adapter = Adapter.of(module) if is_lora(module) and ours and not has_hooks(module) else None
-    if adapter is None or module.base_layer.bias is not None:
-        return None
-    return module.base_layer.weight, adapter
+def _attention_forward(
+    self: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' attention, with q, k and v read and turned in one step where a row of ours is read."""
+    linears = [linear_of(module) for module in (self.q_proj, self.k_proj, self.v_proj)]
+    known = [linear for linear in linears if linear is not None]
+    cos, sin = position_embeddings
+    ours = kwargs.get("compact_plan") is not None and len(known) == 3 and cos.dtype == hidden_states.dtype
+    if not ours or autocast_dtype(hidden_states) is not None:
+        arguments = (hidden_states, position_embeddings, attention_mask)
+        return cast(tuple[Tensor, Tensor | None], type(self).forward(self, *arguments, **kwargs))
+    query, key, value = (
+        part.view(*part.shape[:-1], -1, self.head_dim).transpose(1, 2)
+        for part in project(hidden_states, known, Rotary(cos[0], sin[0]))
+    )
+    window = getattr(self, "sliding_window", getattr(self.config, "sliding_window", None))
+    dropout = self.attention_dropout if self.training else 0.0
+    out, weights = segment_attention(
+        self,
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=self.scaling,
+        dropout=dropout,
+        sliding_window=window,
+        **kwargs,
+    )
+    return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
 def rms_norm(states: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
     """(offset + weight) * states / sqrt(mean(states^2) + eps) over the last dimension.
 
     Zhang and Sennrich 2019, eq. 4. Computed in at least fp32, then rounded to the precision of the states: the quotient
-    alone, or with an offset, as Gemma has it, the whole. Keeps `states`, and one number a row.
+    alone, or with an offset, as Gemma has it, the whole. Keeps `states`, and one number a row; projections that read
+    the output keep the same.
     """
-    return cast(Tensor, _RMSNorm.apply(states, weight_D, eps, offset))
+    out, scale = _RMSNorm.apply(states, weight_D, eps, offset)
+    if torch.is_grad_enabled():
+        rows_ND, scale_N1 = states.detach().reshape(-1, states.shape[-1]), scale.reshape(-1, 1)
+        Input.remember(out, Normed(rows_ND, weight_D.detach(), scale_N1, offset))
+    return cast(Tensor, out)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight_D: Tensor, eps: float, offset: float) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight_D: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
         full = states.to(torch.float64 if states.dtype == torch.float64 else torch.float32)
         scale = full.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.offset = offset
         ctx.save_for_backward(states, weight_D, scale)
+        ctx.mark_non_differentiable(scale)
+        unit = full * scale
         if offset:
-            return (full * scale * (offset + weight_D.to(full.dtype))).to(states.dtype)
-        return weight_D * (full * scale).to(states.dtype)
+            return unit.mul_(offset + weight_D.to(full.dtype)).to(states.dtype), scale
+        unit = unit.to(states.dtype)
+        return (unit.mul_(weight_D) if weight_D.dtype == unit.dtype else weight_D * unit), scale
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -116,7 +157,8 @@ class _RMSNorm(torch.autograd.Function):
             grad_weight = (grad * unit).flatten(0, -2).sum(0).to(weight_D.dtype)
         grad = grad * (weight_D.to(grad.dtype) + ctx.offset)
         # d unit / d states: what lies along `unit` has no effect.
-        grad_states = grad.sub_(unit.mul_((grad * unit).mean(-1, keepdim=True))).mul_(scale)
+        along = (grad * unit).sum(-1, keepdim=True).div_(-states.shape[-1])
+        grad_states = grad.addcmul_(unit, along).mul_(scale)
         return grad_states.to(states.dtype), grad_weight, None, None
 
 
@@ -151,10 +193,11 @@ def gated_mlp(
     activation: Activation,
     settings: Sequence[Settings | None] = (None, None, None),
     keep: bool = False,
+    normed: Normed | None = None,
     *factors: Tensor,
 ) -> Tensor:
     """down(activation(gate(x)) * up(x)), [N, D], read in tiles; see `_MLP`."""
-    return cast(Tensor, _MLP.apply(x_ND, gate_FD, up_FD, down_DF, activation, settings, keep, *factors))
+    return cast(Tensor, _MLP.apply(x_ND, gate_FD, up_FD, down_DF, activation, settings, keep, normed, *factors))
 
 
 class _MLP(torch.autograd.Function):
@@ -174,47 +217,63 @@ class _MLP(torch.autograd.Function):
         activation: Activation,
         settings: Sequence[Settings | None],
         keep: bool,
+        normed: Normed | None,
         *factors: Tensor,
     ) -> Tensor:
         ctx.activation, ctx.settings, ctx.autocast = activation, settings, autocast_dtype(x_ND)
         dtype = ctx.autocast or x_ND.dtype
         out_ND = torch.empty_like(x_ND, dtype=dtype)
-        kept = [x_ND.new_empty(len(x_ND), len(gate_FD), dtype=dtype) for _ in range(2)] if keep else []
         with torch.autocast(x_ND.device.type, enabled=False):
-            gate, up, down = _projections((gate_FD, up_FD, down_DF), settings, factors, ctx.autocast)
+            gate, up, down = parts = _projections((gate_FD, up_FD, down_DF), settings, factors, ctx.autocast)
+            kept = [x_ND.new_empty(len(x_ND), len(gate_FD), dtype=dtype) for _ in range(2)] if keep else []
+            lows = [part.low(len(x_ND)) if keep else None for part in parts]
             for tile in tiles(x_ND):
+                low = [None if low_NR is None else low_NR[tile] for low_NR in lows]
                 gate_NF, up_NF = (
-                    matrix(x_ND[tile], kept[i][tile] if keep else None) for i, matrix in enumerate((gate, up))
+                    matrix(x_ND[tile], kept[i][tile] if keep else None, low[i]) for i, matrix in enumerate((gate, up))
                 )
-                down(activation(gate_NF).mul_(up_NF), out_ND[tile])
-        ctx.save_for_backward(x_ND, gate_FD, up_FD, down_DF, *factors, *kept)
-        ctx.factors = len(factors)
+                down(activation(gate_NF).mul_(up_NF), out_ND[tile], low[2])
+        source = Input(x_ND, normed)
+        ctx.offset = 0.0 if normed is None else normed.offset
+        ctx.sizes = len(source.kept), len(factors), len(kept)
+        ctx.save_for_backward(gate_FD, up_FD, down_DF, *source.kept, *factors, *kept, *lows)
         return out_ND
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, gate_FD, up_FD, down_DF, *rest = ctx.saved_tensors
-        factors, kept = rest[: ctx.factors], rest[ctx.factors :]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        gate_FD, up_FD, down_DF, *rest = ctx.saved_tensors
+        source, factors, kept, lows = _cut(rest, ctx.sizes)
+        x, dtype = Input.of(source, ctx.offset), source[0].dtype
         wanted = ctx.needs_input_grad[1:4]
         projections = _projections((gate_FD, up_FD, down_DF), ctx.settings, factors, ctx.autocast, wanted)
         gate, up, down = projections
-        grad_x_ND = torch.empty_like(x_ND, dtype=ctx.autocast or x_ND.dtype)
-        for tile in tiles(x_ND):
-            tile_ND, grad_ND = x_ND[tile], grads[0][tile]
+        grad_x_ND = torch.empty_like(grads[0], dtype=ctx.autocast or dtype)
+        for tile in tiles(grads[0]):
+            tile_ND, grad_ND = x[tile], grads[0][tile]
+            low = [None if low_NR is None else low_NR[tile] for low_NR in lows]
             gate_NF, up_NF = (factor[tile] for factor in kept) if kept else (gate(tile_ND), up(tile_ND))
             with torch.enable_grad():
                 leaf_NF = gate_NF.detach().requires_grad_()
                 active_NF = ctx.activation(leaf_NF)
             value_NF = active_NF.detach()
-            grad_NF = down.backward(grad_ND, value_NF * up_NF, torch.empty_like(up_NF))
+            grad_NF = down.backward(grad_ND, value_NF * up_NF, low[2], torch.empty_like(up_NF))
             grad_up_NF = grad_NF * value_NF
             (grad_gate_NF,) = torch.autograd.grad(active_NF, leaf_NF, grad_NF.mul_(up_NF))
-            gate.backward(grad_gate_NF, tile_ND, grad_x_ND[tile])
-            up.backward(grad_up_NF, tile_ND, grad_x_ND[tile], add=True)
+            gate.backward(grad_gate_NF, tile_ND, low[0], grad_x_ND[tile])
+            up.backward(grad_up_NF, tile_ND, low[1], grad_x_ND[tile], add=True)
         totals = [projection.grad_weight for projection in projections]
         small = [gradient for projection in projections for gradient in projection.grad_factors]
-        return grad_x_ND.to(x_ND.dtype), *totals, None, None, None, *small
+        return grad_x_ND.to(dtype), *totals, None, None, None, None, *small
+
+
+def _cut(saved: Sequence[Any], sizes: Sequence[int]) -> Iterator[list[Any]]:
+    """Runs of the given sizes, and what is left."""
+    start = 0
+    for size in sizes:
+        yield list(saved[start : start + size])
+        start += size
+    yield list(saved[start:])
 
 
 def _projections(

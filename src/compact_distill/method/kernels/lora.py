@@ -1,10 +1,11 @@
 """LoRA that keeps its input alone for the backward, and computes what peft's own forward does.
 
-peft leaves the backward to autograd, which keeps for each adapted projection a dropped-out copy of the input, the mask
-that dropped it and what the small matrices make of it. Here the backward is written out: a projection keeps its input,
-which q, k and v share, as gate and up do, and a seed. The mask is drawn again from the seed, the small products are
-done again, and the adapter is added to the projection's output in place: nothing of the size of the weights is made,
-nothing is merged. In tiles of tokens, so that what lies between stays near the processor.
+peft leaves the backward to autograd, which keeps for each adapted projection a dropped-out copy of the input and the
+mask that dropped it. Here the backward is written out: projections of one input (q, k and v; gate and up) are one step
+of autograd that keeps the input once, a seed and R numbers a token. Where the input is what a norm made, it keeps what
+the norm keeps, and makes it anew. The mask is drawn again from the seed, and the adapter is added to the projection's
+output in place: nothing of the size of the weights is made, nothing is merged. In tiles of tokens, so that what lies
+between stays near the processor.
 
 Only what is known is taken over (`Adapter.of`): peft's plain LoRA on an `nn.Linear`, one active adapter, dropout or
 none. Anything else (DoRA and other variants, quantised weights, biases of adapters, merged or disabled adapters, hooks)
@@ -15,12 +16,15 @@ Shapes: N tokens, D inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from compact_distill.method.kernels.attention import Rotary
 
 # Tokens of a tile on a CPU: enough for fast matrix products, few enough that what lies between them stays small.
 TILE_ROWS = 384
@@ -106,22 +110,94 @@ def autocast_dtype(states: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if on else None
 
 
+@dataclass(frozen=True)
+class Normed:
+    """How a norm made its output of what it keeps for its backward anyway: out = (offset + weight) * states * scale."""
+
+    states_ND: Tensor
+    weight_D: Tensor
+    scale_N1: Tensor
+    offset: float
+
+    def again(self, tile: slice) -> Tensor:
+        """Some rows of the norm's output, to the last bit."""
+        unit = self.states_ND[tile].to(self.scale_N1.dtype) * self.scale_N1[tile]
+        if self.offset:
+            return unit.mul_(self.offset + self.weight_D.to(unit.dtype)).to(self.states_ND.dtype)
+        return self.weight_D * unit.to(self.states_ND.dtype)
+
+
+class Input:
+    """The input of projections: kept as it is, or as what a norm made it of (`remember`)."""
+
+    def __init__(self, x_ND: Tensor, normed: Normed | None) -> None:
+        self._normed, self._x_ND = normed, x_ND if normed is None else None
+
+    @staticmethod
+    def remember(states: Tensor, normed: Normed) -> None:
+        """Note on a norm's output how it was made; on the tensor itself, so that the note dies with it."""
+        states._compact_normed = normed  # type: ignore[attr-defined]
+
+    @staticmethod
+    def made_by(states: Tensor) -> Normed | None:
+        """How a norm of ours made `states`; None where none did."""
+        return getattr(states, "_compact_normed", None)
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """What the backward keeps of it."""
+        if self._normed is None:
+            return [cast(Tensor, self._x_ND)]
+        return [self._normed.states_ND, self._normed.weight_D, self._normed.scale_N1]
+
+    @classmethod
+    def of(cls, kept: Sequence[Tensor], offset: float) -> Input:
+        """The input, of what was kept of it."""
+        return cls(kept[0], None) if len(kept) == 1 else cls(kept[0], Normed(kept[0], kept[1], kept[2], offset))
+
+    def __getitem__(self, tile: slice) -> Tensor:
+        return cast(Tensor, self._x_ND)[tile] if self._normed is None else self._normed.again(tile)
+
+
 def lora_forward(self: Any, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """peft's `lora.Linear.forward`: base(x) + scale * B(A(dropout(x)))."""
     adapter = None if args or kwargs else Adapter.of(self)
     if adapter is None:
         return cast(Tensor, type(self).forward(self, states, *args, **kwargs))
     base = self.base_layer
+    (out,) = project(states, [(base.weight, base.bias, adapter)])
+    return out
+
+
+Linear = tuple[Tensor, Tensor | None, Adapter | None]  # weight, bias and adapter of a projection
+
+
+def linear_of(module: Any) -> Linear | None:
+    """What a projection computes with; None where it is more than a product with an adapter."""
+    if is_plain(module):
+        return module.weight, module.bias, None
+    ours = getattr(vars(module).get("forward"), "__func__", lora_forward) is lora_forward
+    adapter = Adapter.of(module) if is_lora(module) and ours and not has_hooks(module) else None
+    return None if adapter is None else (module.base_layer.weight, module.base_layer.bias, adapter)
+
+
+def project(states: Tensor, linears: Sequence[Linear], rotary: Rotary | None = None) -> list[Tensor]:
+    """x W^T + bias + scale * dropout(x) A^T B^T of each projection of `states`, which is kept once.
+
+    Args:
+        states: [..., D].
+        linears: the projections.
+        rotary: turn the first two, the queries and the keys; see `Rotary`.
+    """
     rows_ND = states.reshape(-1, states.shape[-1])
-    out_NO = adapted_linear(rows_ND, base.weight, base.bias, adapter.a_RD, adapter.b_OR, adapter.settings)
-    return out_NO.view(*states.shape[:-1], -1)
-
-
-def adapted_linear(
-    x_ND: Tensor, weight_OD: Tensor, bias_O: Tensor | None, a_RD: Tensor, b_OR: Tensor, settings: Settings
-) -> Tensor:
-    """x W^T + bias + scale * dropout(x) A^T B^T, [N, O]; keeps x. W and bias are frozen."""
-    return cast(Tensor, _LoRALinear.apply(x_ND, weight_OD, bias_O, a_RD, b_OR, settings))
+    settings = tuple(None if adapter is None else adapter.settings for _, _, adapter in linears)
+    parts = [
+        part
+        for weight, bias, adapter in linears
+        for part in (weight, bias, *((None, None) if adapter is None else (adapter.a_RD, adapter.b_OR)))
+    ]
+    outs = _Projections.apply(rows_ND, Input.made_by(states), settings, rotary, *parts)
+    return [out.view(*states.shape[:-1], -1) for out in outs]
 
 
 class LowRank:
@@ -144,25 +220,33 @@ class LowRank:
         """Gradients of the two matrices, of all tiles so far."""
         return [g.to(f.dtype) for g, f in zip((self._grad_a_RD, self._grad_b_OR), self._factors, strict=True)]
 
-    def add(self, out_NO: Tensor, x_ND: Tensor) -> None:
-        """Add the adapter's share of a tile to the projection's output, in place."""
+    def add(self, out_NO: Tensor, x_ND: Tensor, low_NR: Tensor | None = None) -> None:
+        """Add the adapter's share of a tile to the projection's output, in place; `low_NR` keeps what A makes of it."""
         x_ND = x_ND.to(self.a_RD.dtype)
         keep_ND = self.keep(x_ND)
-        low_NR = (x_ND if keep_ND is None else keep_ND.mul_(x_ND)) @ self.a_RD.t()
+        low_NR = torch.mm(x_ND if keep_ND is None else keep_ND.mul_(x_ND), self.a_RD.t(), out=low_NR)
         _add_product(out_NO, low_NR, self.b_OR.t(), self.scale)
 
-    def backward(self, grad_NO: Tensor, x_ND: Tensor, grad_x_ND: Tensor) -> None:
-        """Take a tile's gradient: adds to the matrices' gradients, and to the input's in place."""
+    def backward(self, grad_NO: Tensor, x_ND: Tensor, low_NR: Tensor, grad_x_ND: Tensor | None) -> None:
+        """Take a tile's gradient: adds to the matrices' gradients, and to the input's, where wanted, in place."""
         grad_NO, x_ND = grad_NO.to(self.a_RD.dtype), x_ND.to(self.a_RD.dtype)
         keep_ND = self.keep(x_ND)
         kept_ND = x_ND if keep_ND is None else keep_ND * x_ND
-        self._grad_b_OR.addmm_(grad_NO.t(), kept_ND @ self.a_RD.t(), alpha=self.scale)
+        self._grad_b_OR.addmm_(grad_NO.t(), low_NR, alpha=self.scale)
         grad_NR = (grad_NO @ self.b_OR).mul_(self.scale)
         self._grad_a_RD.addmm_(grad_NR.t(), kept_ND)
+        if grad_x_ND is None:
+            return
         if keep_ND is None:
             _add_product(grad_x_ND, grad_NR, self.a_RD, 1.0)
+        elif grad_x_ND.dtype == keep_ND.dtype:
+            grad_x_ND.addcmul_(torch.mm(grad_NR, self.a_RD, out=kept_ND), keep_ND)
         else:
             grad_x_ND.add_(torch.mm(grad_NR, self.a_RD, out=kept_ND).mul_(keep_ND))
+
+    def low(self, rows: int) -> Tensor:
+        """Room for what A makes of so many rows."""
+        return self.a_RD.new_empty(rows, len(self.a_RD))
 
     def keep(self, x_ND: Tensor) -> Tensor | None:
         """1 where an input of this tile stays, 0 where it is dropped; None where all stay."""
@@ -196,23 +280,29 @@ class Projection:
         self.grad_weight = torch.empty_like(weight_OD) if trained else None
         self._empty = True
 
-    def __call__(self, x_ND: Tensor, out_NO: Tensor | None = None) -> Tensor:
-        """The product with a tile, into `out_NO` where it is given."""
+    def __call__(self, x_ND: Tensor, out_NO: Tensor | None = None, low_NR: Tensor | None = None) -> Tensor:
+        """The product with a tile, into `out_NO` where it is given; `low_NR` keeps what the adapter makes of it."""
         product_NO = torch.mm(_cast(x_ND, self._autocast), self._weight_OD.t(), out=out_NO)
         if self._low_rank is not None:
-            self._low_rank.add(product_NO, x_ND)
+            self._low_rank.add(product_NO, x_ND, low_NR)
         return product_NO
 
-    def backward(self, grad_NO: Tensor, x_ND: Tensor, grad_x_ND: Tensor, add: bool = False) -> Tensor:
+    def backward(
+        self, grad_NO: Tensor, x_ND: Tensor, low_NR: Tensor | None, grad_x_ND: Tensor, add: bool = False
+    ) -> Tensor:
         """The gradient of a tile's input, written into `grad_x_ND` or added to it; the matrices' are added up."""
         torch.addmm(grad_x_ND, grad_NO, self._weight_OD, beta=float(add), out=grad_x_ND)
         if self._low_rank is not None:
-            self._low_rank.backward(grad_NO, x_ND, grad_x_ND)
+            self._low_rank.backward(grad_NO, x_ND, cast(Tensor, low_NR), grad_x_ND)
         if self.grad_weight is not None:  # the first tile fills it
             beta = 0.0 if self._empty else 1.0
             torch.addmm(self.grad_weight, grad_NO.t(), x_ND, beta=beta, out=self.grad_weight)
             self._empty = False
         return grad_x_ND
+
+    def low(self, rows: int) -> Tensor | None:
+        """Room for what the adapter's A makes of so many rows; None where there is no adapter."""
+        return None if self._low_rank is None else self._low_rank.low(rows)
 
     @property
     def grad_factors(self) -> list[Tensor]:
@@ -220,33 +310,77 @@ class Projection:
         return [] if self._low_rank is None else self._low_rank.gradients
 
 
-class _LoRALinear(torch.autograd.Function):
+class _Projections(torch.autograd.Function):
+    """Projections of one input. `parts` are weight, bias, A and B of each; `settings` those of its adapter, or None."""
+
     @staticmethod
     def forward(
         ctx: Any,
         x_ND: Tensor,
-        weight_OD: Tensor,
-        bias_O: Tensor | None,
-        a_RD: Tensor,
-        b_OR: Tensor,
-        settings: Settings,
-    ) -> Tensor:
-        ctx.autocast, ctx.settings = autocast_dtype(x_ND), settings
-        ctx.save_for_backward(x_ND, weight_OD, a_RD, b_OR)
+        normed: Normed | None,
+        settings: Sequence[Settings | None],
+        rotary: Rotary | None,
+        *parts: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        ctx.autocast, ctx.settings, ctx.rotary = autocast_dtype(x_ND), settings, rotary
+        low_ranks = _low_ranks(settings, parts, ctx.autocast)
+        outs, lows = [], []
         with torch.autocast(x_ND.device.type, enabled=False):
-            low_rank = LowRank(a_RD, b_OR, settings, ctx.autocast)
-            bias_O = bias_O if bias_O is None else _cast(bias_O, ctx.autocast)
-            out_NO = F.linear(_cast(x_ND, ctx.autocast), _cast(weight_OD, ctx.autocast), bias_O)
-            for tile in tiles(x_ND):
-                low_rank.add(out_NO[tile], x_ND[tile])
-        return out_NO
+            cast_ND = _cast(x_ND, ctx.autocast)
+            for index, low_rank in enumerate(low_ranks):
+                weight, bias = (None if p is None else _cast(p, ctx.autocast) for p in parts[4 * index : 4 * index + 2])
+                out_NO = F.linear(cast_ND, cast(Tensor, weight), bias)
+                if low_rank is not None:
+                    lows.append(low_NR := low_rank.low(len(x_ND)))
+                    for tile in tiles(x_ND):
+                        low_rank.add(out_NO[tile], x_ND[tile], low_NR[tile])
+                if rotary is not None and index < 2:
+                    rotary.turn_(out_NO)
+                outs.append(out_NO)
+        source = Input(x_ND, normed)
+        ctx.sizes, ctx.offset = (len(source.kept), len(lows)), 0.0 if normed is None else normed.offset
+        ctx.save_for_backward(*source.kept, *lows, *parts)
+        return tuple(outs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, weight_OD, a_RD, b_OR = ctx.saved_tensors
-        low_rank = LowRank(a_RD, b_OR, ctx.settings, ctx.autocast)
-        grad_x_ND = grads[0] @ _cast(weight_OD, ctx.autocast)
-        for tile in tiles(x_ND):
-            low_rank.backward(grads[0][tile], x_ND[tile], grad_x_ND[tile])
-        return grad_x_ND.to(x_ND.dtype), None, None, *low_rank.gradients, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        kept, lows, parts = _split(ctx.saved_tensors, ctx.sizes)
+        x, low_ranks, low = Input.of(kept, ctx.offset), _low_ranks(ctx.settings, parts, ctx.autocast), iter(lows)
+        if ctx.rotary is not None:
+            grads = tuple(grad if index == 2 else grad.clone() for index, grad in enumerate(grads))
+            for grad_NO in grads[:2]:
+                ctx.rotary.turn_(grad_NO, back=True)
+        grad_x_ND = None
+        if ctx.needs_input_grad[0]:
+            for grad_NO, weight in zip(grads, parts[::4], strict=True):
+                weight = _cast(weight, ctx.autocast)
+                grad_x_ND = grad_NO @ weight if grad_x_ND is None else grad_x_ND.addmm_(grad_NO, weight)
+        pairs = [(grad, rank, next(low)) for grad, rank in zip(grads, low_ranks, strict=True) if rank is not None]
+        for tile in tiles(grads[0]) if pairs else ():
+            x_ND = x[tile]
+            for grad_NO, rank, low_NR in pairs:
+                rank.backward(grad_NO[tile], x_ND, low_NR[tile], None if grad_x_ND is None else grad_x_ND[tile])
+        small: list[Tensor | None] = []
+        wanted = ctx.needs_input_grad[4:]
+        whole_ND = _cast(x[:], ctx.autocast) if any(wanted[::4]) else x[:0]
+        for index, (grad_NO, low_rank) in enumerate(zip(grads, low_ranks, strict=True)):
+            small.append(grad_NO.t() @ whole_ND if wanted[4 * index] else None)
+            small.append(grad_NO.sum(0) if wanted[4 * index + 1] else None)
+            small.extend([None, None] if low_rank is None else low_rank.gradients)
+        small = [g if g is None else g.to(p.dtype) for g, p in zip(small, parts, strict=True)]
+        grad_x_ND = None if grad_x_ND is None else grad_x_ND.to(kept[0].dtype)
+        return grad_x_ND, None, None, None, *small
+
+
+def _split(saved: Sequence[Any], sizes: tuple[int, int]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    first, second = sizes[0], sum(sizes)
+    return saved[:first], saved[first:second], saved[second:]
+
+
+def _low_ranks(
+    settings: Sequence[Settings | None], parts: Sequence[Any], autocast: torch.dtype | None
+) -> list[LowRank | None]:
+    """The adapters of projections whose weight, bias, A and B are `parts`."""
+    each = zip(settings, parts[2::4], parts[3::4], strict=True)
+    return [None if setting is None else LowRank(a, b, setting, autocast) for setting, a, b in each]
