@@ -60,3 +60,9 @@ def test_nine_modules_of_ten_have_a_test_file_of_their_name():
     modules = [path.relative_to(PACKAGE) for path in FILES if path.name != "__init__.py"]
     missing = [str(m) for m in modules if not (ROOT / "tests" / m.parent / f"test_{m.name}").is_file()]
     assert len(missing) <= (1 - MIRRORED) * len(modules), missing
+
+
+def test_a_class_name_means_one_thing():
+    names = [node.name for tree in TREES.values() for node in tree.body if isinstance(node, ast.ClassDef)]
+    public = [name for name in names if not name.startswith("_")]
+    assert sorted({name for name in public if public.count(name) > 1}) == []

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from compact_distill.study.jobs import Job, run_jobs
+from compact_distill.study.jobs import StudyStep, run_jobs
 
 FINE = ["platform:python_version"]
 FAILS = ["compact_distill.errors:nearest"]  # called without its arguments
@@ -21,7 +21,9 @@ def test_a_step_waits_for_what_it_needs_and_one_that_fails_stops_only_those_that
     order = []
 
     def noted(name, command):
-        return Job(name, lambda: order.append(name) or command, {"b": ("a",), "d": ("c",), "e": ("d",)}.get(name, ()))
+        return StudyStep(
+            name, lambda: order.append(name) or command, {"b": ("a",), "d": ("c",), "e": ("d",)}.get(name, ())
+        )
 
     jobs = [noted("a", FINE), noted("b", FINE), noted("c", FAILS), noted("d", FINE), noted("e", FINE), noted("f", FINE)]
     failed = run_jobs(jobs, 2, {}, tmp_path)
@@ -33,21 +35,21 @@ def test_a_step_waits_for_what_it_needs_and_one_that_fails_stops_only_those_that
 
 
 def test_a_step_with_nothing_to_do_counts_as_done(tmp_path):
-    assert run_jobs([Job("a", lambda: None), Job("b", lambda: FINE, ("a",))], 1, {}, tmp_path) == {}
+    assert run_jobs([StudyStep("a", lambda: None), StudyStep("b", lambda: FINE, ("a",))], 1, {}, tmp_path) == {}
 
 
 def test_a_step_that_cannot_be_made_fails_alone(tmp_path):
-    failed = run_jobs([Job("a", lambda: 1 / 0), Job("b", lambda: FINE)], 1, {}, tmp_path)
+    failed = run_jobs([StudyStep("a", lambda: 1 / 0), StudyStep("b", lambda: FINE)], 1, {}, tmp_path)
     assert failed == {"a": "ZeroDivisionError: division by zero"}
 
 
 SLEEPER = """
 import fcntl, os, sys
 from pathlib import Path
-from compact_distill.study.jobs import Job, run_jobs
+from compact_distill.study.jobs import StudyStep, run_jobs
 lock = os.open(sys.argv[1] + "/lock", os.O_RDWR | os.O_CREAT)
 fcntl.flock(lock, fcntl.LOCK_EX)
-run_jobs([Job("wait", lambda: ["signal:pause"])], 1, {}, Path(sys.argv[1]), lock)
+run_jobs([StudyStep("wait", lambda: ["signal:pause"])], 1, {}, Path(sys.argv[1]), lock)
 """
 
 

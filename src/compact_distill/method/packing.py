@@ -167,7 +167,7 @@ def _add_gold(layout: Layout, problem: EncodedProblem, branch: Branch, index: in
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class ProbePassage:
     """Tokens whose log-probability a second row reads: the places in that row that predict them, and they."""
 
     rows: tuple[int, ...]
@@ -187,7 +187,7 @@ class SecondRow:
     """
 
     row: Layout
-    passages: list[Passage]
+    passages: list[ProbePassage]
     probes: list[list[int]]
     steps: list[list[int]]
 
@@ -239,16 +239,16 @@ def lay_out_second_row(layout: Layout, max_probes: int | None = None, window: in
     return second
 
 
-def _add_step(row: Layout, layout: Layout, branch: BranchRows, window: int, start: int, stop: int) -> Passage:
+def _add_step(row: Layout, layout: Layout, branch: BranchRows, window: int, start: int, stop: int) -> ProbePassage:
     """A step after the prompt and a window of the reasoning alone."""
     reasoning = branch.branch.reasoning
     path = reasoning[window : stop - 1]  # the last token is predicted, never read
     segment = row.segments[row.add_segment(path, layout.segments[branch.segment].context)]
     first = segment.start - row.offset + start - window - 1
-    return Passage(tuple(range(first, segment.stop - row.offset)), reasoning[start:stop])
+    return ProbePassage(tuple(range(first, segment.stop - row.offset)), reasoning[start:stop])
 
 
-def _add_probe(row: Layout, layout: Layout, branch: BranchRows, point: int) -> Passage:
+def _add_probe(row: Layout, layout: Layout, branch: BranchRows, point: int) -> ProbePassage:
     problem = layout.problems[branch.problem]
     path = problem.gold[: problem.gold_stop - 1]  # the last gold token is predicted, never read
     first = problem.gold_start - 1  # the place in `path` that predicts the first gold token
@@ -261,4 +261,4 @@ def _add_probe(row: Layout, layout: Layout, branch: BranchRows, point: int) -> P
     context = tuple((index, count) for index, count in ((prompt, prompt_seen), (branch.segment, seen)) if count)
     segment = row.segments[row.add_segment(path, context)]
     rows = range(segment.start - row.offset, segment.stop - row.offset)
-    return Passage(tuple(rows[first:]), problem.gold_tokens)
+    return ProbePassage(tuple(rows[first:]), problem.gold_tokens)

@@ -39,7 +39,7 @@ _LOCK_SECONDS = 60.0  # for what is left of a killed study to end
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyStep:
     """One step.
 
     Attributes:
@@ -54,7 +54,7 @@ class Job:
 
 
 def run_jobs(
-    jobs: Sequence[Job], at_once: int, environment: Mapping[str, str], logs: Path, lock: int | None = None
+    jobs: Sequence[StudyStep], at_once: int, environment: Mapping[str, str], logs: Path, lock: int | None = None
 ) -> dict[str, str]:
     """Run steps, `at_once` at a time, each as soon as what it needs is done; one that fails does not stop the others.
 
@@ -75,7 +75,7 @@ def run_jobs(
     failed: dict[str, str] = {}
     done: set[str] = set()
     waiting = list(jobs)
-    running: dict[Future[str | None], Job] = {}
+    running: dict[Future[str | None], StudyStep] = {}
     processes = _Processes({**environment, **os.environ}, logs, lock)
     with ThreadPoolExecutor(at_once) as pool, _sigterm_raises():
         try:
@@ -141,7 +141,7 @@ class _Processes:
         self._guard = threading.Lock()
         self._stopped = False
 
-    def run(self, job: Job) -> str | None:
+    def run(self, job: StudyStep) -> str | None:
         """Run a step to its end; returns why it failed, None where it did not."""
         try:
             command = job.command()

@@ -34,7 +34,7 @@ from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import say
 from compact_distill.students.identity import student_hash
 from compact_distill.study.arms import BEST, Arm, Study, teachers_of
-from compact_distill.study.jobs import Job, hold, run_jobs
+from compact_distill.study.jobs import StudyStep, hold, run_jobs
 from compact_distill.study.material import Workshop, slug
 from compact_distill.study.results import Outcome, tune_value
 from compact_distill.training.prepare import Prepared, prepare, read_exam, read_instances
@@ -87,13 +87,13 @@ class Plan:
         self.parts: dict[Path, list[Path]] = {}
         self.chosen: dict[str, str] = {}
         self.workshop = Workshop(out / "data", study.config.budget, study.base)
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, StudyStep] = {}
         self._exam_key: str | None = None
 
-    def ask_teachers(self) -> Job:
+    def ask_teachers(self) -> StudyStep:
         """The step that gets rationales, where the base asks teachers."""
         config = self.study.base.model_copy(update={"output": str(self.out / "teachers")})
-        return Job("teachers", lambda: [_COMPACT, "generate", str(self._write("teachers", config))])
+        return StudyStep("teachers", lambda: [_COMPACT, "generate", str(self._write("teachers", config))])
 
     def _shared(self, config: RunConfig) -> RunConfig:
         """A configuration that reads what the study's teachers wrote, where it would ask; the first rows only."""
@@ -128,9 +128,9 @@ class Plan:
             return [f"no rationale is of teacher {arm.options.single!r}; teachers are {', '.join(teachers)}"]
         return self.workshop.rule_problems(prepared)
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[StudyStep]:
         """All steps, in an order in which each comes after what it needs."""
-        self._add(Job("base", self._base))
+        self._add(StudyStep("base", self._base))
         for seed in self.study.config.seeds:  # a first seed of all arms is worth more than all seeds of one
             for arm in self.study.arms:
                 config = self._shared(arm.config)
@@ -149,7 +149,7 @@ class Plan:
                 self._best_jobs(arm, self._shared(arm.config))
         return list(self._jobs.values())
 
-    def _add(self, job: Job) -> None:
+    def _add(self, job: StudyStep) -> None:
         self._jobs.setdefault(job.name, job)
 
     # ---- the kinds of arms
@@ -157,11 +157,11 @@ class Plan:
     def _ordinary(self, arm: Arm, config: RunConfig, seed: int) -> None:
         run = self.runs[arm.name][seed] = self.out / "arms" / arm.name / f"seed-{seed}"
         fitted = self.workshop.fitted(config, self.workshop.material(config, arm.options.mix), run, seed)
-        self._add(Job(f"{arm.name}/seed-{seed}", lambda: self._start("run", fitted), ("base",)))
+        self._add(StudyStep(f"{arm.name}/seed-{seed}", lambda: self._start("run", fitted), ("base",)))
 
     def _single(self, config: RunConfig, teacher: str, seed: int, name: str) -> Path:
         fitted = self._of_teacher("singles", config, teacher, seed)
-        self._add(Job(name, lambda: self._start("run", fitted), ("base",)))
+        self._add(StudyStep(name, lambda: self._start("run", fitted), ("base",)))
         return Path(fitted.output)
 
     def _of_teacher(
@@ -184,8 +184,8 @@ class Plan:
         for (teacher, seed), own in fitted.items():
             short, key = f"{slug(teacher)}/seed-{seed}", Path(own.output).parent.name
             trained, examined = f"train/{key}/{short}", f"tune/{key}/{short}"
-            self._add(Job(trained, partial(self._start, "train", own), ("base",)))
-            self._add(Job(examined, partial(self._tune, own), (trained,)))
+            self._add(StudyStep(trained, partial(self._start, "train", own), ("base",)))
+            self._add(StudyStep(examined, partial(self._tune, own), (trained,)))
             tuned.append(examined)
         for seed in self.study.config.seeds:
 
@@ -200,7 +200,7 @@ class Plan:
                 self.runs[arm.name][seed] = Path(fitted[best, seed].output)
                 return self._start("run", fitted[best, seed])
 
-            self._add(Job(f"{arm.name}/seed-{seed}", examine_best, tuple(tuned)))
+            self._add(StudyStep(f"{arm.name}/seed-{seed}", examine_best, tuple(tuned)))
 
     def _merge_jobs(self, arm: Arm, config: RunConfig, seed: int) -> None:
         run = self.runs[arm.name][seed] = self.out / "arms" / arm.name / f"seed-{seed}"
@@ -216,7 +216,7 @@ class Plan:
                 else:
                     own = self._of_teacher("branches", config, teacher, seed, share_of_own=True)
                 name = f"branch/{Path(own.output).relative_to(self.out)}"
-                self._add(Job(name, partial(self._branch, own, final), before))
+                self._add(StudyStep(name, partial(self._branch, own, final), before))
                 branches.append((name, own))
                 self.parts.setdefault(run, []).append(Path(own.output))
             last = number == rounds
@@ -227,7 +227,7 @@ class Plan:
                 "whole": arm.options.merge == "mot",
             }  # fmt: skip
             name = f"{arm.name}/seed-{seed}" + ("" if last else f"/round-{number}")
-            self._add(Job(name, partial(self._merge, task, final, last), tuple(n for n, _ in branches)))
+            self._add(StudyStep(name, partial(self._merge, task, final, last), tuple(n for n, _ in branches)))
             student, before = str(merged), (name,)
 
     def _mot_branch(self, arm: Arm, config: RunConfig, teacher: str, seed: int, number: int, student: str) -> RunConfig:

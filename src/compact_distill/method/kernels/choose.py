@@ -188,7 +188,7 @@ def _chosen(case: Case, forced: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Tried:
     """How a kernel did: largest relative errors of its output and of its gradients, and why it cannot be used."""
 
     error: float
@@ -196,7 +196,7 @@ class Trial:
     failure: str | None
 
 
-def try_kernel(kernel: Kernel, case: Case) -> Trial:
+def try_kernel(kernel: Kernel, case: Case) -> Tried:
     """Run a kernel on a small row, forward and backward, and compare with the definition in fp64.
 
     It leaves no trace in what is going on around it: a forward under an activation checkpoint, autocast, inference.
@@ -212,7 +212,7 @@ def try_kernel(kernel: Kernel, case: Case) -> Trial:
             errors = _errors(kernel, case)
     except Exception as error:  # compilers and drivers raise anything
         why = (str(error).strip().splitlines() or [""])[0][:160]
-        return Trial(float("nan"), float("nan"), f"{type(error).__name__}: {why}")
+        return Tried(float("nan"), float("nan"), f"{type(error).__name__}: {why}")
     allowed = _TOLERANCE[case.dtype]
     if case.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         allowed = _TF32
@@ -222,7 +222,7 @@ def try_kernel(kernel: Kernel, case: Case) -> Trial:
         failure = f"its output is off by {forward:.1e}, more than {allowed:.0e}"
     elif not backward <= allowed:
         failure = f"its gradient is off by {backward:.1e}, more than {allowed:.0e}"
-    return Trial(forward, backward, failure)
+    return Tried(forward, backward, failure)
 
 
 def _errors(kernel: Kernel, case: Case) -> tuple[float, float]:
