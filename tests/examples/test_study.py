@@ -18,6 +18,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "study"
         ("main", {"equal", "compact", "paper", "verified", "rsr"}),
         ("small", {"equal", "verified", "compact"}),
         ("table", {"equal", "gate", "random", "grape", "lalp", "union", "best", "ties", "mot"}),
+        ("tune", {"consistent", "light", "plain", "cold", "gate", "equal", "verified"}),
         ("curriculum", {"equal", "compact", "paper"}),
         ("cross_domain", {"equal", "compact", "consensus_alone", "difficulty_alone", "rsr"}),
         (
