@@ -40,6 +40,19 @@ def test_help_imports_no_torch_and_no_transformers():
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
+@pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "0")])
+def test_commands_let_torch_take_large_pages_unless_told_otherwise(given, expected):
+    code = (
+        "import os, sys; from compact_distill.cli import app; sys.argv[1:] = ['init', '--help']\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "print(os.environ['THP_MEM_ALLOC_ENABLE'], 'torch' in sys.modules)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"} | given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{expected} False"  # set before torch is there, which asks once
+
+
 def test_the_version_is_the_distributions(compact):
     assert re.fullmatch(r"compact-distill \d+\.\d+\.\d+\n", compact("--version").output)
 

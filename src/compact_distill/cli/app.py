@@ -100,6 +100,9 @@ def main(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # torch asks once: whole pages of 2 MiB for large tensors. On a CPU freed memory is then used again, where the C
+    # library would leave a third of it in pieces that fit nothing.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # Libraries tell each other about changes to come; who runs a command cannot act on that.
     warnings.simplefilter("ignore", FutureWarning)
 
