@@ -137,7 +137,7 @@ def test_the_template_stays_valid_when_its_examples_are_switched_on(tmp_path):
 
 def test_any_yaml_reader_reads_the_template_the_same(load):
     plain = yaml.safe_load(template())
-    assert plain["train"]["learning_rate"] == 1e-5
+    assert plain["train"]["learning_rate"] == 5e-4
     assert parse(template()).data == plain
 
 

@@ -19,7 +19,7 @@ def test_defaults_are_those_that_evidence_chose_and_else_the_published_ones(load
     assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (16, 32, 0.1)
     assert (config.max_length, config.consistency) == (2560, 0.0)
     assert config.train == {
-        "learning_rate": 1e-5,
+        "learning_rate": 5e-4,
         "num_train_epochs": 5,
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
@@ -38,7 +38,7 @@ def test_python_and_yaml_give_the_same_configuration(load):
         ("train: {output_dir: x}", "train.output_dir is the run's own; set `output:` at the top level"),
         ("train: {seed: 1}", "train.seed is the run's own; set `seed:` at the top level"),
         ("train: {save_strategy: epoc}", "train.save_strategy must be one of no, steps, epoch, best, got 'epoc'"),
-        ("train: {learning_rate: 0}", "train.learning_rate must be > 0, got 0; the default is 1e-05"),
+        ("train: {learning_rate: 0}", "train.learning_rate must be > 0, got 0; the default is 0.0005 with LoRA"),
         ("train: {max_steps: true}", "train.max_steps must be a number, got true"),
         ("train: {learning_rate: .nan}", "train.learning_rate must be a number, got nan"),
         ("train: 3", "train must hold `key: value` lines, got 3"),
@@ -77,8 +77,11 @@ def test_a_secret_in_the_file_is_refused_and_never_repeated(problems_of, teacher
     assert "SECRET-123" not in found[0]
 
 
-def test_lora_null_trains_all_weights(load):
-    assert load(MINIMAL + "lora: null\n").lora is None
+def test_lora_null_trains_all_weights_at_the_published_rate(load):
+    config = load(MINIMAL + "lora: null\n")
+    assert config.lora is None
+    assert config.train["learning_rate"] == 1e-5
+    assert load(MINIMAL + "lora: null\ntrain: {learning_rate: 5e-4}\n").train["learning_rate"] == 5e-4
 
 
 def test_the_paper_preset_is_the_published_settings_and_is_written_out(load):

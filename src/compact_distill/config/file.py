@@ -181,7 +181,7 @@ def check_train(train: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[st
             checked[key], rule = _check_value(value, hints[key])
             if not rule and key in _POSITIVE and checked[key] <= 0:
                 rule = f"must be > 0, got {show(value)}"
-                rule += f"; the default is {TRAIN_DEFAULTS[key]}"
+                rule += f"; the default is {TRAIN_DEFAULTS[key]}{' with LoRA' if key == 'learning_rate' else ''}"
             if rule:
                 wrong.append((key, rule))
     return checked, wrong

@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     StrictFloat,
     StrictInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -26,9 +27,10 @@ from compact_distill.config.yaml import Strict
 MAX_LENGTH = 2560
 MAX_TOKENS_PER_PASS = 16384
 
-# The published runs' settings (arXiv 2601.13992, section 4.1), and a checkpoint an epoch to go on from.
+# The published runs' settings (arXiv 2601.13992, section 4.1) but for the rate, and a checkpoint an epoch.
+# At the published rate a student with LoRA moves hardly at all in 200 problems (docs/results.md); all weights keep it.
 TRAIN_DEFAULTS: dict[str, Any] = {
-    "learning_rate": 1e-5,
+    "learning_rate": 5e-4,
     "num_train_epochs": 5,
     # The published runs step after 4 problems, one at a time; as one batch they give the same gradient, faster.
     "per_device_train_batch_size": 4,
@@ -36,6 +38,8 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "save_strategy": "epoch",
     "save_total_limit": 2,
 }
+ALL_WEIGHTS_RATE = 1e-5
+"""The default learning rate where there are no adapters."""
 # Settings by name: `preset:` fills in what a file does not say. `paper` is the published runs' (arXiv 2601.13992, 4.1).
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -284,13 +288,13 @@ class RunConfig(Strict):
 
     @field_validator("train")
     @classmethod
-    def _published_defaults(cls, train: dict[str, Any]) -> dict[str, Any]:
-        return with_defaults(train)
+    def _published_defaults(cls, train: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return with_defaults(train, adapters=info.data.get("lora") is not None)
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, data: Any) -> Any:
-        return with_preset(data) if isinstance(data, dict) else data
+        return {"train": {}, **with_preset(data)} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _has_sources(self) -> RunConfig:
@@ -300,10 +304,11 @@ class RunConfig(Strict):
         return self
 
 
-def with_defaults(train: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(train: Mapping[str, Any], adapters: bool) -> dict[str, Any]:
     """The given settings and the defaults of the others; who gives save_steps wants checkpoints by steps."""
+    rate = {} if adapters else {"learning_rate": ALL_WEIGHTS_RATE}
     by_steps = {"save_strategy": "steps"} if "save_steps" in train else {}
-    return {**TRAIN_DEFAULTS, **by_steps, **train}
+    return {**TRAIN_DEFAULTS, **rate, **by_steps, **train}
 
 
 def with_preset(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class CompactConfig(TrainingArguments):
     and shares passes of the student.
     """
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "initial learning rate"})
+    learning_rate: float = field(default=1e-5, metadata={"help": "initial learning rate; LoRA wants more, 5e-4"})
     num_train_epochs: float = field(default=5.0, metadata={"help": "epochs"})
     per_device_train_batch_size: int = field(default=4, metadata={"help": "problems a batch and device"})
     per_device_eval_batch_size: int = field(default=4, metadata={"help": "problems an evaluation batch and device"})
