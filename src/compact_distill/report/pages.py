@@ -134,14 +134,12 @@ def run_sections(run: RunData) -> list[Section]:
 
 def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYTES) -> str:
     """The page of a run, as HTML of at most `max_bytes` bytes; the explorer holds as many problems as fit."""
-    top, gains = headline(run), read_gains(run)
+    top, gains, place = headline(run), read_gains(run), run.path.resolve().parts[-3:]  # arms, ARM, seed-N: of a study
     damaged = [f"gains.jsonl has {plural(gains.damaged, 'damaged line')}, left out"] if gains.damaged else []
-    place = run.path.resolve()
-    arm = f"{clean(place.parent.name)}, " if place.parent.parent.name == "arms" else ""  # of a study
     html = page(
         short(run.name, 60),
         sections,
-        eyebrow=f"Report of the run {arm}{run.name}",
+        eyebrow=f"Report of the run {clean(', '.join(place[1:])) if place[0] == 'arms' else run.name}",
         headline=top.verdict,
         lede=about(run),
         cards=top.cards,
