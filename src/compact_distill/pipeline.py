@@ -203,13 +203,21 @@ def damage_of(folder: RunFolder, verify: bool = False) -> list[str]:
         "train": "goes on with training from its last complete checkpoint",
         "eval": "measures those results again",
     }
-    return [
+    found = [
         f"{name} {what}; `compact run` {redone.get(stage, 'writes it again')}"
         if stage != "train" or name.startswith("student/")
         else f"{name} {what}; the student is whole, and `compact run --verify` trains again to have this as it was"
         for stage in folder.manifest["stages"]
         for name, what in folder.damage(stage, verify).items()
     ]
+    # Results carry seals of their own: they tell also before their stage has ended.
+    told = " ".join(found)
+    return found + [line for line in damaged_results(folder.eval_path) if _file_of(line, folder.path) not in told]
+
+
+def _file_of(message: str, run: Path) -> str:
+    """The file that a message about a result starts with, as seen from the run."""
+    return os.path.relpath(message.split(" ", 1)[0], run)
 
 
 def _train(prepared: Prepared, folder: RunFolder, discard: bool, verify: bool) -> None:

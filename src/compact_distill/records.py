@@ -41,6 +41,7 @@ class RationaleStatus(StrEnum):
     OK = "ok"
     MISSING = "missing"  # there is none, and the data does not say why
     UNPARSED = "unparsed"  # no final answer found, so no answer segment can be built
+    NO_ANSWER = "no_answer"  # the text ended by itself and gives none: neither yes nor no, no number
     OVER_LENGTH = "over_length"  # prompt + completion exceed max_length; dropped, never cut
     REJECTED = "rejected"  # the rejection policy removed it (wrong answer)
     TRUNCATED = "truncated"  # the teacher was cut off at its limit of tokens

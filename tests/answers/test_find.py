@@ -6,12 +6,51 @@ import time
 
 import pytest
 
-from compact_distill.answers import FoundAnswer, answers_of, choices_of, find_answer, read_rationale
-from compact_distill.records import AnswerFrom, Instance, Rationale
+from compact_distill.answers import (
+    FoundAnswer,
+    answers_of,
+    choices_of,
+    find_answer,
+    places_in,
+    read_rationale,
+    split_answer,
+)
+from compact_distill.records import AnswerFrom, Instance, Rationale, RationaleStatus
 
 NUMBER = ("statement", "last_number")
 CHOICE = ("statement", "choice")
 PLACES = {"A": "bank", "B": "library", "C": "department store"}
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        ("There is no definitive answer to this question.", "yes"),
+        ("I cannot find a good answer to this question.", "no"),
+        ("Breakdancing strains tendons. Thus, it is not safe for them.", "no"),  # meant perhaps, and not said
+        ("It is impossible to determine.", "True"),
+        ("The price cannot be determined from what is given.", "18"),
+    ],
+)
+def test_a_finished_text_without_a_possible_answer_gives_none(text: str, gold: str) -> None:
+    found = read_rationale(text, gold)
+    assert (found.answer, found.status) == (None, RationaleStatus.NO_ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        ("The answer could be yes, but the wheelbarrow is not the cause.", "yes"),
+        ("Some say no, others do not.", "no"),
+        ("It is not true of everybody.", "True"),
+        ("Half of them stay there with the rest of the family.", "18"),
+        ("There is no definitive answer to this", "yes"),  # cut
+        ("There is no definitive answer.", "x + 1"),  # nothing is inferred of that kind
+    ],
+)
+def test_a_text_that_may_hold_an_answer_is_unparsed(text: str, gold: str) -> None:
+    found = read_rationale(text, gold)
+    assert (found.answer, found.status) == (None, RationaleStatus.UNPARSED)
 
 
 @pytest.mark.parametrize(
@@ -174,3 +213,18 @@ def test_hostile_text_is_read_within_a_second(text: str) -> None:
     for gold in ("5", "yes", "B"):
         read_rationale(text, gold, finished=True)
     assert time.process_time() - start < 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "start", "end"),
+    [
+        (" 40 + 32 = 72.\nThe answer is 72.", "40 + 32 = 72.", " 40", "72."),
+        ("We add. The answer is 72, because 40 + 32 = 72.", "We add. Because 40 + 32 = 72.", "We", "= 72"),
+        ("<think>We add. The answer is 72.</think>", "<think>We add.</think>", "<th", "/think"),
+    ],
+)
+def test_the_characters_of_a_reasoning_are_found_in_its_text(text, reasoning, start, end) -> None:
+    assert split_answer(text)[0] == reasoning
+    found = "".join(text[place] for place in places_in(text, reasoning)[:-1])
+    assert found.startswith(start.strip())
+    assert found[:-1].endswith(end.rstrip(".")) or found.endswith(end)

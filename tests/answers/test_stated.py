@@ -292,6 +292,51 @@ def test_these_statements_are_removed_too(ending: str) -> None:
     assert split_answer(f"6 * 3 = 18.\n{ending}") == ("6 * 3 = 18.", "18")
 
 
+@pytest.mark.parametrize(
+    ("text", "reasoning"),
+    [
+        ("40 + 32 = 72. The answer is 72, in total, so she has enough.", "40 + 32 = 72."),
+        ("40 + 32 = 72. The answer is 72, so Ann is right.", "40 + 32 = 72."),
+        ("40 + 32 = 72.\n#### 72 in total, so ...", "40 + 32 = 72."),
+        ("We add. So the answer is 72, which is even.", "We add."),
+        ("We add. The answer is 72, because 40 + 32 = 72.", "We add. Because 40 + 32 = 72."),
+        ("We add. The answer is 72, since 40.5 + 31.5 = 72.", "We add. Since 40.5 + 31.5 = 72."),
+    ],
+)
+def test_a_statement_that_comes_first_in_its_sentence_is_said_once(text: str, reasoning: str) -> None:
+    assert split_answer(text) == (reasoning, "72")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is 72. Then 40 + 32 = 72.",  # a sentence of reasoning follows
+        "She says the answer is 72, so Ann is right.",  # the statement is no sentence of its own
+        "The answer is 72, so Ann is right.\nBut wait.",
+    ],
+)
+def test_a_statement_that_more_follows_stays(text: str) -> None:
+    assert split_answer(text) == (text, "72")
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning"),
+    [
+        ("<think>40 + 32 = 72. The answer is 72.</think>", "<think>40 + 32 = 72.</think>"),
+        ("<think>\n40 + 32 = 72.\n\\boxed{72}\n</think>\n", "<think>\n40 + 32 = 72.\n</think>"),
+        ("<thinking>We add. So far so good</thinking><|im_end|>", "<thinking>We add. So far so good</thinking>"),
+        ("<seed:think>We add.\nAnswer: 72</seed:think>", "<seed:think>We add.</seed:think>"),
+    ],
+)
+def test_a_text_that_is_all_thinking_keeps_its_closing_tag(text: str, reasoning: str) -> None:
+    assert split_answer(text)[0] == reasoning
+
+
+def test_thinking_that_was_never_closed_is_not_closed_here() -> None:
+    assert split_answer("<think>We add. The answer is 72.") == ("<think>We add. The answer is 72.", None)
+    assert split_answer("<think>We add.</think>The answer is 72.") == ("<think>We add.</think>", "72")
+
+
 def test_special_tokens_leave_the_end_of_a_reasoning_and_thinking_stays_in_it() -> None:
     assert split_answer("So 18 eggs.<|im_end|>\n") == ("So 18 eggs.", None)
     assert split_answer("<think>6 * 3</think>The answer is 18.</s>") == ("<think>6 * 3</think>", "18")

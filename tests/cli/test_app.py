@@ -129,6 +129,9 @@ def test_an_output_that_is_an_input_is_refused(compact, tmp_path):
         ("export", data, data),
         ("score", "--student", tmp_path / "student", "--data", data, "--out", data),
         ("score", "--student", tmp_path / "student", "--data", data, "--out", tmp_path / "student" / "x.jsonl"),
+        ("eval", tmp_path / "student", "--task", "gsm8k", "--out", tmp_path / "student" / "eval"),
+        ("drift", tmp_path / "student", "other", "--out", tmp_path / "student"),
+        ("compare", tmp_path / "student", tmp_path / "student", "--out", tmp_path / "student" / "base.json"),
     ):
         result = compact(*arguments, code=2)
         assert "must not be what is read" in result.stderr
@@ -143,3 +146,8 @@ def test_a_moved_run_folder_is_used_where_it_stands(tmp_path, capsys):
     assert load(path, []).output == str(tmp_path / "moved")
     assert "has been moved; it is used where it stands, not at runs/old" in capsys.readouterr().err
     assert load(path, ["output=runs/other"]).output == "runs/other"
+
+
+def test_a_card_is_not_written_over_the_rows(compact, data, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    assert "must not be the file of the rows" in compact("export", data, rows, "--card", rows, code=2).stderr

@@ -17,6 +17,7 @@ from compact_distill.cli import app
 from compact_distill.config.file import config_from, dump_config
 from compact_distill.config.models import EvalConfig, RunConfig
 from compact_distill.errors import InputError, RunError
+from compact_distill.evaluation import examine as examine_module
 from compact_distill.evaluation.examine import evaluate, results_name
 from compact_distill.evaluation.result_files import compare_results, read_result, read_rows
 from compact_distill.runs.files import is_aside
@@ -162,6 +163,27 @@ def test_a_finished_stage_whose_results_were_damaged_does_them_again(configure, 
     assert "train: done already" in said
     pipeline.run(configure())
     assert "eval: done already with these inputs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"), [("base/sums.json", False), ("base/sums.rows.jsonl", False), ("base/even.rows.jsonl", True)]
+)
+def test_a_result_that_is_damaged_before_its_stage_has_ended_is_noticed_and_done_again(
+    configure, name, cut, capsys, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(examine_module, "write_changes", lambda *_: (_ for _ in ()).throw(RuntimeError("power lost")))
+        with pytest.raises(RuntimeError, match="power lost"):
+            pipeline.run(configure())
+    path = Path(configure().output) / "eval" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20] if cut else whole.replace(b"0", b"1", 1))
+    assert any(path.name in line for line in pipeline.damage_of(RunFolder.open(configure().output)))
+    capsys.readouterr()
+    folder = pipeline.run(configure())
+    assert f"{path.name} " in capsys.readouterr().err
+    assert path.read_bytes() == whole
+    assert pipeline.damage_of(RunFolder.open(folder.path), verify=True) == []
 
 
 def test_models_whose_names_end_alike_keep_folders_of_their_own(student, files, tmp_path, monkeypatch):

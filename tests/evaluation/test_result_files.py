@@ -116,6 +116,14 @@ def test_a_comparison_and_a_drift_that_were_flipped_are_noticed(tmp_path):
         (tmp_path / name).unlink()
 
 
+def test_a_comparison_that_is_there_already_is_moved_aside(tmp_path):
+    out = tmp_path / "compared.json"
+    out.write_text("mine")
+    write_result(out, {"format": 1, "changes": []}, keep=True)
+    write_result(out, {"format": 1, "changes": []}, keep=True)  # the same again
+    assert [path.read_text() for path in tmp_path.glob("compared.json.*")] == ["mine"]
+
+
 def test_an_earlier_result_is_moved_aside_and_told(tmp_path, capsys):
     first = evaluate_task(Script([right(0), right(1)]), BASE, rows_of(2), tmp_path)
     evaluate_task(Script([right(0)]), BASE, rows_of(1), tmp_path)

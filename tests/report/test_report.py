@@ -90,6 +90,30 @@ def test_a_page_is_current_while_the_contents_it_was_made_of_stay(tmp_path):
     assert not is_current(run)
 
 
+def test_a_file_that_is_there_is_moved_aside_and_a_runs_own_is_never_written(runs, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    assert "was there already" in compact("report", runs[0], "--out", page).stderr
+    assert [path.read_text() for path in tmp_path.glob("page.html.*")] == ["mine"]
+    write_report([runs[0]], page)  # the same again moves nothing
+    assert len(list(tmp_path.glob("page.html*"))) == 2
+    for name in ("manifest.json", "scores.jsonl", "eval/base/x.html"):
+        assert "a file that a run writes" in compact("report", runs[0], "--out", runs[0] / name, code=2).stderr
+
+
+def test_figures_are_exported_into_a_folder_of_their_own(runs, tmp_path):
+    figures = tmp_path / "figures"
+    compact("report", runs[0], "--export", figures, "--no-png", "--out", tmp_path / "a.html")
+    first = sorted(path.name for path in figures.iterdir())
+    compact("report", runs[0], "--export", figures, "--no-png", "--out", tmp_path / "a.html")
+    (aside,) = tmp_path.glob("figures.*")
+    assert sorted(path.name for path in aside.iterdir()) == sorted(p.name for p in figures.iterdir()) == first
+    (figures / "notes.txt").write_text("mine")
+    for folder in (figures, runs[0], runs[0].parent):
+        said = compact("report", runs[0], "--export", folder, "--no-png", "--out", tmp_path / "b.html", code=2).stderr
+        assert "must be a folder for figures alone" in said
+
+
 def test_a_page_of_several_runs_or_elsewhere_is_not_the_runs_own(tmp_path):
     run = make_run(tmp_path / "run", problems=6)
     write_report([run], tmp_path / "elsewhere.html")

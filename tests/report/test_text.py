@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact_distill.report.text import clean, duration, listed, number, percent, points, short
+from compact_distill.report.text import clean, listed, number, percent, points, short
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,6 @@ def test_shares_and_differences_carry_their_unit_and_sign():
     assert points(0.031) == "+3.1"
     assert points(-0.031) == "−3.1"
     assert percent(None) == points(math.nan) == "–"
-
-
-def test_durations_are_said_as_people_say_them():
-    assert [duration(s) for s in (3.2, 59, 200, 7500, None)] == ["3.2 s", "59 s", "3 min 20 s", "2 h 5 min", "–"]
 
 
 def test_lists_end_with_and():

@@ -6,6 +6,7 @@ import re
 import time
 
 import pytest
+from tokenizers import Regex, pre_tokenizers
 
 import models
 from compact_distill.config.models import TextConfig
@@ -13,7 +14,13 @@ from compact_distill.errors import StudentError
 from compact_distill.method.encode import Encoder
 from compact_distill.records import Instance, Rationale
 from compact_distill.students import prompt as prompt_module
-from compact_distill.students.prompt import names_special_token, prompt_problems, prompt_tokens, render_prompt
+from compact_distill.students.prompt import (
+    names_special_token,
+    pattern_problems,
+    prompt_problems,
+    prompt_tokens,
+    render_prompt,
+)
 
 PLAIN = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 START = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -99,6 +106,34 @@ def test_a_template_that_never_ends_is_killed(monkeypatch):
     (message,) = prompt_problems(tokenizer(endless), QUESTION)
     assert "did not end within 4 seconds" in message
     assert time.monotonic() - start < 30
+
+
+def split_by(pattern):
+    made = models.byte_level_tokenizer()
+    made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(use_regex=False)]
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "says"),
+    [
+        ("(a+)+$", "a" * 40 + "b", "fails on 'aaa"),  # the library gives up, and would end the process
+        ("(a|aa)+$", "so " + "a" * 50 + "b", "fails on 'so aaa"),
+        ("a*a*a*b", ("a" * 370 + " ") * 60, "did not end within 3 seconds on 'aaa"),
+    ],
+)
+def test_a_tokenizers_pattern_that_never_gets_through_a_text_is_told(monkeypatch, pattern, text, says):
+    monkeypatch.setattr(prompt_module, "_SECONDS", 3.0)
+    (message,) = pattern_problems(split_by(pattern), ["How many?", text, "18 eggs."])
+    assert says in message
+    assert "tokenizer.json" in message
+
+
+def test_a_tokenizers_pattern_that_gets_through_is_no_fault():
+    assert pattern_problems(split_by(r"\p{L}+|\p{N}{1,3}|\s+"), ["a" * 3000, "18 eggs. " * 300]) == []
+    assert pattern_problems(models.byte_level_tokenizer(), ["a" * 3000]) == []
 
 
 def test_an_error_of_a_template_is_an_error_of_the_student():

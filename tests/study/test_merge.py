@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from compact_distill.errors import RunError
-from compact_distill.study.merge import merge_adapters, merge_students, merge_weights
+from compact_distill.errors import ConfigError, RunError
+from compact_distill.runs.folder import RunFolder
+from compact_distill.students.load import revision_of
+from compact_distill.study.merge import merge_adapters, merge_students, merge_weights, pin_as_trained
 
 BASE = {"w": torch.tensor([1.0, 1.0, 1.0, 1.0])}
+OLD, NEW = "a" * 40, "b" * 40  # commits of the fixture `hub`
 # tau: [4, -1, 2, 0] and [2, 3, -1, 1]
 STUDENTS = [{"w": torch.tensor([5.0, 0.0, 3.0, 1.0])}, {"w": torch.tensor([3.0, 4.0, 0.0, 2.0])}]
 
@@ -140,6 +143,20 @@ def test_adapters_are_merged_by_the_formulas_of_whole_weights_on_their_factors(m
         root = (scale * 2.0) ** 0.5  # alpha / r = 2
         ours = merge_weights({"w": torch.zeros_like(parts[0])}, [{"w": part} for part in parts], method, 0.5, root)["w"]
         assert torch.allclose(getattr(layers[name], side)[merged].weight, ours, atol=1e-6)
+
+
+def test_a_merge_loads_the_hubs_base_at_the_commit_that_its_students_started_from(hub, tmp_path):
+    runs = []
+    for name, commit in (("one", OLD), ("two", OLD), ("late", NEW)):
+        with RunFolder.claim(tmp_path / name) as folder:
+            folder.update_manifest(student={"name": "org/tiny", "commits": {"org/tiny": commit}})
+        runs.append(tmp_path / name / "student")
+    hub.move(NEW)
+    assert pin_as_trained(runs[:2]) == {"org/tiny": OLD}
+    assert revision_of("org/tiny") == OLD
+    assert pin_as_trained([tmp_path / "elsewhere"]) == {}
+    with pytest.raises(ConfigError, match="started from org/tiny at aaaaaaaaaaaa and at bbbbbbbbbbbb"):
+        pin_as_trained(runs)
 
 
 def test_a_merge_of_one_is_refused(tmp_path):

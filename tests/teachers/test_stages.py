@@ -126,6 +126,28 @@ def test_one_run_goes_from_problems_to_a_trained_student_and_a_second_does_nothi
     assert "generate: done already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("harm", ["cut", "flip", "delete"])
+@pytest.mark.parametrize("command", [pipeline.run, pipeline.train])
+def test_damaged_rationales_of_a_finished_run_come_back_from_the_stores(configure, servers, capsys, harm, command):
+    folder = pipeline.run(configure())
+    whole = folder.training_path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    if harm == "delete":
+        folder.training_path.unlink()
+    else:
+        folder.training_path.write_bytes(b"".join(lines[:2]) if harm == "cut" else whole.replace(b"p1", b"p7", 1))
+    written = (folder.student_path / "adapter_model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    command(configure())
+    said = capsys.readouterr().err
+    assert "joined again from the stores" in said
+    assert "train: done already" in said  # the fragment was never trained on
+    assert folder.training_path.read_bytes() == whole
+    assert (folder.student_path / "adapter_model.safetensors").stat().st_mtime_ns == written
+    assert bool(list(folder.path.glob("damaged.*/rationales.jsonl"))) == (harm != "delete")
+    assert asked(servers) == [6, 6]
+
+
 def test_no_file_of_a_run_holds_the_key(configure, servers):
     folder = pipeline.run(configure())
     assert servers[0].seen[0].headers["authorization"] == f"Bearer {KEY}"

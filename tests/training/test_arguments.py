@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from compact_distill.training.arguments import CompactConfig, setting_problems, settings_that_matter
 
@@ -47,6 +48,14 @@ def test_ranks_count_as_batch_size_does():
     assert settings_that_matter({"per_device_train_batch_size": 2}, ranks=2) == settings_that_matter(
         {"per_device_train_batch_size": 4}
     )
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_bf16_works_where_there_is_no_accelerator_and_fp16_is_told(tmp_path):
+    assert CompactConfig(output_dir=str(tmp_path), bf16=True).device.type == "cpu"
+    assert setting_problems(CompactConfig(output_dir=str(tmp_path), bf16=True)) == []
+    wrong = setting_problems(CompactConfig(output_dir=str(tmp_path), fp16=True, use_cpu=True))
+    assert any("train.fp16 needs a GPU" in message for message in wrong)
 
 
 def test_settings_without_effect_are_told_with_their_reason(tmp_path):

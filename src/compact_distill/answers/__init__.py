@@ -1,8 +1,16 @@
 """Final answers: find them in a text, and compare them with the gold answer."""
 
 from compact_distill.answers.compare import AnswerKind, answer_kind, compare_answers
-from compact_distill.answers.find import FoundAnswer, answers_of, choices_of, find_answer, read_rationale
-from compact_distill.answers.stated import extract_answer, split_answer
+from compact_distill.answers.find import (
+    FoundAnswer,
+    answers_of,
+    choices_of,
+    find_answer,
+    places_in,
+    read_rationale,
+    split_answer,
+)
+from compact_distill.answers.stated import extract_answer
 from compact_distill.answers.verifier import Verifier
 
 __all__ = [
@@ -15,6 +23,7 @@ __all__ = [
     "compare_answers",
     "extract_answer",
     "find_answer",
+    "places_in",
     "read_rationale",
     "split_answer",
 ]

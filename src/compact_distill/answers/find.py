@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from compact_distill.answers.compare import AnswerKind, answer_kind, parse_number
-from compact_distill.answers.stated import answer_part, extract_answer, split_answer
-from compact_distill.records import AnswerFrom, Instance
+from compact_distill.answers.stated import THINKING, TOTAL, answer_part, extract_answer, last_statement
+from compact_distill.records import AnswerFrom, Instance, RationaleStatus
 
 _CLOSING_CHARACTERS = 600  # of a closing sentence; a longer one is none that states a result
 # A sentence ends at its sign before white space; a decimal point has a digit after it, an abbreviation is none.
@@ -49,16 +49,60 @@ _YES_IT_IS = re.compile(_SO + r"(yes)\b(?!\W*(?:or|and|/)\b)", re.IGNORECASE)
 _AT_END = re.compile(r"(?<!\bor )(?<!/)\b(yes|no)[\s.!*_\"'”)]*\Z", re.IGNORECASE)
 _TRUTH_AT_START = re.compile(_SO + r"(true|false)\b(?=\W*\Z|\s*[,.:;!]|[*_\"'”]+)", re.IGNORECASE)
 _TRUTH_AT_END = re.compile(r"(?<!\bor )(?<!\bnot )(?<!/)\b(true|false)[\s.!*_\"'”)]*\Z", re.IGNORECASE)
+# What may stand around a statement that is taken out of a reasoning.
+_LEAD = re.compile(
+    r"(?:[\s>*_#\-]|[^\x00-\x7f\w])*+(?:final answer[*_]*:[*_\s]*)?"
+    r"(?:(?:and|so|therefore|thus|hence|then|finally|consequently|in conclusion|in summary)\b[,:]?\s*)*"
+    r"(?:(?:the|our|my)\s+)?(?:(?:final|correct|numerical)\s+)*[*_]*",
+    re.IGNORECASE,
+)
+_LEAD_CHARACTERS = 80  # of "Therefore, the final", at most
+_BREAK = re.compile(r"(?:(?<!\.\.)[.!?][\"')\]*_$]*|\\\)|\\\])(?=\s)|[。！？]")
+_SO_CLAUSE = re.compile(r"[,;:]\s+(?=(?:and\s+)?(?:so|therefore|thus|hence)\b)", re.IGNORECASE)
+_OPENING = re.compile(r"(?:\$|\\\()[ \t]*\Z|(?:\\\[|\$\$)\s*\Z")
+_TRAIL = re.compile(
+    rf"(?:[\s.!。*_$`\"”]|\\[\])]|です|である|입니다|,?[ \t](?:{TOTAL})\b)*(?:I hope it is correct\.?\s*)?",
+    re.IGNORECASE,
+)
+# What may follow an answer in its sentence: a reason (group 1), which is kept, or a remark.
+_REMARK = re.compile(
+    rf"[*_$\"”)]{{0,4}},?(?:[ \t]*(?:{TOTAL}),?)?\s+(?:((?:because|since|as|assuming)\b(?:[^\n.!?]|[.](?=\d)){{1,300}})"
+    r"|(?:and[ \t]+)?(?:so|therefore|thus|hence|which|meaning|making)\b(?:[^\n.!?]|[.](?=\d)){0,300})[.!]{0,3}[*_\s]*",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(r"(?:[\s>#*_]|[^\x00-\x7f\w])*(?:the\s+)?(?:final\s+)?answer[\s:*_]*", re.IGNORECASE)
+# What an answer of a kind could be, wherever it stands; "no" as in "no definitive answer" is none.
+_POSSIBLE = {
+    AnswerKind.YES_NO: re.compile(r"\byes\b|\bno\b(?=\W*\Z|\s*[.,;:!?\"'”’)*_]|\s+[-–—])", re.IGNORECASE),
+    AnswerKind.TRUTH: re.compile(r"\b(?:true|false)\b", re.IGNORECASE),
+    AnswerKind.NUMBER: re.compile(
+        r"[\d½¼¾]|\b(?:zero|none|nothing|one|two|twice|three|four|five|six|seven|eight|nine|ten|eleven|twelve|dozen|half|"
+        r"quarter|third|\w+teen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|billion)",
+        re.IGNORECASE,
+    ),
+}
 _EDGES = " \t*_`\"'.,;:!"
 
 
 @dataclass(frozen=True, slots=True)
 class FoundAnswer:
-    """A rationale's reasoning without the statement of its answer, the answer, and where that was found."""
+    """A rationale's reasoning without the statement of its answer, the answer, and where that was found.
+
+    `gives_none`: the text ended by itself and holds no word that could be an answer of the gold answer's kind, such as
+    "There is no definitive answer." where yes or no is asked for. Without it, and without an answer, nobody could tell.
+    """
 
     reasoning: str
     answer: str | None
     source: AnswerFrom | None
+    gives_none: bool = field(default=False, compare=False)
+
+    @property
+    def status(self) -> RationaleStatus:
+        """What becomes of the rationale, as far as its answer decides it."""
+        if self.answer is not None:
+            return RationaleStatus.OK
+        return RationaleStatus.NO_ANSWER if self.gives_none else RationaleStatus.UNPARSED
 
 
 def answers_of(instance: Instance, infer: bool = True) -> list[FoundAnswer]:
@@ -70,7 +114,8 @@ def answers_of(instance: Instance, infer: bool = True) -> list[FoundAnswer]:
         if rationale.answer:
             source = rationale.answer_from or AnswerFrom.STATED
             used = infer or source is AnswerFrom.STATED
-            split = FoundAnswer(split.reasoning, *((rationale.answer, source) if used else (None, None)))
+            answer, source = (rationale.answer, source) if used else (None, None)
+            split = FoundAnswer(split.reasoning, answer, source)
         found.append(split)
     return found
 
@@ -109,11 +154,79 @@ def read_rationale(
     choices = choices or {}
     if answer is not None:
         return FoundAnswer(reasoning, _label_of(answer, choices) or answer, AnswerFrom.STATED)
-    finder = _INFER[answer_kind(gold)] if infer and finished is not False else None
+    kind = answer_kind(gold)
+    finder = _INFER[kind] if infer and finished is not False else None
     if finder is None or not (finished or _looks_finished(text[: answer_part(text)[1]]) or finder is _choice):
         return FoundAnswer(reasoning, None, None)
-    answer = finder(text[slice(*answer_part(text))], choices)
-    return FoundAnswer(reasoning, answer, None if answer is None else AnswerFrom.INFERRED)
+    part = text[slice(*answer_part(text))]
+    answer = finder(part, choices)
+    if answer is not None:
+        return FoundAnswer(reasoning, answer, AnswerFrom.INFERRED)
+    possible = _POSSIBLE.get(kind)
+    return FoundAnswer(reasoning, None, None, possible is not None and bool(part) and not possible.search(part))
+
+
+def split_answer(text: str) -> tuple[str, str | None]:
+    r"""Split a rationale into its reasoning and its final answer (None: no answer is stated).
+
+    The statement of the answer is removed from the end of the reasoning, so that a target which states the answer anew
+    says it once. It must be a sentence of its own ("... = 18 eggs. The answer is 18.") or a clause that a comma and
+    "so" or its like start ("..., so the answer is 18."): nothing else is there but "So" or "Therefore", "the final",
+    Markdown or LaTeX marks and a period. Display mathematics (`\[`, `\boxed{18}`, `\]` on three lines) counts as one
+    line, and a heading "Final answer" right above goes too. A remark in its sentence goes along (", in
+    total, so Ann is right."), a reason stays ("Because 40 + 32 = 72."). Otherwise the text stays. The reasoning is
+    stripped of surrounding white space and of special tokens at its end.
+    """
+    statement = last_statement(text)
+    begin, end = answer_part(text)
+    closed = THINKING.match(text, end)  # the text is all thinking: its closing tag stays
+    whole = text[: closed.end() if closed and closed[1] else end].strip()
+    if statement is None:
+        return whole, None
+    after = ""
+    if not _TRAIL.fullmatch(text, statement.end, end):
+        remark = _REMARK.fullmatch(text, statement.end, end)
+        if remark is None:
+            return whole, statement.answer
+        after = f" {remark[1][0].upper()}{remark[1][1:]}." if remark[1] else ""
+    start = statement.start
+    if text.startswith("\\", start):  # a \boxed{}; the mathematics around it opens here or on the line above
+        opening = _OPENING.search(text, max(0, start - 200), start)
+        start = opening.start() if opening else start
+    line = max(text.rfind("\n", 0, start) + 1, begin)
+    sentence = _own_sentence(text, line, start)
+    if sentence is None:
+        return whole, statement.answer
+    reasoning = text[:sentence].rstrip()
+    above = reasoning.rfind("\n") + 1
+    if sentence == line and _HEADING.fullmatch(reasoning, above):
+        reasoning = reasoning[:above]
+    tag = text[len(text[:end].rstrip()) : closed.end()] if closed and closed[1] else ""
+    return f"{reasoning}{after}{tag}".strip(), statement.answer
+
+
+def places_in(text: str, reasoning: str) -> list[int]:
+    """Where in a text each character of the reasoning that `split_answer` took from it stands, and where that ends."""
+    before, written = len(text) - len(text.lstrip()), text.lstrip()
+    same = (i for i, (a, b) in enumerate(zip(reasoning, written, strict=False)) if a != b)
+    kept = next(same, min(len(reasoning), len(written)))
+    # Behind a statement that was taken out stand a reason, whose first letter and period are ours, or a closing tag.
+    further = text.rfind(reasoning[kept + 2 : -1]) - kept - 2 - before if kept < len(reasoning) else 0
+    return [i + before + (further if i > kept else 0) for i in range(len(reasoning) + 1)]
+
+
+def _own_sentence(text: str, line: int, start: int) -> int | None:
+    """Where the sentence or clause begins that consists of the statement at `start`; None where more is in it."""
+    if _LEAD.fullmatch(text, line, start):
+        return line
+    nearest = max(line, start - _LEAD_CHARACTERS)
+    for match in _BREAK.finditer(text, nearest, start):
+        if _LEAD.fullmatch(text, match.end(), start):
+            return match.end()
+    for match in _SO_CLAUSE.finditer(text, nearest, start):
+        if _LEAD.fullmatch(text, match.end(), start):
+            return match.start()
+    return None
 
 
 def find_answer(

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 MAX_CHARACTERS = 1000  # of an answer; also bounds the work on what a model wrote
 
 # What belongs to the writer's format rather than to the text.
-_THINKING = re.compile(
+THINKING = re.compile(
     r"<(/?)(?:\w{1,20}:)?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)>|<\|channel\|>final<\|message\|>",
     re.IGNORECASE,
 )
@@ -102,9 +102,9 @@ _BOX_LABEL = re.compile(
 )
 _DISPLAY = re.compile(r"\s*(\\\[|\$\$)\s*([^\n]{1,1000}?)\s*(\\\]|\$\$)[\s.]*\Z")
 _SENTENCE_END = re.compile(r"(?<!\.)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMt)\.(?=\s|\*|[\"”]|$)|[。！]")
-_TOTAL = r"in[ \t]+(?:total|all)|altogether"
+TOTAL = r"in[ \t]+(?:total|all)|altogether"
 _CLAUSE = re.compile(
-    rf",?\s(?:because|since|which|whereas)\b|,?[ \t](?:{_TOTAL})\b"
+    rf",?\s(?:because|since|which|whereas)\b|,?[ \t](?:{TOTAL})\b"
     r"|,[ \t]*(?:and[ \t]+)?(?:so|therefore|thus|hence|meaning|making|assuming|where|while)\b"
     r"|(?:です|である|입니다)",
     re.IGNORECASE,
@@ -116,28 +116,13 @@ _BOLD = re.compile(r"(?<!\w)\*\*([^*]+)\*\*(?!\w)")
 _BOLD_END = re.compile(r"(?<=\S)\*\*(?!\w)")
 _BARE_LABEL = re.compile(r"[\s*_\"“]*(\([A-Za-z]\)|yes|no)[\s*_.\"”]*", re.IGNORECASE)
 
-_LEAD = re.compile(
-    r"(?:[\s>*_#\-]|[^\x00-\x7f\w])*+(?:final answer[*_]*:[*_\s]*)?"
-    r"(?:(?:and|so|therefore|thus|hence|then|finally|consequently|in conclusion|in summary)\b[,:]?\s*)*"
-    r"(?:(?:the|our|my)\s+)?(?:(?:final|correct|numerical)\s+)*[*_]*",
-    re.IGNORECASE,
-)
-_LEAD_CHARACTERS = 80  # of "Therefore, the final", at most
-_BREAK = re.compile(r"(?:(?<!\.\.)[.!?][\"')\]*_$]*|\\\)|\\\])(?=\s)|[。！？]")
-_SO_CLAUSE = re.compile(r"[,;:]\s+(?=(?:and\s+)?(?:so|therefore|thus|hence)\b)", re.IGNORECASE)
-_OPENING = re.compile(r"(?:\$|\\\()[ \t]*\Z|(?:\\\[|\$\$)\s*\Z")
-_TRAIL = re.compile(
-    rf"(?:[\s.!。*_$`\"”]|\\[\])]|です|である|입니다|,?[ \t](?:{_TOTAL})\b)*(?:I hope it is correct\.?\s*)?",
-    re.IGNORECASE,
-)
-_HEADING = re.compile(r"(?:[\s>#*_]|[^\x00-\x7f\w])*(?:the\s+)?(?:final\s+)?answer[\s:*_]*", re.IGNORECASE)
 _QUOTES = (('"', '"'), ("“", "”"), ("'", "'"), ("‘", "’"), ("「", "」"))
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
 
 @dataclass(frozen=True, slots=True)
-class _Statement:
+class Statement:
     """An answer, and the characters `start:end` of the text that state it."""
 
     start: int
@@ -150,7 +135,7 @@ def extract_answer(text: str) -> str | None:
 
     "... so she has $1,800.\nA: $1,800" gives "$1,800"; "Thus $x = \boxed{\frac{1}{2}}$." gives r"\frac{1}{2}".
     """
-    statement = _last_statement(text)
+    statement = last_statement(text)
     return statement.answer if statement else None
 
 
@@ -163,57 +148,12 @@ def answer_part(text: str) -> tuple[int, int]:
     tail = text.rfind("\n", 0, max(0, end - 400))  # special tokens are few
     special = _SPECIAL_TOKENS.search(text, max(tail, end - 400, 0)) if text.rstrip().endswith((">", "]")) else None
     end = special.start() if special else end
-    last = next(iter(deque(_THINKING.finditer(text, 0, end), maxlen=1)), None) if "<" in text else None
+    last = next(iter(deque(THINKING.finditer(text, 0, end), maxlen=1)), None) if "<" in text else None
     if last is None:
         return 0, end
     if last[1] == "":  # opened and never closed
         return end, end
     return (last.end(), end) if text[last.end() : end].strip() else (0, last.start())
-
-
-def split_answer(text: str) -> tuple[str, str | None]:
-    r"""Split a rationale into its reasoning and its final answer (None: no answer is stated).
-
-    The statement of the answer is removed from the end of the reasoning, so that a target which states the answer anew
-    says it once. It must be a sentence of its own ("... = 18 eggs. The answer is 18.") or a clause that a comma and
-    "so" or its like start ("..., so the answer is 18."): nothing else is there but "So" or "Therefore", "the final",
-    Markdown or LaTeX marks and a period. Display mathematics (`\[`, `\boxed{18}`, `\]` on three lines) counts as one
-    line, and a heading "Final answer" right above goes too. Otherwise the text stays. The reasoning is stripped of
-    surrounding white space and of special tokens at its end.
-    """
-    statement = _last_statement(text)
-    begin, end = answer_part(text)
-    if statement is None:
-        return text[:end].strip(), None
-    if not _TRAIL.fullmatch(text, statement.end, end):
-        return text[:end].strip(), statement.answer
-    start = statement.start
-    if text.startswith("\\", start):  # a \boxed{}; the mathematics around it opens here or on the line above
-        opening = _OPENING.search(text, max(0, start - 200), start)
-        start = opening.start() if opening else start
-    line = max(text.rfind("\n", 0, start) + 1, begin)
-    sentence = _own_sentence(text, line, start)
-    if sentence is None:
-        return text[:end].strip(), statement.answer
-    reasoning = text[:sentence].rstrip()
-    above = reasoning.rfind("\n") + 1
-    if sentence == line and _HEADING.fullmatch(reasoning, above):
-        reasoning = reasoning[:above]
-    return reasoning.strip(), statement.answer
-
-
-def _own_sentence(text: str, line: int, start: int) -> int | None:
-    """Where the sentence or clause begins that consists of the statement at `start`; None where more is in it."""
-    if _LEAD.fullmatch(text, line, start):
-        return line
-    nearest = max(line, start - _LEAD_CHARACTERS)
-    for match in _BREAK.finditer(text, nearest, start):
-        if _LEAD.fullmatch(text, match.end(), start):
-            return match.end()
-    for match in _SO_CLAUSE.finditer(text, nearest, start):
-        if _LEAD.fullmatch(text, match.end(), start):
-            return match.start()
-    return None
 
 
 def tidy(answer: str) -> str:
@@ -283,7 +223,8 @@ def _boxes(text: str) -> list[tuple[int, int]]:
     return outermost
 
 
-def _last_statement(text: str) -> _Statement | None:
+def last_statement(text: str) -> Statement | None:
+    """The statement that gives a text its answer; None where nothing states one."""
     start, end = answer_part(text)
     if start == end:
         return None
@@ -300,7 +241,7 @@ def _last_statement(text: str) -> _Statement | None:
         begin, end = head.answer if head.answer else _answer_span(text, head, written)
         answer = tidy(text[begin:end]) if end - begin <= MAX_CHARACTERS else ""
         if answer and not (boxes and _is_remark(answer, text[slice(*last_box)])):
-            return _Statement(head.start, head.end or end, answer)
+            return Statement(head.start, head.end or end, answer)
     if boxes:
         return _boxed_statement(text, last_box, heads)
     return _bare_label(text, written)
@@ -381,17 +322,17 @@ def _skip_blank(text: str, position: int) -> int:
     return position
 
 
-def _boxed_statement(text: str, box: tuple[int, int], heads: list[_Head]) -> _Statement:
+def _boxed_statement(text: str, box: tuple[int, int], heads: list[_Head]) -> Statement:
     r"""The statement of a `\boxed{}`; where a sentence states it ("The answer is $\boxed{18}$."), that sentence."""
     start, end = box
     answer = tidy(text[start:end])
     before = max((head for head in heads if head.start < start), key=lambda head: head.start, default=None)
     if before and not text[before.stop : start].strip(" \t\r\n$*\\[("):
         start = before.start
-    return _Statement(start, end, answer)
+    return Statement(start, end, answer)
 
 
-def _bare_label(text: str, written: int) -> _Statement | None:
+def _bare_label(text: str, written: int) -> Statement | None:
     line = text.rfind("\n", 0, written) + 1
     label = _BARE_LABEL.fullmatch(text, line)
-    return _Statement(label.start(1), label.end(1), label.group(1)) if label else None
+    return Statement(label.start(1), label.end(1), label.group(1)) if label else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -169,11 +170,22 @@ def overrides(settings: list[str]) -> dict[str, Any]:
     return values
 
 
-def check_target(path: Path, *inputs: str | Path) -> None:
-    """Refuse a file that cannot be written, or is an input, before any work is done for it."""
+def check_folder(path: Path, *inputs: str | Path) -> None:
+    """Refuse a folder for results that is an input, lies in one, or is a file, before any work is done for it."""
+    _refuse_inputs(path, inputs)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} must be a folder to write into, but is a file; choose another name")
+
+
+def _refuse_inputs(path: Path, inputs: Sequence[str | Path]) -> None:
     for source in map(Path, inputs):
         if path.resolve() == source.resolve() or (source.resolve() in path.resolve().parents and source.is_dir()):
             raise ConfigError(f"{path} must not be what is read, {source}, or lie in it; choose another name")
+
+
+def check_target(path: Path, *inputs: str | Path) -> None:
+    """Refuse a file that cannot be written, or is an input, before any work is done for it."""
+    _refuse_inputs(path, inputs)
     if path.is_dir():
         raise ConfigError(f"{path} must be a file to write, but is a folder; add a file name")
     if not path.absolute().parent.is_dir():

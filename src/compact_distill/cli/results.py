@@ -14,6 +14,7 @@ from compact_distill.cli.app import (
     SetOption,
     TaskOption,
     VerifyOption,
+    check_folder,
     check_target,
     overrides,
     student_config,
@@ -62,6 +63,7 @@ def evaluate(
         from compact_distill.evaluation.examine import evaluate as evaluate_student
         from compact_distill.evaluation.writers import ServedWriter
 
+        check_folder(out, target)
         server = None if base_url is None else ServedWriter(target, base_url, api_key_env)
         config, folder = student_config(target, settings), out
         evaluate_student(
@@ -90,6 +92,7 @@ def drift(
     """
     from compact_distill import pipeline
 
+    check_folder(out, base, student)
     named = {"eval.learned": learned, "eval.retained": retained}
     if not learned and not retained:
         named = {"eval.learned": ["gsm8k", "svamp", "math500"], "eval.retained": ["csqa", "strategyqa"]}
@@ -117,7 +120,7 @@ def compare(
     for line in describe_changes(document):
         show(line)
     if out is not None:
-        write_result(out, document)
+        write_result(out, document, keep=True)
 
 
 def export(
@@ -157,6 +160,8 @@ def export(
 
     for target in (out, *([card] if card else [])):
         check_target(target, source)
+    if card is not None and card.resolve() == out.resolve():
+        raise ConfigError(f"--card {card} must not be the file of the rows; choose another name")
     instances = load_instances(source)
     counts = export_instances(instances, out, shape.value)
     if card is not None:

@@ -14,6 +14,7 @@ from compact_distill.cli.app import (
     MaxErrorsOption,
     SetOption,
     VerifyOption,
+    check_folder,
     check_target,
     load,
     overrides,
@@ -282,7 +283,9 @@ def diagnose(
     """
     from compact_distill.study import diagnose as study
 
-    document = study.diagnose(load(config, settings), problems, validation)
+    run_config = load(config, settings)
+    check_folder(out, run_config.student, *run_config.rationales)
+    document = study.diagnose(run_config, problems, validation)
     for line in study.describe(document):
         print(line)
     print(f"page: {study.write_diagnosis(document, out)}")

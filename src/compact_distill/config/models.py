@@ -268,7 +268,9 @@ class RunConfig(Strict):
     )
     seed: StrictInt = Field(42, ge=0, lt=2**32, description="of everything random")
     train: dict[str, Any] = Field(
-        TRAIN_DEFAULTS, validate_default=True, description="transformers.TrainingArguments, by its own names"
+        TRAIN_DEFAULTS,
+        validate_default=True,
+        description="transformers.TrainingArguments, by its own names; bf16 works on a CPU too, fp16 on a GPU alone",
     )
     eval: EvalConfig = Field(EvalConfig(), description="benchmarks before and after")
     report: ReportConfig = Field(ReportConfig(), description="what is done for the report alone")

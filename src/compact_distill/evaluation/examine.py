@@ -283,7 +283,7 @@ def _by_training(student: Path) -> tuple[int, int, str]:
 def write_changes(eval_folder: Path, before: str, after: str, seed: int) -> dict[str, Any]:
     """Compare two students of an eval folder on the same rows and write `changes.json`."""
     document = compare_students(eval_folder / before, eval_folder / after, seed)
-    write_result(eval_folder / CHANGES, document)
+    write_result(eval_folder / CHANGES, document, keep=True)
     return document
 
 

@@ -65,7 +65,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
         found = document["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{path} must be a result of `compact eval`, but cannot be read ({error!r}); remove it"
+            f"{path} must be a result of `compact eval`, but cannot be read ({error!r}); evaluate again (it is kept)"
         ) from error
     if found != FORMAT:
         raise RunError(f"{path} must have format {FORMAT}, got {found!r}; evaluate again with this version of compact")
@@ -74,9 +74,12 @@ def read_result(path: str | Path) -> dict[str, Any]:
     return dict(document)
 
 
-def write_result(path: str | Path, document: Mapping[str, Any]) -> None:
-    """Write such a file with its seal; it appears whole. Raises ValueError for NaN and infinity."""
-    with atomic_write(path) as file:
+def write_result(path: str | Path, document: Mapping[str, Any], keep: bool = False) -> None:
+    """Write such a file with its seal; it appears whole. Raises ValueError for NaN and infinity.
+
+    With `keep` a file of that name that says something else is moved aside.
+    """
+    with atomic_write(path, keep) as file:
         json.dump({**document, "seal": fingerprint(document)}, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
 

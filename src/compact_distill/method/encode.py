@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import regex
 
-from compact_distill.answers import FoundAnswer, Verifier, answers_of, split_answer
+from compact_distill.answers import FoundAnswer, Verifier, answers_of, places_in, split_answer
 from compact_distill.config.models import MAX_LENGTH, TextConfig
 from compact_distill.data.preview import ProblemSize
 from compact_distill.errors import DataError, StudentError
@@ -222,7 +222,7 @@ class Encoder:
                 if not rationale.text.strip():
                     status = _absent(rationale)
                 elif split.answer is None:
-                    status = RationaleStatus.UNPARSED
+                    status = split.status
                 else:
                     reasoning = self._lead(split.reasoning) + split.reasoning
                     length = length_of[reasoning] + length_of[f"{before}{split.answer}{after}"] + 1  # and eos
@@ -287,7 +287,7 @@ class Encoder:
         if not rationale.text.strip():
             return None, _absent(rationale)
         if found.answer is None:
-            return None, RationaleStatus.UNPARSED
+            return None, found.status
         before, after = self._answer_sentence()
         answer_ids, _ = self._encode_piece(f"{before}{found.answer}{after}")
         reasoning_text = self._lead(found.reasoning) + found.reasoning
@@ -304,8 +304,8 @@ class Encoder:
         reasoning = split_answer(text)[0] if self.text.rationale == "reasoning" else ""
         lead = self._lead(reasoning)
         _, offsets = self._encode_piece(lead + reasoning)
-        shift = len(text) - len(text.lstrip()) - len(lead)
-        return [(max(start, len(lead)) + shift, max(end, len(lead)) + shift) for start, end in offsets]
+        places = places_in(text, reasoning)
+        return [(places[max(start - len(lead), 0)], places[max(end - len(lead), 0)]) for start, end in offsets]
 
     def _lead(self, reasoning: str) -> str:
         """The space that parts a reasoning from a prompt without chat markup."""

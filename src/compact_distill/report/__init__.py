@@ -33,7 +33,7 @@ from typing import Any
 from compact_distill.errors import InputError
 from compact_distill.report.drawing import Table
 from compact_distill.report.headline import headline, weight_shares
-from compact_distill.report.page import content_stamp, export_figures
+from compact_distill.report.page import check_export, content_stamp, export_figures
 from compact_distill.report.pages import (
     compare_page,
     compare_sections,
@@ -48,6 +48,7 @@ from compact_distill.report.pages import (
 from compact_distill.report.read import READ, RunData, read_run
 from compact_distill.report.text import DASH, UNITS, measured, moved, number, percent, short
 from compact_distill.runs.files import atomic_write
+from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import text_table
 
 __all__ = ["RunData", "comparison", "is_current", "read_run", "summary", "verdict", "write_report"]
@@ -80,7 +81,7 @@ def write_report(
         The page's path.
 
     Raises:
-        InputError: no run, a path that is no run folder, a file that cannot be written.
+        InputError: no run, a path that is no run folder, a file that cannot be written or that a run writes.
     """
     if not runs:
         raise InputError("report needs at least one run folder, got none; as in `compact report runs/first`")
@@ -88,11 +89,18 @@ def write_report(
     path = Path(out) if out is not None else data[0].path / "report.html" if len(data) == 1 else Path("compare.html")
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise InputError(f"{path} must be a file in an existing folder; choose another --out")
+    own = [RunFolder(run.path, None, {}) for run in data]
+    if any(path.resolve() != run.report_path.resolve() and run.written_at(path, with_rationales=True) for run in own):
+        raise InputError(f"{path} must not be a file that a run writes, or lie among them; choose another --out")
+    if export is not None:
+        check_export(Path(export), [run.path for run in data])
     sections = run_sections(data[0]) if len(data) == 1 else compare_sections(data, paired)
     if export is not None:
         export_figures([figure for part in sections for figure in part.figures], Path(export), png=png)
     html = run_page(data[0], sections) if len(data) == 1 else compare_page(data, sections, paired)
-    with atomic_write(path) as file:
+    # A run's own page is made of what lies beside it, and can be made again; any other file is somebody's.
+    made_again = len(own) == 1 and path.resolve() == own[0].report_path.resolve()
+    with atomic_write(path, keep=not made_again) as file:
         file.write(html)
         if len(data) == 1:
             file.write(_stamped(data[0].stamp))

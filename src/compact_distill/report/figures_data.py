@@ -22,6 +22,7 @@ _PARTS = {
     "wrong": "wrong",
     "not checked": "s7",
     "unparsed": "gap1",
+    "no answer": "gap1",
     "over length": "gap2",
     "missing": "gap3",
     "rejected": "gap4",

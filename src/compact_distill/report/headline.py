@@ -18,7 +18,6 @@ from compact_distill.report.text import (
     DASH,
     UNITS,
     clean,
-    duration,
     listed,
     measured,
     moved,
@@ -30,6 +29,7 @@ from compact_distill.report.text import (
     short,
 )
 from compact_distill.report.trace import mean_sem
+from compact_distill.runs.progress import duration
 
 _EVEN = 0.01  # weights closer than this are not told apart
 _ALL = "all equally"

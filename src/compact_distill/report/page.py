@@ -34,7 +34,8 @@ from compact_distill.report.drawing import (
     with_colours,
 )
 from compact_distill.report.text import number
-from compact_distill.runs.files import atomic_write
+from compact_distill.runs.files import atomic_write, move_aside
+from compact_distill.runs.progress import say
 
 _TABLE_ROWS = 200  # of a figure's table in the page; the CSV has all
 _ZOOM = 3  # pixels of a PNG per unit of the drawing
@@ -259,6 +260,8 @@ def export_figures(figures: Iterable[Figure], folder: Path, *, png: bool = True)
         InputError: PNG is asked for and resvg-py is not installed (nothing is written), or the folder is a file.
     """
     renderer = _renderer() if png else None
+    if folder.is_dir() and any(folder.iterdir()):
+        say(f"{folder} held figures already; they are now in {move_aside(folder)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -279,6 +282,22 @@ def export_figures(figures: Iterable[Figure], folder: Path, *, png: bool = True)
         with atomic_write(path) as file:
             file.write(content)
     return list(files)
+
+
+_EXPORTED = (".csv", ".svg", ".png")
+
+
+def check_export(folder: Path, runs: Sequence[Path]) -> None:
+    """Refuse a folder for figures in which something else lies, or that a run lies in.
+
+    Raises:
+        InputError: choose another.
+    """
+    inside = any(folder.resolve() in (run.resolve(), *run.resolve().parents) for run in runs)
+    foreign = [p.name for p in folder.iterdir() if p.suffix not in _EXPORTED or p.is_dir()] if folder.is_dir() else []
+    if inside or foreign:
+        what = f"holds {foreign[0]}" if foreign else "is or holds a run"
+        raise InputError(f"--export {folder} must be a folder for figures alone, but {what}; choose a new one")
 
 
 def standalone(sheet: Sheet) -> str:

@@ -25,7 +25,6 @@ from compact_distill.report.text import (
     DASH,
     UNITS,
     clean,
-    duration,
     flat,
     listed,
     percent,
@@ -35,6 +34,7 @@ from compact_distill.report.text import (
     whole_percent,
     whole_points,
 )
+from compact_distill.runs.progress import duration
 
 MAX_BYTES = 15_000_000  # of a page
 _EXPLORER = "<!--explorer-->"  # no text can hold it: what is put into a template is escaped

@@ -79,18 +79,6 @@ def moved(difference: float | None, metric: str) -> str:
     return f"{'+' if difference > 0 else ''}{number(difference, 2)}"
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them: `4 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds is None or not math.isfinite(seconds):
-        return DASH
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if seconds >= 10 or seconds == whole else f"{seconds:.1f} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
-
-
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """`1 problem`, `2,000 problems`."""
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"

@@ -23,7 +23,7 @@ from compact_distill.runs.progress import say
 def atomic_write(path: str | Path, keep: bool = False) -> Iterator[IO[str]]:
     """Write a text file that appears whole, under its name, when the block ends, and not at all if it raises.
 
-    With `keep` a file of that name is moved aside instead of replaced, and the user is told.
+    With `keep` a file of that name that says something else is moved aside instead of replaced, and the user is told.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -32,7 +32,7 @@ def atomic_write(path: str | Path, keep: bool = False) -> Iterator[IO[str]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if keep and path.exists() and path.stat().st_size:
+        if keep and path.exists() and path.stat().st_size and content_hash(path) != content_hash(aside):
             say(f"{path} was there already; that one is now {move_aside(path)}")
         aside.replace(path)
     except BaseException:

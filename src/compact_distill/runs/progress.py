@@ -127,7 +127,7 @@ class _Pace:
             return ""
         moment, done = self._whole
         seconds = (self.total - self.done) * (moment - self.started) / (done - self._before)
-        return f", about {duration(seconds)} left"
+        return f", about {duration(round(seconds))} left"
 
 
 class _Lines:
@@ -156,13 +156,13 @@ class _Lines:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `4 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Seconds as people say them: `3.2 s`, `40 s`, `3 min 20 s`, `2 h 5 min`; what is estimated is rounded first."""
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s"
+        return f"{whole} s" if seconds >= 10 or seconds == whole else f"{seconds:.1f} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 
 def text_table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,), gap: str = "  ") -> list[str]:

@@ -6,11 +6,12 @@ and data write is tokenised as characters, and only the template's own marks are
 
 from __future__ import annotations
 
+import heapq
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,17 @@ Messages = Sequence[Mapping[str, str]]
 _SECONDS = 20.0  # for a template to render once, the start of a process included
 _OPEN_THINKING = re.compile(r"<((?:\w{1,20}:)?(?:think|thinking|thought|reasoning))>\s*\Z")
 _RESERVED = ("conversation", "messages", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
+_LONG_TEXTS = 2000  # among which those with the longest words are looked for
+_TRIED = 4
+_TOKENISE = """
+import json, sys
+from tokenizers import Tokenizer
+asked = json.loads(sys.stdin.read())
+tokenizer = Tokenizer.from_str(asked["tokenizer"])
+for number, text in enumerate(asked["texts"]):
+    print(number, flush=True)
+    tokenizer.encode(text)
+"""
 _PROGRAM = """
 import json, sys
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -144,6 +156,38 @@ def prompt_problems(
             f"that never ends; {switch}set `text: {{close_thinking: true}}` to close it before the rationale"
         ]
     return []
+
+
+def pattern_problems(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[str]:
+    """What keeps a tokenizer's own regular expressions from getting through texts, as messages; empty where they do.
+
+    They are a stranger's too, and may go back and forth for years, or end the process: the longest texts, and those
+    with the longest words, are tokenised first in a process that is killed after 20 seconds.
+    """
+    written = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
+    if '"Regex"' not in written:
+        return []
+    longest = heapq.nlargest(_LONG_TEXTS, texts, key=len)
+    by_word = heapq.nlargest(_TRIED, longest, key=lambda text: max(map(len, text.split()), default=0))
+    tried = list(dict.fromkeys((*longest[:_TRIED], *by_word)))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _TOKENISE],
+            input=json.dumps({"tokenizer": written, "texts": tried}),
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+        )
+        reached, how = done.stdout, None if done.returncode == 0 else "fails on"
+    except subprocess.TimeoutExpired as error:
+        reached, how = (error.stdout or b"").decode(), f"did not end within {_SECONDS:g} seconds on"
+    if how is None:
+        return []
+    text = tried[int(reached.split()[-1])] if reached.split() else ""
+    return [
+        f"a regular expression of the tokenizer (tokenizer.json, pre_tokenizer or normalizer) {how} {text!r:.80}; "
+        "give the student another tokenizer.json, or take such texts out of the data"
+    ]
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Any, options: Mapping[str, Any] | None) -> str:

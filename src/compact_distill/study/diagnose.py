@@ -146,7 +146,7 @@ def _tell_cost(model: nn.Module, tried: Sequence[EncodedProblem], held: Sequence
     started = time.monotonic()
     _loss(model, one, max_tokens)
     read = len(one[0].prompt) + sum(len(branch) for branch in one[0].branches if branch is not None)
-    left = duration((time.monotonic() - started) / read * work(tried, held))
+    left = duration(round((time.monotonic() - started) / read * work(tried, held)))
     count = sum(len(problem.present) for problem in tried)
     say(f"diagnose: {count} rationales of {len(tried)} problems take about {left}; --problems N tries fewer or more")
 
@@ -392,9 +392,9 @@ def _shown(estimate: Mapping[str, float] | None, factor: float = 1) -> str:
 def write_diagnosis(document: Mapping[str, Any], out: Path) -> Path:
     """Write `diagnosis.json` and `diagnosis.html` into a folder; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "diagnosis.json") as file:
+    with atomic_write(out / "diagnosis.json", keep=True) as file:
         json.dump(document, file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
-    with atomic_write(out / "diagnosis.html") as file:
+    with atomic_write(out / "diagnosis.html", keep=True) as file:
         file.write(diagnosis_page(document))
     return out / "diagnosis.html"

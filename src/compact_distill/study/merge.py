@@ -15,6 +15,7 @@ tau = B A, not their product, so those are approximations, as peft says; `averag
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -26,10 +27,10 @@ import torch
 from torch import Tensor
 
 from compact_distill.config.file import load_config
-from compact_distill.errors import RunError
+from compact_distill.errors import ConfigError, RunError
 from compact_distill.runs.files import fingerprint
 from compact_distill.runs.folder import RunFolder
-from compact_distill.students.load import load_student
+from compact_distill.students.load import load_student, pin
 from compact_distill.study.arms import MergeMethod
 
 _LINEAR = ("task_arithmetic", "dare_linear")
@@ -173,6 +174,7 @@ def main() -> None:
     config_path = task.pop("config", None)
     task.update(students=[Path(student) for student in task["students"]], out=Path(task["out"]))
     if config_path is None:
+        pin_as_trained(task["students"])
         merge_students(**task)
         return
     from compact_distill import pipeline
@@ -180,12 +182,15 @@ def main() -> None:
     from compact_distill.report import write_report
 
     config = load_config(config_path)
+    commits = pin_as_trained(task["students"])
     made_of = fingerprint(
         {**{key: str(value) for key, value in task.items()}, "students": [_identity(s) for s in task["students"]]}
     )
     with RunFolder.claim(config.output) as folder:
         if not folder.stage_is_done("train", made_of):
             folder.write_config(dump_config(config))
+            if commits:  # the evaluation pins what the manifest names
+                folder.update_manifest(student={"name": config.student, "commits": commits})
             with folder.stage("train", made_of) as summary:
                 merge_students(**task)
                 states = [_state(student) for student in task["students"]]
@@ -197,6 +202,27 @@ def main() -> None:
     with RunFolder.claim(config.output) as folder:
         folder.finish()
     write_report([config.output])
+
+
+def pin_as_trained(students: Sequence[Path]) -> dict[str, str]:
+    """Load hub models, from now on, at the commits that the runs of these students used; returns the commits.
+
+    Raises:
+        ConfigError: two runs started from different commits of one model.
+    """
+    commits: dict[str, str] = {}
+    for student in students:
+        with contextlib.suppress(RunError):  # a student that lies in no run
+            known = RunFolder.open(student.parent).manifest.get("student", {}).get("commits", {})
+            for name, commit in known.items():
+                if commits.setdefault(name, commit) != commit:
+                    raise ConfigError(
+                        f"the students to be merged started from {name} at {commits[name][:12]} and at {commit[:12]} "
+                        f"({student.parent}); merge students of one commit: train one of them again"
+                    )
+    for name, commit in commits.items():
+        pin(name, commit)
+    return commits
 
 
 def _state(student: Path) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from compact_distill.records import Verdict
 from compact_distill.report.charts import Mark, Point, heat_chart, interval_chart, scatter_chart
 from compact_distill.report.drawing import Figure, Table
 from compact_distill.report.page import Card, Section, fragment, page
-from compact_distill.report.text import duration, listed, number, percent, plural, points, short
+from compact_distill.report.text import DASH, listed, number, percent, plural, points, short
 from compact_distill.runs.files import atomic_write
+from compact_distill.runs.progress import duration
 from compact_distill.study.results import REFERENCES
 from compact_distill.study.weights import weight_section
 
@@ -260,8 +261,9 @@ def _cost(arms: Mapping[str, Any], costs: Mapping[str, Any]) -> Section:
         took = float(np.mean(cost["train_seconds"])) if cost["train_seconds"] else None
         steps = float(np.mean(cost.get("steps") or [0]))
         peak = max(cost["peak_memory_gib"], default=None)
+        said = DASH if took is None else duration(took)
         rows.append((name, round(float(np.mean(arm["tokens"]))), round(float(np.mean(arm["tokens_with_weight"]))),
-                     took, duration(took), took / steps if took and steps else None, peak))  # fmt: skip
+                     took, said, took / steps if took and steps else None, peak))  # fmt: skip
         seconds |= {name: cost["train_seconds"]} if took else {}
         memory |= {name: cost["peak_memory_gib"]} if peak else {}
     columns = ("arm", "rationale tokens", "of them with weight", "seconds", "time", "seconds a step", "memory, GiB")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 
-from compact_distill.answers import Verifier, choices_of, compare_answers, read_rationale
+from compact_distill.answers import FoundAnswer, Verifier, choices_of, compare_answers, read_rationale
 from compact_distill.config.teachers import PricesConfig
 from compact_distill.records import Verdict
 from compact_distill.teachers.protocol import Finish, TeacherAnswer, TeacherRequest, finish
@@ -95,7 +95,7 @@ def to_row(
         choices=choices_of(problem.extra.get("choices")),
     )
     same = text_digest(thought, said)
-    status = _status(answer, thought, said, found.answer, same in others)
+    status = _status(answer, thought, said, found, same in others)
     if status is not RowStatus.EMPTY:
         others.add(same)
     return StoredRow(
@@ -155,7 +155,7 @@ def _ended(finish_reason: str | None) -> bool | None:
     return finish(finish_reason) is Finish.WHOLE if finish_reason else None
 
 
-def _status(answer: TeacherAnswer, thought: str, said: str, found: str | None, repeated: bool) -> RowStatus:
+def _status(answer: TeacherAnswer, thought: str, said: str, found: FoundAnswer, repeated: bool) -> RowStatus:
     ended = finish(answer.finish_reason)
     if answer.refused:
         return RowStatus.REFUSED
@@ -165,7 +165,7 @@ def _status(answer: TeacherAnswer, thought: str, said: str, found: str | None, r
         return RowStatus.DUPLICATE
     if ended is not Finish.WHOLE:
         return RowStatus.TRUNCATED if ended is Finish.LIMIT else RowStatus.INTERRUPTED
-    return RowStatus.UNPARSED if found is None else RowStatus.OK
+    return RowStatus(found.status)
 
 
 def clean(text: str, redact: Redact) -> str:
@@ -232,8 +232,8 @@ def _extracted(row: StoredRow, gold: str, choices: Mapping[str, str] | None) -> 
     """The row with the answer that today's rules find in it."""
     found = read_rationale(row.text or row.reasoning, gold, finished=_ended(row.finish_reason), choices=choices)
     status = row.status
-    if status in (RowStatus.OK, RowStatus.UNPARSED):
-        status = RowStatus.UNPARSED if found.answer is None else RowStatus.OK
+    if status in (RowStatus.OK, RowStatus.UNPARSED, RowStatus.NO_ANSWER):
+        status = RowStatus(found.status)
     return replace(row, answer=found.answer, answer_from=found.source, status=status, gold=gold)
 
 

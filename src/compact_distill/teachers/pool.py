@@ -275,7 +275,7 @@ def columns(worker: Worker) -> list[str]:
         counts.teacher,
         f"{counts.stored + done} of {counts.stored + counts.planned}",
         _rate(counts.answers / seconds) if counts.answers else "",
-        f"about {duration(left)} left" if left and not worker.requester.halted else "",
+        f"about {duration(round(left))} left" if left and not worker.requester.halted else "",
         _tokens(counts.prompt_tokens + counts.completion_tokens),
         f"{counts.correct_share:.0%} correct" if counts.correct_share is not None else "",
         f"{counts.cost:.2f} spent" if counts.cost is not None else "",
@@ -302,5 +302,5 @@ def _state(worker: Worker, now: float) -> str:
         return "stopped: the teacher is dead"
     until = worker.requester.waiting_until
     if until is not None and until > now:
-        return f"waiting {duration(until - now)}, as the server asks"
+        return f"waiting {duration(round(until - now))}, as the server asks"
     return ""

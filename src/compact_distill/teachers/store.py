@@ -33,7 +33,8 @@ class RowStatus(StrEnum):
     REFUSED = "refused"  # the server says so: content filter or refusal
     EMPTY = "empty"
     DUPLICATE = "duplicate"  # letter by letter another sample of the same problem
-    UNPARSED = "unparsed"  # no final answer in it
+    UNPARSED = "unparsed"  # no final answer found in it
+    NO_ANSWER = "no_answer"  # it ended by itself and gives none: neither yes nor no, no number
     INTERRUPTED = "interrupted"  # the server stopped for a reason of its own; what came is part of a text
 
 

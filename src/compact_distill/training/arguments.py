@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -77,6 +78,9 @@ class CompactConfig(TrainingArguments):
         for name, least in (("consistency", 0), ("max_length", 2), ("max_tokens_per_pass", 2)):
             if not getattr(self, name) >= least:
                 raise ConfigError(f"{name} must be >= {least}, got {getattr(self, name)!r}")
+        # transformers asks whoever wants bf16 on a CPU to say so twice; fp16 stays refused (setting_problems).
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
         if self.trace is None:
             self.trace = str(Path(str(self.output_dir)) / "scores.jsonl")

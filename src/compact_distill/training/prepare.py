@@ -6,9 +6,10 @@ import contextlib
 import gc
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ from compact_distill.errors import DataError, InputError, RunError
 from compact_distill.evaluation.examine import Exam, prepare_exam
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.scores import Scorer
-from compact_distill.records import Instance
+from compact_distill.records import Instance, Problem
 from compact_distill.runs.files import content_hash, fingerprint
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.manifest import output_problem
 from compact_distill.runs.progress import say
 from compact_distill.students.identity import commit_of, hub_names, newest_commit, student_hash
 from compact_distill.students.load import adapter_base, check_student, load_tokenizer, pin, split_revision
-from compact_distill.students.prompt import prompt_problems
+from compact_distill.students.prompt import pattern_problems, prompt_problems
 from compact_distill.teachers.stages import check_teachers, problem_stream
 from compact_distill.training.arguments import CompactConfig, setting_problems, settings_that_matter
 
@@ -73,7 +74,14 @@ class Prepared:
         }
 
     def with_rationales(self, instances: Sequence[Instance]) -> Prepared:
-        """The same run once its teachers have answered; what they were asked about leaves the benchmarks."""
+        """The same run once its teachers have answered; what they were asked about leaves the benchmarks.
+
+        Raises:
+            InputError: the student's tokenizer does not get through what they wrote.
+        """
+        wrong = _pattern_problems(self.config, instances)
+        if wrong:
+            raise InputError(wrong)
         return replace(self, instances=tuple(instances), exam=self.exam.apart_from(instances))
 
     @cached_property
@@ -161,7 +169,7 @@ def prepare(config: RunConfig) -> Prepared:
             wrong += error.problems
     else:
         wrong, instances = read_sources(config)
-    wrong += [] if wrong else _prompt_problems(config)
+    wrong += [] if wrong else _prompt_problems(config) + _pattern_problems(config, instances, problems or ())
     exam: Exam | None = None
     arguments: CompactConfig | None = None
     try:
@@ -212,6 +220,14 @@ def _prompt_problems(config: RunConfig) -> list[str]:
     messages = text.messages("What is 3 + 4?")
     tokenizer = load_tokenizer(config.student)
     found = prompt_problems(tokenizer, messages, text.template_options, text.close_thinking)
+    return [f"student {config.student!r}: {problem}" for problem in found]
+
+
+def _pattern_problems(config: RunConfig, instances: Sequence[Instance], problems: Iterable[Problem] = ()) -> list[str]:
+    """What keeps the student's tokenizer from getting through the data's texts."""
+    texts = (r.text for instance in instances for r in instance.rationales)
+    questions = (asked.question for asked in (*instances, *problems))
+    found = pattern_problems(load_tokenizer(config.student), chain(texts, questions))
     return [f"student {config.student!r}: {problem}" for problem in found]
 
 
