@@ -129,7 +129,6 @@ def test_a_statement_that_ends_the_last_line_is_removed_too(text: str, reasoning
     [
         "6 * 3 = 18.\nBecause 6 * 3 = 18, the answer is 18.",
         "6 * 3 = 18.\nWe are told that the answer is 18.",
-        "6 * 3 = 18.\nThe answer is 18 because 6 * 3 = 18.",
         "6 * 3 = 18.\nShe makes $\\boxed{18}$ dollars.",
         "6 * 3 = 18.\nThe answer is $x = \\boxed{18}$.",
         "A: 18\nI hope this helps!",
@@ -299,6 +298,7 @@ def test_these_statements_are_removed_too(ending: str) -> None:
         ("40 + 32 = 72. The answer is 72, so Ann is right.", "40 + 32 = 72."),
         ("40 + 32 = 72.\n#### 72 in total, so ...", "40 + 32 = 72."),
         ("We add. So the answer is 72, which is even.", "We add."),
+        ("40 + 32 = 72.\nThe answer is 72 because 40 + 32 = 72.", "40 + 32 = 72. Because 40 + 32 = 72."),
         ("We add. The answer is 72, because 40 + 32 = 72.", "We add. Because 40 + 32 = 72."),
         ("We add. The answer is 72, since 40.5 + 31.5 = 72.", "We add. Since 40.5 + 31.5 = 72."),
     ],

@@ -39,7 +39,7 @@ def test_a_line_tells_verdict_status_and_length_of_every_rationale():
 def test_answers_that_were_inferred_are_counted_and_shown_apart():
     row, problem = used(Rationale("t", TEXTS[0]), Rationale("u", "So Ann has 7 coins."), Rationale("v", "Ann."))
     assert [r["answer_from"] for r in row["rationales"]] == ["stated", "inferred", None]
-    assert [r["status"] for r in row["rationales"]] == ["ok", "ok", "unparsed"]
+    assert [r["status"] for r in row["rationales"]] == ["ok", "ok", "no_answer"]
     train = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
     lengths = tuple(None if branch is None else len(branch) for branch in problem.branches)
     size = ProblemSize(problem.teachers, problem.statuses, problem.answers_from, len(problem.prompt), lengths)

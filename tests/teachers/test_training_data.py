@@ -88,7 +88,7 @@ def test_what_cannot_be_used_is_written_with_its_status_and_without_text(ask, pr
         ask(teachers, problems(5))
         selection, rows = training(tmp_path, teachers, problems(6))
     statuses = [row["rationales"][0]["status"] for row in rows]
-    assert statuses == ["ok", "truncated", "refused", "empty", "unparsed"]
+    assert statuses == ["ok", "truncated", "refused", "empty", "no_answer"]
     assert all(not row["rationales"][0]["text"] for row in rows[1:])
     assert selection.statuses["a"]["missing"] == 1  # p5 was never asked
     assert (selection.problems, selection.left_out) == (5, 1)

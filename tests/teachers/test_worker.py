@@ -46,7 +46,7 @@ def test_each_kind_of_answer_has_its_status_and_is_asked_once_but_for_empty_ones
         "p2": (says("The answer is 4.", finish_reason="length"), RowStatus.TRUNCATED, Verdict.CORRECT),
         "p3": (says(None, refusal="I would rather not."), RowStatus.REFUSED, Verdict.UNPARSED),
         "p4": (says(None), RowStatus.EMPTY, Verdict.UNPARSED),
-        "p5": (says("I have no idea how to go about it."), RowStatus.UNPARSED, Verdict.UNPARSED),
+        "p5": (says("I have no idea how to go about it."), RowStatus.NO_ANSWER, Verdict.UNPARSED),
         "p6": (says("<think>two and two</think>The answer is 4."), RowStatus.OK, Verdict.CORRECT),
         "p7": (says("<think>two and two and"), RowStatus.UNPARSED, Verdict.UNPARSED),
         "p8": (says("The answer is 4.", reasoning_content="two and two"), RowStatus.OK, Verdict.CORRECT),

@@ -270,7 +270,7 @@ class RunConfig(Strict):
     train: dict[str, Any] = Field(
         TRAIN_DEFAULTS,
         validate_default=True,
-        description="transformers.TrainingArguments, by its own names; bf16 works on a CPU too, fp16 on a GPU alone",
+        description="transformers.TrainingArguments, by its own names; bf16 also without a GPU",
     )
     eval: EvalConfig = Field(EvalConfig(), description="benchmarks before and after")
     report: ReportConfig = Field(ReportConfig(), description="what is done for the report alone")
