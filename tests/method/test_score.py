@@ -109,8 +109,8 @@ def test_rows_of_texts_are_the_reference(architecture: str, name: str, estimator
         rows = list(score(model.train(), tokenizer, instances(), config, text, max_tokens_per_pass=budget))
         assert_rows([as_dict(row) for row in rows], expected, 1e-11)
         assert model.training, "score leaves the model's mode as it found it"
-    ok, missing, unparsed = RationaleStatus.OK, RationaleStatus.MISSING, RationaleStatus.UNPARSED
-    assert [row.statuses for row in rows] == [(ok, ok, missing, ok), (unparsed, ok), (ok,)]
+    ok, missing, none = RationaleStatus.OK, RationaleStatus.MISSING, RationaleStatus.NO_ANSWER
+    assert [row.statuses for row in rows] == [(ok, ok, missing, ok), (none, ok), (ok,)]
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["model", "adapter"])
