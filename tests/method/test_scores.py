@@ -159,7 +159,8 @@ def registry():
 @pytest.mark.usefixtures("registry")
 def test_a_users_score_takes_part_with_its_coefficient():
     register_score("brevity", lambda outputs: -outputs.length_BK.float())
-    off = CompatibilityConfig(consensus=0, adaptability=0, difficulty=0, extra_scores={"brevity": 1.0})
+    extra = {"brevity": 1.0}
+    off = CompatibilityConfig(consensus=0, adaptability=0, difficulty=0, temperature=1.0, extra_scores=extra)
     scorer = Scorer(off)
     scores = scorer.scores(outputs())
     assert scores["brevity"].tolist() == [[-3.0, -2.0]]
