@@ -114,8 +114,7 @@ def answers_of(instance: Instance, infer: bool = True) -> list[FoundAnswer]:
         if rationale.answer:
             source = rationale.answer_from or AnswerFrom.STATED
             used = infer or source is AnswerFrom.STATED
-            answer, source = (rationale.answer, source) if used else (None, None)
-            split = FoundAnswer(split.reasoning, answer, source)
+            split = FoundAnswer(split.reasoning, *((rationale.answer, source) if used else (None, None)))
         found.append(split)
     return found
 
