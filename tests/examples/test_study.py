@@ -18,7 +18,11 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "study"
         ("main", {"equal", "compact", "paper", "verified", "rsr"}),
         ("small", {"equal", "verified", "compact"}),
         ("table", {"equal", "gate", "random", "grape", "lalp", "union", "best", "ties", "mot"}),
-        ("tune", {"consistent", "light", "plain", "cold", "gate", "equal", "verified"}),
+        (
+            "tune",
+            {"consistent", "light", "plain", "cold", "gate", "equal", "verified"}
+            | {"rate-1e-5", "rate-1e-4", "rate-1e-3"},
+        ),
         ("curriculum", {"equal", "compact", "paper"}),
         ("cross_domain", {"equal", "compact", "consensus_alone", "difficulty_alone", "rsr"}),
         (
