@@ -95,7 +95,7 @@ def test_the_summary_counts_every_status_that_is_not_ok(ask, problems, capsys, q
         ask(teacher(server.url, concurrency=1), problems(4))
     said = capsys.readouterr().err
     assert "t: 2 answers empty" in said
-    assert "t: 2 answers unparsed" in said
+    assert "t: 2 answers no_answer" in said
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,7 @@ from compact_distill.runs.progress import duration
 from compact_distill.study.results import REFERENCES
 from compact_distill.study.weights import weight_section
 
-_SHOWN = 12  # problems for each pair of arms
-_LONGEST = 2000  # characters of a text
+_SHOWN, _LONGEST = 12, 2000  # problems for each pair of arms; characters of a text
 _SURE = 0.05
 
 
@@ -275,9 +274,7 @@ def _cost(arms: Mapping[str, Any], costs: Mapping[str, Any]) -> Section:
             marks = [(name, [Mark(f"seed {i + 1}", v / unit, css="s2") for i, v in enumerate(values)])
                      for name, values in found.items()]  # fmt: skip
             charts.append(interval_chart(title, marks, x_label=f"{label} of {base}", reference=1.0))
-    look = (
-        f"As shares of {base}'s; a mark a seed. Runs that shared a machine shared its time: compare those that did not."
-    )
+    look = f"As shares of {base}'s; a mark a seed. Compare runs that did not share their machine's time with others."
     figures = [Figure("cost", "Cost", look, charts, Table(columns, rows))] if charts else []
     lede = (
         "A run's mean: tokens of rationales read with a backward; time and peak memory of its training. make bench "
