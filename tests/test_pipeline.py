@@ -191,7 +191,7 @@ def test_what_changes_no_result_trains_nothing_again(trains, changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"compatibility": {"temperature": 0.5}},
+        {"compatibility": {"temperature": 2.0}},
         {"weighting": "equal"},
         {"seed": 1},
         {"train": {"learning_rate": 0.02}},
@@ -670,7 +670,7 @@ def test_a_score_file_that_is_there_is_moved_aside(configure, tmp_path, capsys):
     out = tmp_path / "scores.jsonl"
     pipeline.score_file(configure(), out)
     first = out.read_text()
-    pipeline.score_file(configure(compatibility={"temperature": 0.5}), out)
+    pipeline.score_file(configure(compatibility={"temperature": 2.0}), out)
     (aside,) = tmp_path.glob("scores.jsonl.*")
     assert aside.read_text() == first != out.read_text()
     assert f"that one is now {aside}" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def test_answers_that_were_inferred_are_counted_and_shown_apart():
     shown = preview([size], train, 100)
     assert [teacher.inferred for teacher in shown.teachers] == [0, 1, 0]
     table = [line.split() for line in str(shown).splitlines()]
-    assert table[1][:5] == ["teacher", "rationales", "used", "inferred", "unparsed"]
+    assert table[1][:5] == ["teacher", "rationales", "used", "inferred", "no_answer"]
     assert [line[:5] for line in table[2:5]] == [
         ["t", "1", "1", "0", "0"],
         ["u", "1", "1", "1", "0"],

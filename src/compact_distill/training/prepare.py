@@ -225,9 +225,12 @@ def _prompt_problems(config: RunConfig) -> list[str]:
 
 def _pattern_problems(config: RunConfig, instances: Sequence[Instance], problems: Iterable[Problem] = ()) -> list[str]:
     """What keeps the student's tokenizer from getting through the data's texts."""
-    texts = (r.text for instance in instances for r in instance.rationales)
-    questions = (asked.question for asked in (*instances, *problems))
-    found = pattern_problems(load_tokenizer(config.student), chain(texts, questions))
+    texts = chain(
+        (r.text for instance in instances for r in instance.rationales),
+        (instance.question for instance in instances),
+        (problem.question for problem in problems),
+    )
+    found = pattern_problems(load_tokenizer(config.student), texts)
     return [f"student {config.student!r}: {problem}" for problem in found]
 
 
