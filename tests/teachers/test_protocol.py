@@ -92,7 +92,8 @@ def test_a_readme_beside_the_weights_changes_no_model(tmp_path):
 
 
 def test_a_name_that_no_file_system_takes_is_a_hub_name():
-    prompting(backend="transformers", model="m" * 5000, base_url=None)
+    keys = [prompting(backend="transformers", model=letter * 5000, base_url=None).key(PROBLEM) for letter in "mn"]
+    assert keys[0] != keys[1]
 
 
 def test_the_ends_of_large_weights_tell_models_apart(tmp_path):
