@@ -141,11 +141,7 @@ class _RMSNorm(torch.autograd.Function):
         ctx.offset = offset
         ctx.save_for_backward(states, weight_D, scale)
         ctx.mark_non_differentiable(scale)
-        unit = full * scale
-        if offset:
-            return unit.mul_(offset + weight_D.to(full.dtype)).to(states.dtype), scale
-        unit = unit.to(states.dtype)
-        return (unit.mul_(weight_D) if weight_D.dtype == unit.dtype else weight_D * unit), scale
+        return Normed(states, weight_D, scale, offset).again(slice(None)), scale
 
     @staticmethod
     @torch.autograd.function.once_differentiable

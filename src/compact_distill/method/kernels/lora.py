@@ -120,11 +120,12 @@ class Normed:
     offset: float
 
     def again(self, tile: slice) -> Tensor:
-        """Some rows of the norm's output, to the last bit."""
+        """Some rows of the norm's output: what its forward and a backward that reads it both compute."""
         unit = self.states_ND[tile].to(self.scale_N1.dtype) * self.scale_N1[tile]
         if self.offset:
             return unit.mul_(self.offset + self.weight_D.to(unit.dtype)).to(self.states_ND.dtype)
-        return self.weight_D * unit.to(self.states_ND.dtype)
+        unit = unit.to(self.states_ND.dtype)
+        return unit.mul_(self.weight_D) if self.weight_D.dtype == unit.dtype else self.weight_D * unit
 
 
 class Input:
