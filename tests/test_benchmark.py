@@ -20,6 +20,7 @@ from compact_distill.method.loss import aggregate
 from compact_distill.method.passes import plan_jobs, read_job
 from compact_distill.method.scores import Scorer
 from contenders import Setup
+from models import byte_level_tokenizer, save_student, tiny_model
 from naive import CONSISTENCY, PUBLISHED, naive_outputs
 from step import floor_operations
 from tables import Row, Section, markdown, ratio
@@ -119,3 +120,24 @@ def test_the_gpu_benchmark_runs_through_at_a_toy_shape_on_a_cpu(tmp_path: Path) 
     assert "MFU (6 N)" in text
     assert "tokens/s" in text
     assert json.loads((tmp_path / "out" / "machine.json").read_text())["torch"] == torch.__version__
+
+
+def test_the_reading_benchmark_compares_scores_with_a_plain_forward_and_loads(tmp_path: Path) -> None:
+    student = save_student(
+        tmp_path / "student", tiny_model("qwen2", layers=2, dtype=torch.float32), byte_level_tokenizer()
+    )
+    row = {"question": "What is 1 plus 1?", "answer": "2"}
+    texts = ["One and one. Thus 2. The answer is 2.", "It is two. The answer is 2."]
+    rationales = [{"teacher": f"t{n}", "text": text} for n, text in enumerate(texts)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"id": f"p{n}", **row, "rationales": rationales}) + "\n" for n in range(3)))
+    script, out = Path(__file__).parents[1] / "benchmarks" / "reading.py", tmp_path / "out.json"
+    command = [sys.executable, script, student, data, "--problems", "3", "--rounds", "1", "--load", "500", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    assert len(found["reading"]) == 4
+    assert all(row["problems_per_second"] > 0 for row in found["reading"].values())
+    assert found["loading"]["list"]["problems"] == 500
+    assert found["loading"]["first"]["problems"] == 200
+    assert "| plain forward, one at a time |" in done.stdout

@@ -99,6 +99,24 @@ def test_a_window_off_by_one_is_found(monkeypatch) -> None:
     assert verdicts("mistral, sliding") == {DIFFERS}
 
 
+def test_a_fault_in_flex_is_found_also_where_it_has_no_backward(monkeypatch) -> None:
+    check = lambda: doctor.check_attention("flex", torch.float32, CPU, [(4, 2, 64)])  # noqa: E731
+    assert check().verdict == NOT_HERE
+    with monkeypatch.context() as context:
+        context.setattr(attention, "flex_kernel", wrong_sign(attention.flex_kernel))
+        assert check().verdict == DIFFERS
+    rule = attention._flex_rule
+
+    def shifted(plan: AttentionPlan, window: int | None, device: torch.device) -> Any:
+        sees = rule(plan, window, device)
+        return lambda batch, head, query, key: sees(batch, head, query, key) & (query != key)
+
+    monkeypatch.setattr(attention, "_flex_rule", shifted)
+    choose._trial_plans.cache_clear()  # plans keep the masks they were read with
+    assert check().verdict == DIFFERS
+    choose._trial_plans.cache_clear()
+
+
 def test_a_fault_in_varlen_is_found_where_it_runs(monkeypatch) -> None:
     from method.kernels.test_attention import fake_varlen_attn
 

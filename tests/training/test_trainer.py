@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
+from safetensors.torch import load_file
 
 import models
 from compact_distill.config.models import CompatibilityConfig
@@ -166,6 +167,49 @@ def test_two_ranks_give_the_step_of_one(tmp_path, weights_are):
     assert count == 24  # 8 problems x 3 teachers, seen by both ranks
     rows = list(read_jsonl(tmp_path / "two" / "scores.jsonl"))
     assert sorted(row["id"] for row in rows) == [f"p{i}" for i in range(8)]
+
+
+LAUNCHED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_trainer import trainer
+made = trainer(sys.argv[2], max_steps=2, lora=True)
+made.train()
+made.save_model(sys.argv[2] + "/student")
+"""
+
+
+def test_accelerate_launch_runs_a_training_script_as_python_does(tmp_path):
+    # One process: accelerate starts several on CPUs through MPI only; torchrun's ranks are tested above.
+    script = tmp_path / "train.py"
+    script.write_text(LAUNCHED)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", "--num_machines=1"]
+    command += ["--mixed_precision=no", "--dynamo_backend=no", str(script), str(Path(__file__).parent)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [*command, str(tmp_path / "launched")], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = trainer(tmp_path / "alone", max_steps=2, lora=True)
+    alone.train()
+    alone.save_model(str(tmp_path / "alone" / "student"))
+    launched, here = (
+        load_file(tmp_path / name / "student" / "adapter_model.safetensors") for name in ("launched", "alone")
+    )
+    assert largest_difference(launched, here) < 1e-9
+
+
+def test_report_to_sends_the_curves_that_the_log_holds(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = trainer(tmp_path, max_steps=2, report_to="tensorboard", logging_steps=1)
+    made.train()
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    sent = EventAccumulator(str(events))
+    sent.Reload()
+    logged = [entry["weight/t0"] for entry in made.state.log_history if "weight/t0" in entry]
+    assert [event.value for event in sent.Scalars("train/weight/t0")] == pytest.approx(logged)
+    assert len(logged) == 2
 
 
 def test_where_ranks_hold_parts_of_the_weights_a_problem_must_fit_one_pass(tmp_path, monkeypatch):

@@ -78,9 +78,8 @@ def check_attention(
             case = Case(device, dtype, heads, key_heads, size, windowed)
             trial = try_kernel(choose.kernel_named(name), case)
             if trial.failure is not None:
-                ran = trial.error == trial.error  # not NaN
-                verdict, note = DIFFERS if ran else NOT_HERE, f"{case}: {trial.failure[:80]}"
-                if not ran:
+                verdict, note = NOT_HERE if trial.raised else DIFFERS, f"{case}: {trial.failure[:80]}"
+                if trial.raised:
                     return Finding(name, precision(dtype), verdict, note=note, seconds=time.perf_counter() - start)
             worst = [max(worst[0], trial.error), max(worst[1], trial.gradient_error)]
     return Finding(name, precision(dtype), verdict, worst[0], worst[1], time.perf_counter() - start, note)

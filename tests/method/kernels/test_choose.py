@@ -72,6 +72,15 @@ def test_a_trial_sees_a_missing_backward():
     # FlexAttention computes rightly on a CPU, but only forward.
     trial = try_kernel(attention.flex_kernel, case())
     assert "backward" in trial.failure or "NotImplemented" in trial.failure or "requires_grad" in trial.failure
+    assert trial.raised
+    assert trial.error < 1e-5
+    assert trial.gradient_error != trial.gradient_error  # NaN: never computed
+
+
+def test_a_kernel_that_yields_nan_ran_and_is_wrong():
+    trial = try_kernel(lambda *args: attention.loop_kernel(*args) * float("nan"), case())
+    assert not trial.raised
+    assert "its output is off by nan" in trial.failure
 
 
 def shift(kernel, where):

@@ -189,18 +189,28 @@ def _chosen(case: Case, forced: str | None) -> str:
 
 @dataclass(frozen=True)
 class Tried:
-    """How a kernel did: largest relative errors of its output and of its gradients, and why it cannot be used."""
+    """How a kernel did: largest relative errors of its output and of its gradients, and why it cannot be used.
+
+    An error is NaN where its run did not end; `raised`: the kernel, or its backward, cannot run here.
+    """
 
     error: float
     gradient_error: float
     failure: str | None
+    raised: bool = False
 
 
 def try_kernel(kernel: Kernel, case: Case) -> Tried:
     """Run a kernel on a small row, forward and backward, and compare with the definition in fp64.
 
-    It leaves no trace in what is going on around it: a forward under an activation checkpoint, autocast, inference.
+    The forward is run first and alone, so that a fault in it is seen also where there is no backward (FlexAttention on
+    a CPU). It leaves no trace in what is going on around it: a forward under an activation checkpoint, autocast,
+    inference.
     """
+    allowed = _TOLERANCE[case.dtype]
+    if case.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        allowed = _TF32
+    found: list[float] = []
     try:
         # A checkpoint counts the tensors that are saved; these are not its own.
         with (
@@ -209,23 +219,20 @@ def try_kernel(kernel: Kernel, case: Case) -> Tried:
             torch.autocast(case.device.type, enabled=False),
             saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor),
         ):
-            errors = _errors(kernel, case)
+            for what, error in zip(("output", "gradient"), _errors(kernel, case), strict=True):
+                found.append(error)
+                if not error <= allowed:  # NaN is not
+                    failure = f"its {what} is off by {error:.1e}, more than {allowed:.0e}"
+                    return Tried(found[0], found[1] if len(found) > 1 else float("nan"), failure)
     except Exception as error:  # compilers and drivers raise anything
         why = (str(error).strip().splitlines() or [""])[0][:160]
-        return Tried(float("nan"), float("nan"), f"{type(error).__name__}: {why}")
-    allowed = _TOLERANCE[case.dtype]
-    if case.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        allowed = _TF32
-    forward, backward = errors
-    failure = None
-    if not forward <= allowed:  # NaN is not
-        failure = f"its output is off by {forward:.1e}, more than {allowed:.0e}"
-    elif not backward <= allowed:
-        failure = f"its gradient is off by {backward:.1e}, more than {allowed:.0e}"
-    return Tried(forward, backward, failure)
+        forward = found[0] if found else float("nan")
+        return Tried(forward, float("nan"), f"{type(error).__name__}: {why}", raised=True)
+    return Tried(found[0], found[1], None)
 
 
-def _errors(kernel: Kernel, case: Case) -> tuple[float, float]:
+def _errors(kernel: Kernel, case: Case) -> Iterator[float]:
+    """Largest relative error of what the kernel yields, then that of its gradients."""
     row, follow = _trial_plans()
     window = _TRIAL_WINDOW if case.windowed else None
     scale = 1.2 * case.head_size**-0.5  # not the usual one, so that it must be heeded
@@ -234,30 +241,29 @@ def _errors(kernel: Kernel, case: Case) -> tuple[float, float]:
     def draw(heads: int, rows: int) -> Tensor:
         return torch.randn(1, heads, rows, case.head_size, generator=generator).to(case.dtype)
 
-    def run(
-        function: Kernel, device: torch.device, dtype: torch.dtype, inputs: list[Tensor], plan: AttentionPlan
-    ) -> tuple[Tensor, list[Tensor]]:
-        query, key, value = leaves = [tensor.detach().to(device, dtype).requires_grad_() for tensor in inputs]
-        return function(query, key, value, plan, scale, window), leaves
-
     rows = row.segments[-1].stop
     inputs = [draw(case.heads, rows), draw(case.key_heads, rows), draw(case.key_heads, rows)]
     upstream = draw(case.heads, rows).transpose(1, 2)
     # Probes: queries of a second row, over keys of both, without gradient.
     own = follow.own[-1].stop - follow.own[0].start
     probes = [draw(case.heads, own), draw(case.key_heads, rows + own), draw(case.key_heads, rows + own)]
-    found = []
-    for function, device, dtype in (
-        (kernel, case.device, case.dtype),
-        (plain_attention, torch.device("cpu"), torch.float64),
-    ):
-        out, leaves = run(function, device, dtype, inputs, row)
-        gradients = torch.autograd.grad(out, leaves, upstream.to(device, dtype))
+
+    def outputs(function: Kernel, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         with torch.no_grad():
-            probe, _ = run(function, device, dtype, probes, follow)
-        found.append([out.detach(), probe, *gradients])
-    errors = [_row_error(one, exact) for one, exact in zip(*found, strict=True)]
-    return max(errors[:2]), max(errors[2:])
+            return [
+                function(*(tensor.to(device, dtype) for tensor in tensors), plan, scale, window)
+                for tensors, plan in ((inputs, row), (probes, follow))
+            ]
+
+    def gradients(function: Kernel, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [tensor.detach().to(device, dtype).requires_grad_() for tensor in inputs]
+        out = function(*leaves, row, scale, window)
+        return list(torch.autograd.grad(out, leaves, upstream.to(device, dtype)))
+
+    for read in (outputs, gradients):
+        found = read(kernel, case.device, case.dtype)
+        exact = read(plain_attention, torch.device("cpu"), torch.float64)
+        yield max(_row_error(one, other) for one, other in zip(found, exact, strict=True))
 
 
 @lru_cache(maxsize=1)
