@@ -7,6 +7,7 @@ None and its scores are NaN. Log-probabilities are in nats.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -386,18 +387,27 @@ def rule_weights(
     right: list[bool],
     given: list[float] | None = None,
     settings: Settings | None = None,
+    drawn_by: str = "",
 ) -> list[float]:
-    """Return alpha [K] by a weight rule (docs/definitions.md, Weights) for one problem; all 0 where it is skipped."""
+    """Return alpha [K] by a weight rule (docs/definitions.md, Weights) for one problem; all 0 where it is skipped.
+
+    `drawn_by` is "SEED/EPOCH/ID", what the rule random draws by.
+    """
     count = len(teachers)
     if rule == "verified":
         return rule_weights({"gate": "equal"}, scores, teachers, present, right, given, settings)
     if isinstance(rule, dict) and "gate" in rule:
         both = [p and r for p, r in zip(present, right, strict=True)]
-        return rule_weights(rule["gate"], scores, teachers, both, right, given, settings)
+        return rule_weights(rule["gate"], scores, teachers, both, right, given, settings, drawn_by)
     if not any(present):
         return [0.0] * count
     if rule == "equal":
         raw = [1.0] * count
+    elif rule == "random":
+        places = [k for k in range(count) if present[k]]
+        first_48_bits = int(hashlib.sha256(drawn_by.encode()).hexdigest()[:12], base=16)
+        drawn = places[first_48_bits * len(places) // 2**48]
+        raw = [float(k == drawn) for k in range(count)]
     elif rule == "compact":
         nan = float("nan")
         columns = [

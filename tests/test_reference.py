@@ -15,6 +15,7 @@ from reference import (
     Encoded,
     Settings,
     adaptability,
+    agreement,
     answer_segment,
     batch_loss,
     consensus,
@@ -27,10 +28,12 @@ from reference import (
     gold_distributions,
     gradients,
     lens_beliefs,
+    local_naturalness,
     probe_beliefs,
     probe_points,
     prompt_tokens,
     queries_and_keys,
+    rank_surprisal,
     thinking_spans,
     weights,
 )
@@ -63,8 +66,20 @@ class Bigram(nn.Module):
         return SimpleNamespace(logits=self.logits[input_ids], hidden_states=(None, STATES[input_ids]))
 
 
-def branch(reasoning: list[int], answer: list[int], thinking: tuple[tuple[int, int], ...] = ()) -> Branch:
-    return Branch(reasoning, list(thinking), answer, eos=3)
+class Summing(Bigram):
+    """A student whose next token depends on the sum of all tokens before it, so that none can be left out unseen."""
+
+    def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+        return super().forward(input_ids.cumsum(-1) % 4)
+
+
+def branch(
+    reasoning: list[int],
+    answer: list[int],
+    thinking: tuple[tuple[int, int], ...] = (),
+    steps: tuple[int, ...] = (),
+) -> Branch:
+    return Branch(reasoning, list(thinking), answer, eos=3, steps=steps)
 
 
 def problem(*branches: Branch | None, gold_segment: tuple[int, ...] = (2,), gold_span: range = range(1)) -> Encoded:
@@ -76,6 +91,40 @@ def test_difficulty_is_the_mean_over_the_completion_with_eos() -> None:
     one = branch([1, 2], [3])
     expected = (3 * 2 * LOG2 - log(3 / 4)) / 4
     assert difficulty(Bigram(), problem(one), one).item() == pytest.approx(expected, abs=1e-14)
+
+
+def test_rank_surprisal_is_the_sum_of_ranks_over_the_sum_of_surprisals() -> None:
+    # Likeliest first: after 0 the tokens 0, 1, 2 = 3; after 1: 1, 2, 0 = 3; after 3: 3, 2, 0 = 1; all alike after 2.
+    # 0 -> 3 is 1/8 (two are likelier: rank 3), 3 -> 0 is 1/16 (3), 0 -> 1 is 1/4 (2), 1 -> eos = 3 is 1/8 (3).
+    one = branch([3, 0], [1])
+    assert rank_surprisal(Bigram(), problem(one), one, clip=100) == pytest.approx(11 / (12 * LOG2), abs=1e-14)
+    assert rank_surprisal(Bigram(), problem(one), one, clip=2) == pytest.approx(8 / (12 * LOG2), abs=1e-14)
+    # 0 -> 1 (1/4, 2), 1 -> 2 (1/4, 2), 2 -> 3 (1/4, 1), 3 -> eos (3/4, 1)
+    other = branch([1, 2], [3])
+    expected = 6 / (6 * LOG2 - log(3 / 4))
+    assert rank_surprisal(Bigram(), problem(other), other, clip=100) == pytest.approx(expected, abs=1e-14)
+
+
+def test_local_naturalness_reads_each_step_after_the_prompt_and_its_window_alone() -> None:
+    # Steps [1, 2], [2], [1, 1] after the prompt [0]; what follows depends on the sum before it, modulo 4.
+    stepped = branch([1, 2, 2, 1, 1], [0], steps=(0, 2, 3))
+    first = (2 + 2) / 2  # sum 0: 1 is 1/4; sum 1: 2 is 1/4
+    second = 3.0  # after the first step, sum 3: 2 is 1/8
+    third = (2 + 4) / 2  # after the second step alone, sum 2: 1 is 1/4; sum 3: 1 is 1/16
+    in_full = (1 + 2) / 2  # after both, sum 5: 1 is 1/2; sum 6: 1 is 1/4
+    narrow = local_naturalness(Summing(), problem(stepped), stepped, window=1)
+    wide = local_naturalness(Summing(), problem(stepped), stepped, window=2)
+    assert narrow == pytest.approx(-(first + second + third) / 3 * LOG2, abs=1e-14)
+    assert wide == pytest.approx(-(first + second + in_full) / 3 * LOG2, abs=1e-14)
+    bare = branch([], [0])
+    assert local_naturalness(Summing(), problem(bare), bare, window=1) == 0.0
+
+
+def test_agreement_is_the_share_of_the_others_that_are_there() -> None:
+    # Of four, one is missing: 3 and 3.0 each find one of two others, 4 finds none.
+    found = agreement(["3", "3.0", None, "4"], lambda a, b: float(a) == float(b))
+    assert found == [0.5, 0.5, 0.0, 0.0]
+    assert agreement(["3"], lambda a, b: a == b) == [0.0]
 
 
 def test_lens_reads_the_gold_tokens_at_the_prompt_end_and_at_each_reasoning_token() -> None:
@@ -190,6 +239,16 @@ def test_consensus_of_two_paths() -> None:
     a_01 = 1 / 2
     a_10 = 1 / (1 + exp(1 / sqrt(2)))
     assert consensus(Bigram(), pair).tolist() == pytest.approx([a_10, a_01], abs=1e-14)
+
+
+def test_consensus_by_heads_of_two_paths() -> None:
+    # Heads of width 1: e = (1, 0) and (1, 1). Head 0: L_00 = L_01 = L_10 = L_11 = 1; head 1: L_11 = 1, else 0.
+    model = Bigram()
+    model.model.layers[0].self_attn.head_dim = 1
+    pair = problem(branch([0], [1]), branch([2], [3]))
+    a_01 = (1 / 2 + 1 / 2) / 2
+    a_10 = (1 / 2 + 1 / (1 + exp(1))) / 2
+    assert consensus(model, pair, kind="heads").tolist() == pytest.approx([a_10, a_01], abs=1e-14)
 
 
 def test_consensus_leaves_missing_paths_out() -> None:

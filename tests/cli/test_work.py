@@ -124,3 +124,9 @@ def test_the_doctor_prints_a_table_and_env_names_its_last_result(compact, monkey
     assert "--device must be auto, cpu or cuda, got 'tpu'" in compact("doctor", "--device", "tpu", code=2).stderr
     (tmp_path / "compact-distill" / "doctor.json").write_text("[]")
     assert "doctor: not run" in compact("env").stdout
+
+
+def test_diagnose_writes_into_nothing_that_it_reads(compact, config, student, data):
+    for out in (student, student / "diagnosis", data):
+        assert "must not be what is read" in compact("diagnose", config, "--out", out, code=2).stderr
+    assert "but is a file" in compact("diagnose", config, "--out", config, code=2).stderr

@@ -141,8 +141,10 @@ SCORES = {
     "adaptability": [2.0, 1.0, 4.0, 0.0],
     "difficulty": [0.5, 0.25, 1.0, 0.75],
     "rank_surprisal": [3.0, 2.0, 5.0, 4.0],
+    "local_naturalness": [-3.0, -2.0, -1.0, -4.0],
 }
-DIRECTIONS = {"consensus": 1.0, "adaptability": 1.0, "difficulty": -1.0, "rank_surprisal": -1.0}
+LESS = ("difficulty", "rank_surprisal")  # is better
+DIRECTIONS = {name: -1.0 if name in LESS else 1.0 for name in SCORES}
 COEFFICIENTS = {"consensus": 1.0, "adaptability": 1.0, "difficulty": -0.5}
 TEACHERS = ("a", "a#1", "b", "c")
 
@@ -176,10 +178,32 @@ def by_rule(weighting, problems=None, epoch=0, seed=42, scores=None):
         ({"gate": {"best": "difficulty"}}, [1.0, 0.0, 0.0, 0.0]),
         ({"gate": {"fixed": "data"}}, [0.25, 0.0, 0.75, 0.0]),
         ({"gate": "verified"}, [0.5, 0.0, 0.5, 0.0]),
+        ({"best": "local_naturalness"}, [0.0, 0.0, 1.0, 0.0]),  # LALP
     ],
 )
 def test_rules_by_hand(weighting, expected):
     assert by_rule(weighting)[0] == pytest.approx(expected, abs=1e-15)
+
+
+def test_the_method_over_the_right_ones_by_hand():
+    # Of a and b consensus is 0.1 and 0.5, adaptability 2 and 4, difficulty 0.5 and 1: z = -+0.706856, -+0.707057,
+    # -+0.706907. With coefficients 1, 1, -0.5 the sums are -+1.060460, and alpha_a = 1 / (1 + e^2.120921).
+    assert by_rule({"gate": "compact"})[0] == pytest.approx([0.107080, 0.0, 0.892920, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("seed", "epoch", "name", "all_four", "without_the_second"),
+    [  # the first six digits of `printf SEED/EPOCH/ID | sha256sum`, over 16^6, times 4 or 3, without its fraction
+        (42, 0, "p", 0, 0),  # 2df485: 0.1795 * 4 = 0.72, * 3 = 0.54
+        (42, 1, "p", 3, 3),  # c1aee0: 0.7566 * 4 = 3.03, * 3 = 2.27: the third of those that are there
+        (42, 0, "q", 1, 2),  # 60de5f: 0.3784 * 4 = 1.51, * 3 = 1.14: the second of those that are there
+        (43, 0, "p", 3, 3),  # cab4eb: 0.7918 * 4 = 3.17, * 3 = 2.38
+    ],
+)
+def test_random_draws_by_hand(seed, epoch, name, all_four, without_the_second):
+    for present, drawn in (((True,) * 4, all_four), ((True, False, True, True), without_the_second)):
+        row = by_rule("random", [problem(present, name=name)], epoch, seed)[0]
+        assert row == [float(k == drawn) for k in range(4)]
 
 
 RULES = [
@@ -192,20 +216,25 @@ RULES = [
     {"best": "difficulty"},
     {"best": "consensus"},
     {"best": "rank_surprisal"},
+    {"best": "local_naturalness"},
     {"gate": "compact"},
+    {"gate": "random"},
     {"gate": {"best": "adaptability"}},
     {"gate": {"fixed": {"a": 1.0}}},
 ]
 bools = st.lists(st.booleans(), min_size=4, max_size=4)
 
 
-@pytest.mark.parametrize("weighting", [rule for rule in RULES if rule != "random"], ids=str)
-@given(bools, bools, st.lists(st.floats(-5, 5), min_size=16, max_size=16))
-def test_rules_are_the_reference(weighting, present, right, values):
+@pytest.mark.parametrize("weighting", RULES, ids=str)
+@given(bools, bools, st.lists(st.floats(-5, 5), min_size=20, max_size=20), st.integers(0, 9))
+def test_rules_are_the_reference(weighting, present, right, values, epoch):
     scores = {name: values[4 * i : 4 * i + 4] for i, name in enumerate(SCORES)}
     made = problem(tuple(present), tuple(RIGHT if r else WRONG for r in right))
-    mine = by_rule(weighting, [made], scores=scores)[0]
-    theirs = reference.rule_weights(weighting, scores, list(TEACHERS), present, right, [1, 0, 3.0, 4])
+    mine = by_rule(weighting, [made], epoch, scores=scores)[0]
+    drawn_by = f"42/{epoch}/p"
+    theirs = reference.rule_weights(
+        weighting, scores, list(TEACHERS), present, right, [1, 0, 3.0, 4], drawn_by=drawn_by
+    )
     assert mine == pytest.approx(theirs, abs=1e-9)
 
 

@@ -106,20 +106,22 @@ def lines(losses, norms=None):
 
 
 @pytest.mark.parametrize(
-    ("log", "state"),
+    ("log", "state", "value"),
     [
-        (lines([1.0, 0.9] * 20), "ok"),
-        (lines([1.0] * 20 + [9.0] + [1.0] * 20), "ok"),  # one hard batch is no spike of the loss
-        (lines([1.0] * 20 + [1.6] * 5 + [1.0] * 5), "look"),
-        (lines([1.0] * 20 + [2.5] * 5), "bad"),
-        (lines([1.0] * 30, [1.0] * 25 + [6.0] * 5), "look"),
-        (lines([1.0] * 30, [1.0] * 29 + [11.0]), "bad"),
-        (lines([1.0] * 29 + [None]), "bad"),  # NaN is null in JSON
-        (lines([1.0] * 9), "unknown"),
+        (lines([1.0, 1.0] * 20), "ok", "loss 1 x, gradient 1 x the usual"),
+        (lines([1.0] * 20 + [9.0] + [1.0] * 20), "ok", "loss 1 x"),  # one hard batch is no spike of the loss
+        (lines([1.0] * 20 + [1.6] * 5 + [1.0] * 5), "look", "loss 1.6 x, gradient 1 x"),
+        (lines([1.0] * 20 + [2.5] * 5), "bad", "loss 2.5 x"),
+        (lines([1.0] * 30, [1.0] * 25 + [6.0] * 5), "look", "loss 1 x, gradient 6 x"),
+        (lines([1.0] * 30, [1.0] * 29 + [11.0]), "bad", "loss 1 x, gradient 11 x"),
+        (lines([1.0] * 29 + [None]), "bad", "not a number"),  # NaN is null in JSON
+        (lines([1.0] * 9), "unknown", "–"),
     ],
 )
-def test_losses_that_stay_up_and_gradients_that_jump_are_seen(log, state):
-    assert spikes(run(log=[*log, {"train_runtime": 9.0}])).state == state
+def test_losses_that_stay_up_and_gradients_that_jump_are_seen(log, state, value):
+    check = spikes(run(log=[*log, {"train_runtime": 9.0}]))
+    assert check.state == state
+    assert check.value.startswith(value)
 
 
 def drift(kl, shift, role="retained"):
@@ -132,7 +134,9 @@ def drift(kl, shift, role="retained"):
     [(0.01, 0.1, "ok"), (0.2, 0.1, "look"), (0.01, 0.6, "look"), (0.6, 0.1, "bad"), (0.01, 1.2, "bad")],
 )
 def test_large_drift_on_retained_prompts_is_told(kl, shift, state):
-    assert retained_drift(run(drift=[drift(9.0, 9.0, "learned"), drift(kl, shift)])).state == state
+    check = retained_drift(run(drift=[drift(9.0, 9.0, "learned"), drift(kl, shift)]))
+    assert check.state == state
+    assert check.value == f"KL {kl:.2g} nats, shift {shift:.2g} spreads"
     assert retained_drift(run(drift=[drift(kl, shift, "learned")])).state == "unknown"
 
 

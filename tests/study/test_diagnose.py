@@ -113,6 +113,16 @@ def test_the_analysis_of_rows_made_by_hand():
     assert abs(chosen["regression"]["noise"]) < 0.05
 
 
+def test_a_diagnosis_that_is_there_already_is_moved_aside(tmp_path):
+    found = {"student": "s", "validation": 3, "rationales": by_hand(), **analyse(by_hand(), {"good": 1.0})}
+    for problems in (10, 11, 11):
+        write_diagnosis({**found, "problems": problems}, tmp_path)
+    kept = [json.loads(file.read_text())["problems"] for file in tmp_path.glob("diagnosis.json*")]
+    assert sorted(kept) == [10, 11], "the first is kept beside the second; the third says the same"
+    assert json.loads((tmp_path / "diagnosis.json").read_text())["problems"] == 11
+    assert len(list(tmp_path.glob("diagnosis.html*"))) == 2
+
+
 def test_scores_that_know_nothing_explain_nothing():
     random = torch.Generator().manual_seed(0)
     rows = by_hand()

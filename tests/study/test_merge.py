@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
@@ -9,8 +11,10 @@ from torch import nn
 from compact_distill.errors import ConfigError, RunError
 from compact_distill.runs.folder import RunFolder
 from compact_distill.students.load import revision_of
+from compact_distill.study.arms import MergeMethod
 from compact_distill.study.merge import merge_adapters, merge_students, merge_weights, pin_as_trained
 
+METHODS = get_args(MergeMethod)
 BASE = {"w": torch.tensor([1.0, 1.0, 1.0, 1.0])}
 OLD, NEW = "a" * 40, "b" * 40  # commits of the fixture `hub`
 # tau: [4, -1, 2, 0] and [2, 3, -1, 1]
@@ -33,30 +37,69 @@ def test_hand_values(method, scale, expected):
     assert merge_weights(BASE, STUDENTS, method, 0.5, scale)["w"].tolist() == pytest.approx(expected)
 
 
-def slow_ties(base, students, density, scale):
-    """Entry by entry, as the paper says it in words."""
+@pytest.fixture
+def coins(monkeypatch):
+    """Let DARE keep what the given lists of 0 and 1 say, one list a student, instead of drawing."""
+
+    def take(*masks):
+        left = iter(masks)
+        monkeypatch.setattr(torch, "bernoulli", lambda chances: torch.tensor(next(left)).view_as(chances))
+
+    return take
+
+
+@pytest.mark.parametrize(
+    ("method", "scale", "expected"),
+    [
+        # kept and doubled: [8, -2, 0, 0] and [4, 6, -2, 2], of sum [12, 4, -2, 2]
+        ("dare_linear", None, [1 + 0.4 * 12, 1 + 0.4 * 4, 1 - 0.4 * 2, 1 + 0.4 * 2]),
+        ("dare_linear", 1.0, [13.0, 5.0, -1.0, 3.0]),
+        # The second entry's sum is positive, so its -2 is left out; where one student alone has one, that is the mean.
+        ("dare_ties", None, [1 + 6.0, 1 + 6.0, 1 - 2.0, 1 + 2.0]),
+        ("dare_ties", 0.5, [1 + 3.0, 1 + 3.0, 1 - 1.0, 1 + 1.0]),
+    ],
+)
+def test_hand_values_of_dare(method, scale, expected, coins):
+    coins([1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0])
+    assert merge_weights(BASE, STUDENTS, method, 0.5, scale)["w"].tolist() == pytest.approx(expected)
+
+
+def slow_merge(method, base, students, density=0.5, scale=None, masks=()):
+    """Entry by entry, as the papers say it in words; `masks` are what DARE keeps of each student."""
     changes = [[w - b for w, b in zip(student, base, strict=True)] for student in students]
-    kept = []
-    for change in changes:
-        order = sorted(range(len(change)), key=lambda i: -abs(change[i]))[: int(density * len(change))]
-        kept.append([value if i in order else 0.0 for i, value in enumerate(change)])
+    if method == "ties":
+        for change in changes:
+            largest = sorted(range(len(change)), key=lambda i: -abs(change[i]))[: int(density * len(change))]
+            change[:] = [value if i in largest else 0.0 for i, value in enumerate(change)]
+    elif method.startswith("dare"):
+        for change, mask in zip(changes, masks, strict=True):
+            change[:] = [value / density if kept else 0.0 for value, kept in zip(change, mask, strict=True)]
     merged = []
-    for i, start in enumerate(base):
-        column = [change[i] for change in kept]
-        sign = 1 if sum(column) >= 0 else -1
-        agreeing = [value for value in column if value * sign > 0]
-        merged.append(start + scale * (sum(agreeing) / len(agreeing) if agreeing else 0.0))
+    for start, *column in zip(base, *changes, strict=True):
+        if method in ("average", "mot"):
+            change = sum(column) / len(column)
+        elif method in ("task_arithmetic", "dare_linear"):
+            change = (0.4 if scale is None else scale) * sum(column)
+        else:
+            sign = 1 if sum(column) >= 0 else -1
+            agreeing = [value for value in column if value * sign > 0]
+            change = (1.0 if scale is None else scale) * (sum(agreeing) / len(agreeing) if agreeing else 0.0)
+        merged.append(start + change)
     return merged
 
 
+@pytest.mark.parametrize("scale", [None, 0.7])
 @pytest.mark.parametrize("density", [0.2, 0.5, 0.9])
-def test_ties_is_the_slow_reference(density):
-    torch.manual_seed(0)
-    base = torch.randn(40)
-    students = [base + torch.randn(40) for _ in range(3)]
-    found = merge_weights({"w": base}, [{"w": student} for student in students], "ties", density)["w"]
-    slow = slow_ties(base.tolist(), [s.tolist() for s in students], density, 1.0)
-    assert found.tolist() == pytest.approx(slow, abs=1e-6)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_merge_is_the_slow_reference(method, density, scale, coins):
+    random = torch.Generator().manual_seed(0)
+    base = torch.randn(40, generator=random)
+    students = [base + torch.randn(40, generator=random) for _ in range(3)]
+    masks = [(torch.rand(40, generator=random) < density).float().tolist() for _ in students]
+    coins(*masks)
+    found = merge_weights({"w": base}, [{"w": student} for student in students], method, density, scale)["w"]
+    slow = slow_merge(method, base.tolist(), [s.tolist() for s in students], density, scale, masks)
+    assert found.tolist() == pytest.approx(slow, abs=1e-5)
 
 
 def test_dare_keeps_the_expected_change_and_about_its_density():
@@ -70,14 +113,37 @@ def test_dare_keeps_the_expected_change_and_about_its_density():
     assert not torch.equal(found, merge_weights(base, students, "dare_linear", 0.25, scale=0.5, seed=1)["w"])
 
 
-@pytest.mark.parametrize("method", ["average", "task_arithmetic", "ties", "dare_ties", "dare_linear"])
+def test_dare_that_keeps_everything_is_what_it_is_built_on():
+    for dare, plain in (("dare_linear", "task_arithmetic"), ("dare_ties", "ties")):
+        one, other = (merge_weights(BASE, STUDENTS, method, 1.0)["w"] for method in (dare, plain))
+        assert torch.equal(one, other)
+
+
+def test_dare_ties_moves_no_entry_against_the_sign_of_what_was_kept():
+    base = {"w": torch.zeros(1000)}
+    students = [{"w": torch.ones(1000)}, {"w": -3 * torch.ones(1000)}]
+    found = set(merge_weights(base, students, "dare_ties", 0.5)["w"].tolist())
+    assert found == {0.0, 2.0, -6.0}, "neither kept, the first alone, the second with or without the first"
+    again = [merge_weights(base, students, "dare_ties", 0.5, seed=seed)["w"] for seed in (3, 3, 4)]
+    assert torch.equal(again[0], again[1])
+    assert not torch.equal(again[0], again[2])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_scale_stretches_the_change_and_an_average_has_none(method):
+    moved = [merge_weights(BASE, STUDENTS, method, 0.5, scale)["w"] - BASE["w"] for scale in (1.0, 2.0)]
+    factor = 1 if method in ("average", "mot") else 2
+    assert torch.allclose(moved[1], factor * moved[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_students_that_did_not_move_leave_the_base_where_it_was(method):
     found = merge_weights(BASE, [BASE, BASE], method)["w"]
     assert torch.equal(found, BASE["w"])
 
 
 def test_the_order_of_students_does_not_matter():
-    for method in ("average", "task_arithmetic", "ties"):
+    for method in ("average", "mot", "task_arithmetic", "ties"):
         one, other = merge_weights(BASE, STUDENTS, method), merge_weights(BASE, STUDENTS[::-1], method)
         assert torch.allclose(one["w"], other["w"])
 
@@ -125,7 +191,10 @@ def test_the_average_of_adapters_is_that_of_whole_weights():
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "dare_linear"])
 def test_adapters_are_merged_by_the_formulas_of_whole_weights_on_their_factors(method, monkeypatch):
-    """peft scales each factor by the root of weight and alpha / r; our formulas on those factors give its adapter."""
+    """peft scales each factor by the root of weight and alpha / r; our formulas on those factors give its adapter.
+
+    So does the slow reference, which shares no code with peft.
+    """
     # peft draws random numbers of its own between; both sides get DARE's choice from this instead.
     monkeypatch.setattr(
         torch, "bernoulli", lambda chances: (torch.arange(chances.numel()) % 3 > 0).float().view_as(chances)
@@ -142,7 +211,12 @@ def test_adapters_are_merged_by_the_formulas_of_whole_weights_on_their_factors(m
     for (name, side), parts in factors.items():
         root = (scale * 2.0) ** 0.5  # alpha / r = 2
         ours = merge_weights({"w": torch.zeros_like(parts[0])}, [{"w": part} for part in parts], method, 0.5, root)["w"]
-        assert torch.allclose(getattr(layers[name], side)[merged].weight, ours, atol=1e-6)
+        theirs = getattr(layers[name], side)[merged].weight
+        assert torch.allclose(theirs, ours, atol=1e-6)
+        masks = [(torch.arange(part.numel()) % 3 > 0).tolist() for part in parts]
+        flat = [part.flatten().tolist() for part in parts]
+        slow = slow_merge(method, [0.0] * len(flat[0]), flat, 0.5, root, masks)
+        assert theirs.flatten().tolist() == pytest.approx(slow, abs=1e-6)
 
 
 def test_a_merge_loads_the_hubs_base_at_the_commit_that_its_students_started_from(hub, tmp_path):

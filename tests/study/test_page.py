@@ -62,6 +62,7 @@ def test_the_page_holds_figures_links_and_no_markup_of_names(document, tmp_path)
     text = write_page(tmp_path, document, costs).read_text()
     assert "verified solves 2 that equal does not" in text
     assert 'href="arms/verified/seed-0/report.html"' in text
+    assert 'href="arms/verified/seed-0/report.html#explorer"' in text, "from the problems it solves, to its problems"
     assert text.count("</script>") == 1
     for title in ("Retained against learned", "Who solves what", "Learned: minus equal", "Next words, learned prompts",
                   "PCA shift, learned prompts", "Weights against mqm", "Does a curriculum show?", "Time of training",

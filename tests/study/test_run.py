@@ -11,9 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from compact_distill.cli import app
+from compact_distill.config.file import load_config
 from compact_distill.errors import ConfigError, InputError
+from compact_distill.students.load import load_student
 from compact_distill.study.arms import load_study
+from compact_distill.study.merge import main as merge_step
+from compact_distill.study.merge import merge_students
 from compact_distill.study.results import describe, write_results
 from compact_distill.study.run import Plan, _same_study, run_study
 
@@ -24,7 +30,7 @@ COMMAND = [sys.executable, "-c", "from compact_distill.cli import app; app()", "
 def prepared(path, **more):
     study = load_study(path, **more)
     plan = Plan(study, Path(study.config.output))
-    plan.prepare()
+    plan.check()
     return plan
 
 
@@ -34,12 +40,19 @@ def refused(path):
     return "\n".join(caught.value.problems)
 
 
+def rewritten(base, path, change):
+    """The base with another file of rationales, each line of which was changed."""
+    rows = [{**row, **change(row)} for row in map(json.loads, Path(base["rationales"]).read_text().splitlines())]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {**base, "rationales": str(path)}
+
+
 def one_teacher(base, tmp_path):
-    rows = [json.loads(line) for line in Path(base["rationales"]).read_text().splitlines()]
-    for row in rows:
-        row["rationales"] = row["rationales"][:1]
-    (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {**base, "rationales": str(tmp_path / "one.jsonl")}
+    return rewritten(base, tmp_path / "one.jsonl", lambda row: {"rationales": row["rationales"][:1]})
+
+
+def without_gold(base, tmp_path):
+    return rewritten(base, tmp_path / "text.jsonl", lambda row: {"answer": "a translation"})
 
 
 def test_a_merge_of_one_teacher_is_refused(write_study, base, tmp_path):
@@ -52,22 +65,98 @@ def test_a_single_teacher_that_nobody_knows_is_refused(write_study, base):
     assert told == "arm one: no rationale is of teacher 'tense'; teachers are terse, verbose, erring, foreign"
 
 
+def again(world):
+    """The tuning rows in another file."""
+    (world / "again.jsonl").write_text((world / "tune.jsonl").read_text())
+    return str(world / "again.jsonl")
+
+
 def test_tuning_and_test_rows_that_overlap_are_refused(write_study, base, world):
     base["eval"] = {"learned": [str(world / "tune.jsonl")], "max_new_tokens": 8}
-    (world / "again.jsonl").write_text((world / "tune.jsonl").read_text())
-    told = refused(write_study(base=base, arms={"a": {}}, tune=[str(world / "again.jsonl")]))
+    told = refused(write_study(base=base, arms={"a": {}}, tune=[again(world)]))
     assert "4 rows of tune are tuning rows too ('tuning-0-0' is one)" in told
 
 
 def test_a_verified_rule_without_gold_answers_is_refused(write_study, base, tmp_path):
-    rows = [
-        {**json.loads(line), "answer": "a translation"} for line in Path(base["rationales"]).read_text().splitlines()
-    ]
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    base["rationales"] = str(tmp_path / "text.jsonl")
-    told = refused(write_study(base=base, arms={"equal": EQUAL, "verified": {"weighting": "verified"}}))
+    arms = {"equal": EQUAL, "verified": {"weighting": "verified"}}
+    told = refused(write_study(base=without_gold(base, tmp_path), arms=arms))
     assert "arm verified: weighting verified needs gold answers, but no rationale is right by them" in told
     assert "arm equal" not in told
+
+
+def asking(base, *teachers):
+    """The base with teachers of the lab that have yet to be asked."""
+    rows = [json.loads(line) for line in Path(base["rationales"]).read_text().splitlines()]
+    problems = Path(base["rationales"]).with_name("problems.jsonl")
+    problems.write_text("".join(json.dumps({k: row[k] for k in ("id", "question", "answer")}) + "\n" for row in rows))
+    asked = [{"name": name, "backend": "lab", "model": name} for name in teachers]
+    return {**base, "rationales": [], "problems": {"path": str(problems)}, "teachers": asked}
+
+
+def test_what_is_wrong_is_told_before_teachers_are_asked(write_study, base, world):
+    base = asking(base, "terse")
+    base["eval"] = {"learned": [str(world / "tune.jsonl")], "max_new_tokens": 8}
+    arms = {"ties": {"merge": "ties"}, "one": {"single": "tense"}, "both": {"single": "best"}}
+    study = load_study(write_study(base=base, arms=arms, tune=[again(world)]))
+    with pytest.raises(InputError) as caught:
+        run_study(study)
+    told = "\n".join(caught.value.problems)
+    assert "4 rows of tune are tuning rows too" in told
+    assert "arm ties: a merge needs at least two teachers, but the rationales are all of terse" in told
+    assert "arm one: no rationale is of teacher 'tense'; teachers are terse" in told
+    assert "arm both: a choice of the best single teacher needs at least two teachers" in told
+    assert not (Path(study.config.output) / "teachers").exists()
+
+
+def of_another_study(write_study, base, out):
+    _same_study(load_study(write_study(base={**base, "max_length": 100}, arms={"compact": {}})), out, 1)
+    (out / "base").mkdir()  # it has begun
+
+
+BAD = {
+    "an unknown arm": ({}, ["--arms", "compat"], r"no arm is named 'compat'; arms are compact; did you mean 'compact'"),
+    "a merge of one teacher": ({"arms": {"ties": {"merge": "ties"}}}, [], "arm ties: a merge needs at least two"),
+    "an arm without effect": (
+        {"arms": {"a": {}, "b": {"lora": {"r": 16}}}},
+        [],
+        "arm b is the same as arm a: its settings have no effect; remove one of them",
+    ),
+    "seeds twice": ({"seeds": [1, 1]}, [], "seeds must name each seed once, got 1 twice"),
+    "seeds twice on the command line": ({}, ["--seeds", "3,3"], "--seeds names 3 twice; name it once"),
+    "a folder of another study": ({}, [], "belongs to another study (base differ); choose another"),
+    "a verified rule without gold answers": (
+        {"arms": {"verified": {"weighting": "verified"}}},
+        [],
+        "arm verified: weighting verified needs gold answers",
+    ),
+    "rows of tuning and test that overlap": ({}, [], "4 rows of tune are tuning rows too"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_clear_error_before_any_work(what, write_study, base, world, tmp_path):
+    keys, options, told = BAD[what]
+    out = tmp_path / "out"
+    out.mkdir()
+    if what == "a folder of another study":
+        of_another_study(write_study, base, out)
+    elif what == "a merge of one teacher":
+        base = one_teacher(base, tmp_path)
+    elif what == "a verified rule without gold answers":
+        base = without_gold(base, tmp_path)
+    elif what == "rows of tuning and test that overlap":
+        base["eval"] = {"learned": [str(world / "tune.jsonl")], "max_new_tokens": 8}
+        keys = {"tune": [again(world)]}
+    path = write_study(**{"base": base, "arms": {"compact": {}}, **keys})
+    before = {str(file) for file in out.rglob("*")}
+    result = CliRunner().invoke(app, ["study", str(path), *options])
+    assert result.exit_code == 2, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert told in errors[0]
+    assert "Traceback" not in result.output
+    made = {Path(file).name for file in {str(file) for file in out.rglob("*")} - before}
+    assert made <= {".lock", "inputs.json"}, "nothing was begun"
 
 
 def test_a_study_that_was_refused_can_be_mended_in_its_folder(write_study, base):
@@ -83,7 +172,7 @@ def test_a_fault_of_the_base_is_told_once_and_not_again_for_each_arm(write_study
     faulty = {**base, "rationales": str(tmp_path / "bad.jsonl")}
     study = load_study(write_study(base=faulty, arms={"compact": {}, "equal": EQUAL}))
     with pytest.raises(InputError) as caught:
-        Plan(study, tmp_path / "out").prepare()
+        Plan(study, tmp_path / "out").check()
     assert caught.value.problems
     assert all(problem.startswith("base: ") for problem in caught.value.problems)
 
@@ -148,6 +237,65 @@ def test_branches_of_a_merge_read_together_what_an_arm_reads(write_study, base):
         tokens = plan.workshop.material(plan.study.base, teacher=teacher).tokens
         read[name.split("/")[1]] += config["train"]["num_train_epochs"] * tokens
     assert read == pytest.approx({"branches": 2 * whole.tokens, "mot": 2 * whole.tokens}, rel=1e-3)
+
+
+@pytest.mark.parametrize(("given", "budget", "steps"), [({}, "none", 50), ({"steps": 7}, "tokens", 7)])
+def test_mot_is_five_rounds_of_fifty_steps_a_branch_where_nothing_else_is_said(write_study, base, given, budget, steps):
+    plan = prepared(write_study(base=base, arms={"mot": {"merge": "mot", **given}}, seeds=[0], budget=budget))
+    names = [job.name for job in plan.jobs()]
+    assert sum(name.startswith("branch/") for name in names) == 5 * 4
+    assert [name for name in names if name.startswith("mot/")] == [
+        *(f"mot/seed-0/round-{number}" for number in range(1, 5)),
+        "mot/seed-0",
+    ]
+    config = train_of(plan, next(name for name in names if name.startswith("branch/")))
+    assert config["train"]["max_steps"] == steps
+
+
+def branch_by_hand(config, entry):
+    """Stand in for a branch's training: an adapter that adds `entry` to each entry of all query projections."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = load_student(config.student, dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(r=1, lora_alpha=1, target_modules=["q_proj"]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.fill_(1.0 if "lora_A" in name else entry)
+    adapted.save_pretrained(Path(config.output) / "student")
+    tokenizer.save_pretrained(Path(config.output) / "student")
+
+
+def test_mot_averages_its_branches_and_starts_each_round_from_the_average(write_study, base, world, monkeypatch):
+    # Four teachers, two rounds: the first moves all query projections by (1 + 2 + 3 + 4) / 40 = 0.25 on average, the
+    # second, from there, by (5 + 5 + 5 + 9) / 40 = 0.6; together 0.85.
+    moves = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.9])
+    arms = {"mot": {"merge": "mot", "rounds": 2}}
+    plan = prepared(write_study(base={**base, "lora": {"r": 1}}, arms=arms, seeds=[0]))
+    starts, out = [], {}
+    for job in plan.jobs()[1:]:  # after the base's evaluation
+        command = job.command()
+        if job.name.startswith("branch/"):
+            config = load_config(command[2])
+            starts.append(config.student)
+            branch_by_hand(config, next(moves))
+        elif job.name == "mot/seed-0/round-1":
+            monkeypatch.setattr(sys, "argv", ["", command[1]])
+            merge_step()
+        else:  # the last one is evaluated too, which is not looked at here
+            task = json.loads(Path(command[1]).read_text())
+            assert task.pop("config").endswith(".yaml")
+            out = {**task, "students": [Path(s) for s in task["students"]], "out": Path(task["out"])}
+            merge_students(**out)
+    merged = str(plan.out / "mot" / "mot" / "seed-0" / "merged-1")
+    assert starts == [base["student"]] * 4 + [merged] * 4
+    before = load_student(world / "student")[0].state_dict()
+    for folder, moved in ((merged, 0.25), (out["out"], 0.85)):
+        for name, value in load_student(folder)[0].state_dict().items():
+            change = (value - before[name]).unique()
+            expected = moved if "q_proj" in name else 0.0
+            assert change.tolist() == pytest.approx([expected] * len(change), abs=1e-5), name
 
 
 def test_with_a_budget_of_steps_every_arm_takes_as_many(write_study, base):

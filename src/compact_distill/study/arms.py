@@ -29,6 +29,7 @@ MergeMethod = Literal["task_arithmetic", "ties", "dare_ties", "dare_linear", "av
 Mix = Literal["union", "long_short"]
 BEST = "best"
 LONG_EVERY = 5  # long/short mix 1:4 (Li et al. 2025, arXiv 2502.12143)
+MOT_STEPS = 50  # of a branch in a round, as published (arXiv 2509.08814), where no budget says how many
 
 # Sections of the run whose keys are merged one by one; any other value of an arm replaces the base's whole.
 _SECTIONS = ("compatibility", "train", "eval", "lora", "text", "generation", "problems")
@@ -56,7 +57,9 @@ class ArmOptions(Strict):
     density: StrictFloat = Field(0.5, gt=0, le=1, description="ties, dare: share of each change that is kept")
     scale: StrictFloat | None = Field(None, description="factor of the merged change; null: the method's own")
     rounds: StrictInt = Field(5, ge=1, description="mot: rounds of branches and average")
-    steps: StrictInt | None = Field(None, ge=1, description="mot: steps a branch and round; null: as the budget says")
+    steps: StrictInt | None = Field(
+        None, ge=1, description="mot: steps a branch and round; null: as the budget says, else 50"
+    )
     single: str | None = Field(None, min_length=1, description="train on this teacher alone; best: chosen on `tune`")
     mix: Mix | None = Field(None, description="another arrangement of the same rationales")
 

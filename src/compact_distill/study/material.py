@@ -10,12 +10,15 @@ from typing import Any, Literal
 
 from compact_distill.config.models import RunConfig
 from compact_distill.data.preview import optimizer_steps
+from compact_distill.errors import InputError
+from compact_distill.evaluation.task_rows import Training
 from compact_distill.method.encode import Encoder
 from compact_distill.records import Instance
 from compact_distill.runs.files import atomic_write, fingerprint, json_line
+from compact_distill.students.identity import student_hash
 from compact_distill.students.load import load_tokenizer
-from compact_distill.study.arms import Mix, as_row, long_short, only_teacher, teachers_of, union
-from compact_distill.training.prepare import Prepared, read_instances
+from compact_distill.study.arms import BEST, Arm, Mix, as_row, long_short, only_teacher, teachers_of, union
+from compact_distill.training.prepare import Prepared, read_exam, read_instances
 
 
 @dataclass(frozen=True)
@@ -118,17 +121,6 @@ class Workshop:
                 train["max_steps"] = max(1, round(steps / parts))
         return config.model_copy(update={**material.source, "output": str(run), "seed": seed, "train": train})
 
-    def rule_problems(self, prepared: Prepared) -> list[str]:
-        """Why a weight rule that goes by verdicts cannot work on a run's rationales, as messages."""
-        if not prepared.scorer.needs_verdicts:
-            return []
-        if any(prepared.scorer.rule.candidates(problem) for problem in prepared.encoded):
-            return []
-        return [
-            f"weighting {prepared.config.weighting} needs gold answers, but no rationale is right by them; give "
-            "problems with gold answers, or another rule"
-        ]
-
     def _lengths(self, config: RunConfig, key: str) -> tuple[list[Instance], dict[str, list[int]]]:
         if key not in self._read:
             instances = read_instances(config)
@@ -154,6 +146,48 @@ class Workshop:
             with atomic_write(path) as file:
                 file.writelines(json_line(row) for row in rows)
         return str(path)
+
+
+def arm_problems(arm: Arm, prepared: Prepared) -> list[str]:
+    """Why an arm cannot work on a run's rationales or, where its teachers have yet to be asked, on theirs."""
+    asked = list(dict.fromkeys(teacher.name for teacher in prepared.config.teachers))
+    teachers = asked or teachers_of(prepared.instances)
+    if (arm.options.merge or arm.options.single == BEST) and len(teachers) < 2:
+        what = "merge" if arm.options.merge else "choice of the best single teacher"
+        return [f"a {what} needs at least two teachers, but the rationales are all of {', '.join(teachers)}"]
+    if arm.options.single not in (None, BEST) and arm.options.single not in teachers:
+        return [f"no rationale is of teacher {arm.options.single!r}; teachers are {', '.join(teachers)}"]
+    if asked or not prepared.scorer.needs_verdicts:
+        return []
+    if any(prepared.scorer.rule.candidates(problem) for problem in prepared.encoded):
+        return []
+    return [
+        f"weighting {prepared.config.weighting} needs gold answers, but no rationale is right by them; give "
+        "problems with gold answers, or another rule"
+    ]
+
+
+def exam_key(config: RunConfig, tune: Sequence[str], wrong: list[str]) -> str | None:
+    """What identifies a study's benchmarks, None where there are none; what is wrong with them is added to `wrong`.
+
+    Tuning and test rows must differ.
+    """
+    try:
+        instances = [] if config.teachers else read_instances(config)
+        test = read_exam(config, instances)
+        tuning = read_exam(config, instances, tune) if tune else None
+    except InputError as error:
+        wrong += [f"base: {problem}" for problem in error.problems]
+        return None
+    seen = Training([row for _, rows in tuning.rows for row in rows.rows] if tuning else [])
+    for _, rows in test.rows:
+        shared = [row.id for row in rows.rows if seen.holds(row)]
+        if shared:
+            wrong.append(
+                f"tune: {len(shared)} rows of {rows.task.name} are tuning rows too ({shared[0]!r} is one), so what is "
+                "chosen on them would be reported on them; give other rows"
+            )
+    return fingerprint([test.fingerprint, student_hash(config.student)]) if test else None
 
 
 def evenly(items: Sequence[int], count: int) -> list[int]:

@@ -246,9 +246,9 @@ def _choose(rows: Sequence[dict[str, Any]], right: bool) -> dict[str, Any]:
 
 
 def _link(arm: Mapping[str, Any], name: str) -> Markup:
-    """To the report of the arm's first run."""
+    """Into the explorer of the arm's first run, which shows what it was trained on."""
     run = next(iter(arm["runs"].values()))
-    return Markup('<a href="{}/report.html">{}: its report</a>').format(run, name)
+    return Markup('<a href="{}/report.html#explorer">{}: its report</a>').format(run, name)
 
 
 def _cost(arms: Mapping[str, Any], costs: Mapping[str, Any]) -> Section:

@@ -28,16 +28,15 @@ from compact_distill.config.models import RunConfig
 from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.evaluation.examine import examine_student, trained_subject
 from compact_distill.evaluation.harness import Subject
-from compact_distill.evaluation.task_rows import Training
 from compact_distill.runs.files import atomic_write, content_hash, fingerprint
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import say
 from compact_distill.students.identity import student_hash
-from compact_distill.study.arms import BEST, Arm, Study, teachers_of
+from compact_distill.study.arms import BEST, MOT_STEPS, Arm, Study
 from compact_distill.study.jobs import StudyStep, hold, run_jobs
-from compact_distill.study.material import Workshop, slug
+from compact_distill.study.material import Workshop, arm_problems, exam_key, slug
 from compact_distill.study.results import Outcome, tune_value
-from compact_distill.training.prepare import Prepared, prepare, read_exam, read_instances
+from compact_distill.training.prepare import prepare, read_exam, read_instances
 
 _FORMAT = 1
 _WORK = ("teachers", "base", "arms")  # folders that the first finished or begun step makes
@@ -63,10 +62,11 @@ def run_study(study: Study, jobs: int = 1) -> Outcome:
         threads = _same_study(study, out, max(1, (os.cpu_count() or 1) // jobs))
         environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         plan = Plan(study, out)
-        asked = [plan.ask_teachers()] if study.base.teachers else []
-        if failed := run_jobs(asked, 1, environment, out / "logs", lock):
-            raise RunError(f"the teachers could not be asked: {failed['teachers']}")
-        plan.prepare()
+        if study.base.teachers:
+            plan.check(before_asking=True)
+            if failed := run_jobs([plan.ask_teachers()], 1, environment, out / "logs", lock):
+                raise RunError(f"the teachers could not be asked: {failed['teachers']}")
+        plan.check()
         failed = run_jobs(plan.jobs(), jobs, environment, out / "logs", lock)
         return Outcome(out, study, plan.runs, plan.parts, failed, plan.chosen)
 
@@ -102,31 +102,29 @@ class Plan:
             config = config.model_copy(update={"teachers": (), "rationales": (file,), "problems": None})
         return self.workshop.first(config, self.study.config.limit)
 
-    def prepare(self) -> None:
-        """Read the data and check all that a run would trip over. Raises InputError with everything that is wrong."""
+    def check(self, before_asking: bool = False) -> None:
+        """Read the data and check all that a run would trip over.
+
+        Args:
+            before_asking: check what can be told before the teachers are asked.
+
+        Raises:
+            InputError: everything that is wrong.
+        """
         wrong: list[str] = []
-        base = self._shared(self.study.base)
+        base = self.study.base if before_asking else self._shared(self.study.base)
         self.workshop = Workshop(self.out / "data", self.study.config.budget, base)
-        self._exam_key = _check_benchmarks(base, self.study.config.tune, wrong)
+        self._exam_key = exam_key(base, self.study.config.tune, wrong)
         for arm in self.study.arms:
-            config = self._shared(arm.config)
+            config = arm.config if before_asking else self._shared(arm.config)
             try:
                 run = self.out / "arms" / arm.name / f"seed-{self.study.config.seeds[0]}"
                 prepared = prepare(config.model_copy(update={"output": str(run)}))
-                wrong += [f"arm {arm.name}: {problem}" for problem in self._material_problems(arm, prepared)]
+                wrong += [f"arm {arm.name}: {problem}" for problem in arm_problems(arm, prepared)]
             except InputError as error:
                 wrong += [f"arm {arm.name}: {p}" for p in error.problems if f"base: {p}" not in wrong]
         if wrong:
             raise InputError(list(dict.fromkeys(wrong)))
-
-    def _material_problems(self, arm: Arm, prepared: Prepared) -> list[str]:
-        teachers = teachers_of(prepared.instances)
-        if (arm.options.merge or arm.options.single == BEST) and len(teachers) < 2:
-            what = "merge" if arm.options.merge else "choice of the best single teacher"
-            return [f"a {what} needs at least two teachers, but the rationales are all of {', '.join(teachers)}"]
-        if arm.options.single not in (None, BEST) and arm.options.single not in teachers:
-            return [f"no rationale is of teacher {arm.options.single!r}; teachers are {', '.join(teachers)}"]
-        return self.workshop.rule_problems(prepared)
 
     def jobs(self) -> list[StudyStep]:
         """All steps, in an order in which each comes after what it needs."""
@@ -237,7 +235,8 @@ class Plan:
         fitted = self.workshop.fitted(
             config, material, run, seed * 1000 + number, arm.options.rounds, share_of_own=True
         )
-        train = {**fitted.train, **({"max_steps": arm.options.steps} if arm.options.steps else {})}
+        steps = arm.options.steps or (MOT_STEPS if self.study.config.budget == "none" else None)
+        train = {**fitted.train, **({"max_steps": steps} if steps else {})}
         return fitted.model_copy(update={"student": student, "train": train})
 
     # ---- commands
@@ -323,26 +322,6 @@ def examine_tuning() -> None:
     student = Path(config.output) / "student"
     exam = read_exam(config, read_instances(config), tune)
     examine_student(str(student), trained_subject(student, "student"), exam, Path(out))
-
-
-def _check_benchmarks(config: RunConfig, tune: tuple[str, ...], wrong: list[str]) -> str | None:
-    """Check benchmarks and that tuning and test rows differ; what identifies them, None where there are none."""
-    try:
-        instances = read_instances(config)
-        test = read_exam(config, instances)
-        tuning = read_exam(config, instances, tune) if tune else None
-    except InputError as error:
-        wrong += [f"base: {problem}" for problem in error.problems]
-        return None
-    seen = Training([row for _, rows in tuning.rows for row in rows.rows] if tuning else [])
-    for _, rows in test.rows:
-        shared = [row.id for row in rows.rows if seen.holds(row)]
-        if shared:
-            wrong.append(
-                f"tune: {len(shared)} rows of {rows.task.name} are tuning rows too ({shared[0]!r} is one), so what is "
-                "chosen on them would be reported on them; give other rows"
-            )
-    return fingerprint([test.fingerprint, student_hash(config.student)]) if test else None
 
 
 def _copy_results(source: Path, target: Path) -> None:
