@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "compact_distill"
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
-# Not by a file of their name: records have no behaviour, mathworker runs as a program (tests/answers/test_verifier.py).
+# Not by a file of their name: records have no behaviour, mathworker runs as a program (tests/answers/test_compare.py).
 MIRRORED = 0.9
 
 

@@ -688,7 +688,7 @@ def test_a_student_that_yields_no_numbers_cannot_score(configure, tmp_path):
         pipeline.train(configure(student=str(broken)))
 
 
-@pytest.mark.parametrize("nothing", [None, "", "I cannot say"])
+@pytest.mark.parametrize("nothing", [None, "", "I cannot say", "It is 2 or perhaps 3", "Let me think. The answer is"])
 def test_a_problem_without_a_usable_rationale_is_dropped_and_counted(configure, tmp_path, nothing):
     rows = [problem(1, "We add. The answer is 2.", nothing), problem(2, nothing, nothing)]
     config = configure(rationales=str(write_data(tmp_path / "some.jsonl", rows)), train={"max_steps": 1})
@@ -696,8 +696,8 @@ def test_a_problem_without_a_usable_rationale_is_dropped_and_counted(configure, 
     assert summary["problems"] == 1
     assert sum(summary["statuses"].values()) == 4
     none = configure(rationales=str(write_data(tmp_path / "none.jsonl", rows[1:])), output=str(tmp_path / "none"))
-    with pytest.raises(InputError, match="no rationale is left to train on"):
-        pipeline.dry_run(pipeline.prepare(none))
+    (message,) = pipeline.validate_run(none)
+    assert message.startswith("no rationale is left to train on (")
     with pytest.raises(InputError, match="no rationale is left to train on"):
         pipeline.train(none)
 
@@ -725,6 +725,65 @@ def test_training_settings_that_cannot_work_here_fail_before_any_work(configure,
 
 def test_training_settings_at_their_defaults_are_no_faults(configure):
     assert pipeline.validate_run(configure(train={"label_smoothing_factor": 0.0, "eval_strategy": "no"})) == []
+
+
+def _with(student: Path, folder: Path, template: str | None = None, **generation) -> str:
+    """A copy of the student with another chat template or generation config."""
+    shutil.copytree(student, folder)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    path = folder / "generation_config.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | generation))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("template", "says", "remedy"),
+    [
+        ("{{ raise_exception('no tools here') }}", "no tools here", {}),
+        (
+            "{% if messages[0]['role'] != 'system' %}{{ raise_exception('needs a system message') }}{% endif %}"
+            "{% for m in messages %}{{ m['content'] }}\n{% endfor %}",
+            "needs a system message",
+            {"system": "You reason."},
+        ),
+        ("<|im_start|>assistant\n", "must put the question into the prompt", {}),
+        ("{{ messages[-1]['content'] }}<think>\n", "ends its generation prompt with <think>", {"close_thinking": True}),
+        (
+            "{{ messages[-1]['content'] }}{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}",
+            "template_options: {enable_thinking: false}",
+            {"template_options": {"enable_thinking": False}},
+        ),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used_is_one_error_of_validation(
+    configure, student, tmp_path, template, says, remedy
+):
+    broken = _with(student, tmp_path / "student", template)
+    (message,) = pipeline.validate_run(configure(student=broken))
+    assert says in message
+    with pytest.raises(InputError) as caught:
+        pipeline.run(configure(student=broken))
+    assert caught.value.problems == [message]
+    assert not remedy or pipeline.validate_run(configure(student=broken, text=remedy)) == []
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.6}, {"top_p": 0.9, "do_sample": False}, {"length_penalty": 2.0}]
+)
+def test_full_training_gets_past_its_first_checkpoint_whatever_the_students_generation_config(
+    configure, student, tmp_path, settings
+):
+    config = configure(
+        student=_with(student, tmp_path / "student", **settings),
+        lora=None,
+        train={"max_steps": 2, "save_strategy": "steps", "save_steps": 1},
+    )
+    assert pipeline.validate_run(config) == []
+    folder = pipeline.train(config)
+    assert (folder.student_path / "checkpoint-1").is_dir()
+    load_student(folder.student_path)
 
 
 def test_many_problems_are_measured_on_all_cores_with_the_same_counts(configure, monkeypatch):

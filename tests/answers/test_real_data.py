@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from compact_distill.answers import Verifier, compare_answers, extract_answer, read_rationale, split_answer
-from compact_distill.answers.compare import parse_number
+from compact_distill.answers.numbers import parse_number
 from compact_distill.records import AnswerFrom, RationaleStatus, Verdict
 
 

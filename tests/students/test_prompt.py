@@ -67,6 +67,7 @@ def test_a_template_that_reads_parts_gets_parts():
         ({"tool_use": PLAIN, "rag": PLAIN}, r"multiple chat templates.*chat_template: NAME"),
         (PLAIN + THINKS, r"<think>.*never ends.*close_thinking: true"),
         (PLAIN + START + "<seed:think>", r"<seed:think>.*close_thinking: true"),
+        (PLAIN + START + "[THINK]", r"\[THINK\].*close_thinking: true"),
         (PLAIN + SWITCH, r"enable_thinking: false.*close_thinking: true"),
     ],
 )
@@ -89,14 +90,21 @@ def test_what_a_template_needs_can_be_given():
 
 
 @pytest.mark.parametrize(
-    ("opened", "closed"), [("<think>\n", "<think>\n\n</think>\n\n"), ("<think>", "<think>\n\n</think>\n\n")]
+    ("opened", "closed"),
+    [
+        ("<think>\n", "<think>\n\n</think>\n\n"),
+        ("<think>", "<think>\n\n</think>\n\n"),
+        ("<seed:think>", "<seed:think>\n\n</seed:think>\n\n"),
+        ("[THINK]", "[THINK]\n\n[/THINK]\n\n"),
+        ("<|START_THINKING|>", "<|START_THINKING|>\n\n<|END_THINKING|>\n\n"),
+    ],
 )
 def test_thinking_that_a_template_opens_can_be_closed(opened, closed):
     made = tokenizer(PLAIN + START + opened)
     assert prompt_problems(made, QUESTION, close_thinking=True) == []
     text = made.decode(prompt_tokens(made, QUESTION, close_thinking=True))
     assert text.endswith(f"assistant\n{closed}")
-    assert "</think>" not in made.decode(prompt_tokens(tokenizer(PLAIN + START), QUESTION, close_thinking=True))
+    assert closed not in made.decode(prompt_tokens(tokenizer(PLAIN + START), QUESTION, close_thinking=True))
 
 
 def test_a_template_that_never_ends_is_killed(monkeypatch):

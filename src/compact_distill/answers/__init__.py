@@ -1,6 +1,6 @@
 """Final answers: find them in a text, and compare them with the gold answer."""
 
-from compact_distill.answers.compare import AnswerKind, answer_kind, compare_answers
+from compact_distill.answers.compare import AnswerKind, Verifier, answer_kind, compare_answers
 from compact_distill.answers.find import (
     FoundAnswer,
     answers_of,
@@ -11,7 +11,6 @@ from compact_distill.answers.find import (
     split_answer,
 )
 from compact_distill.answers.stated import extract_answer
-from compact_distill.answers.verifier import Verifier
 
 __all__ = [
     "AnswerKind",

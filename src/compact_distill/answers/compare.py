@@ -1,32 +1,46 @@
-"""Compare an answer with the gold answer without mathematics: numbers, letters, yes/no and words.
+"""Compare an answer with the gold answer: as a number, a letter, yes/no or words; else as mathematics.
 
-The gold answer decides what kind of comparison it is. What needs algebra is left to `Verifier`.
+The gold answer decides what kind of comparison it is. What needs algebra goes through `Verifier` to math-verify in
+worker processes that are killed on time-out.
 """
 
 from __future__ import annotations
 
+import json
 import re
-import unicodedata
-from dataclasses import dataclass
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from enum import StrEnum
-from fractions import Fraction
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Lock, Timer
+from types import TracebackType
 
+from compact_distill.answers.numbers import as_latex, parse_loosely, parse_number
 from compact_distill.answers.stated import MAX_CHARACTERS, tidy
+from compact_distill.errors import RunError
 from compact_distill.records import Verdict
 
+_PROGRAM = Path(__file__).with_name("mathworker.py")
+_START_SECONDS = 60.0  # importing sympy on a busy machine
 _TRUTH = re.compile(r"(yes|no|true|false)(?:\s*[.,;:!(].*|\s+[-–—]\s.*)?", re.IGNORECASE | re.DOTALL)
 _GOLD_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\].]?")
 _LETTER = re.compile(
-    r"(?:(?:option|choice|answer)\s+)?"
-    r"(?:[(\[]([A-Za-z])[)\]](?:[\s.:\w].*)?|([A-Za-z])(?:[).:]|\s+[-–—](?=\s))(?:\s.*)?|([A-Za-z]))",
+    r"(?:(?:the\s+)?(?:option|choice|answer|letter)\s+)?"
+    r"(?:[(\[]([A-Za-z])[)\]](?:[\s.:\w].*)?|([A-Za-z])(?:[).:]|\s+[-–—](?=\s))(?:\s.*)?"
+    r"|([A-Za-z])[).:](?=[A-Za-z]{3}).*|([A-Za-z]))",
     re.IGNORECASE | re.DOTALL,
 )
+_SECOND_LETTER = re.compile(r"\s*(?:and|or|,|/|&)\s*[(\[]?[A-Z][)\].]?\Z")  # "(B) and (C)" chooses neither
 _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|textit)\s*\{([^{}]*)\}")
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _LONG_WORD = re.compile(r"[A-Za-z]{3,}")
 _OPERATOR = re.compile(r"[\\=+*/^_<>{}|]")  # what makes a gold answer with words in it mathematics all the same
-_BASED = re.compile(r"\(?(\d+)\)?\s*_\s*\{?\s*(\d+)\s*\}?")  # 52_9: digits and their base
+_BASED = re.compile(r"\(?(\d+)\)?\s*_\s*\{?\s*([1-9]\d?)\s*\}?")  # 52_9: digits and their base
 _OF_VARIABLE = re.compile(r"\s*([A-Za-z])\s*=")
 _WORD_SIGNS = re.compile(r"[^\w\s]+")
 _FUNCTION = re.compile(
@@ -89,6 +103,9 @@ def compare_answers(answer: str | None, gold: str) -> Verdict | None:
         return _labels(_TRUTH.fullmatch(plain), plain_gold)
     letter = _GOLD_LETTER.fullmatch(plain_gold)
     if letter:
+        first = _GOLD_LETTER.match(plain)
+        if first and _SECOND_LETTER.match(plain, first.end()):
+            return Verdict.WRONG
         return _labels(_LETTER.fullmatch(plain), letter[1])
     if as_latex(answer).split() == as_latex(gold).split():
         return Verdict.CORRECT
@@ -130,248 +147,169 @@ def _words(text: str) -> list[str]:
     return _WORD_SIGNS.sub(" ", text).casefold().split()
 
 
-# ---- plain numbers: `$1,800 a week`, `18.0`, `-3/4`, `\frac{1}{2}`, `50\%`, `2 million`
+class Verifier:
+    """Compares answers with gold answers: at once where `compare_answers` can tell, else in a pool of processes.
 
-_MAX_CHARACTERS = 400  # a longer answer is no number that somebody stated; also bounds the work here
-_MAX_EXPONENT = 400  # 1e999999999 would fill the memory
+    The processes start with the first pair that needs one. Use it as a context manager, or call `close`. It may be
+    shared between threads.
 
-_THIN = "\u00a0\u2009\u202f"
-_REWRITES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"<<[^<>]*>>", ""),  # GSM8K's calculator annotations
-        (r",\s*\\!\s*|\{,\}", ","),  # 10,\!080 and 10{,}080
-        (r"\\[!,;]|\\(?:left|right|displaystyle)\b", ""),
-        (rf"\\ |~|[{_THIN}]", " "),
-        (r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|textit)\s*\{([^{}]*)\}", r" \1 "),
-        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|°", " degrees"),
-        (r"\\([$%])", r"\1"),
-        (r"[−–]", "-"),
-        (r"\\(?:times|cdot)\b|×", "*"),
-        (r"\\(?:approx|sim)\b|≈", ""),
-    )
-)
+    Args:
+        workers: most processes at a time.
+        timeout: seconds a worker may take for one pair; then it is killed and the verdict is `timed_out`.
 
-# What keyboards and other scripts write, as LaTeX.
-_SIGNS = str.maketrans({**{chr(0xFF01 + i): chr(0x21 + i) for i in range(94)}, "−": "-", "–": "-", "⁄": "/"})
-_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
-_AS_LATEX = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"∞|(?<![A-Za-z\\])(?:infinity|oo)(?![A-Za-z])", r"\\infty "),
-        (r"π|(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
-        (r"√\s*\(([^()]*)\)|\\?\bsqrt\s*\(([^()]*)\)", r"\\sqrt{\1\2}"),
-        (r"√\s*(\d+|[a-z])", r"\\sqrt{\1}"),
-        (r"≤", r"\\le "),
-        (r"≥", r"\\ge "),
-        (r"∪", r"\\cup "),
-        (r"\\bar\{(\d+)\}", r"\\overline{\1}"),
-    )
-)
-_ORDINAL = re.compile(r"\^\s*\{?\s*(?:\\(?:text|mathrm|rm|textrm)\s*\{?\s*)?(th|st|nd|rd)\b\s*\}{0,2}")
-_REPEATING = re.compile(r"(\d*)\.(\d*)\\overline\{(\d+)\}")
-_DECIMAL_COMMA = re.compile(r"([-+]?[$€£]?\s?(?:\d{1,3}(?:\.\d{3})+|\d+)),(\d{1,2}|\d{4,}|(?<=\.\d{3},)\d+)(?![\d.,])")
-_VARIABLE_IN_SUM = re.compile(r"(?<![A-Za-z\\])(?!a\s+[a-z]{2})[A-Za-z](?![A-Za-z])")
-_NAME = re.compile(r"\s*\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?\s*")
-_ONES = (
-    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|"
-    "eighteen|nineteen"
-)
-_TENS = "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
-_SMALL = {word: n for n, word in enumerate(_ONES.split("|"))}
-_SMALL |= {word: 10 * n for n, word in enumerate(_TENS.split("|"), start=2)}
+    Raises:
+        ValueError: `workers` or `timeout` is not positive.
+    """
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ ]\d{3})+(?!\d)|\d+)"
-_DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
-_BRACED = rf"(?:\{{\s*-?{_DECIMAL}\s*\}}|\s?\d)"
-_NUMBER = re.compile(
-    rf"""
-    (?:(?:about|approximately|approx\.?|around|roughly|exactly|only)\s+)?
-    (?P<sign>[-+]?)\s*
-    (?:(?:US|C|A)?[$€£¥₹₩₽¢]|(?:USD|EUR|GBP|Rs\.?)(?=[\s\d]))?\s*
-    (?P<inner_sign>[-+]?)
-    (?:
-        (?:(?P<whole>\d+)\s*)?\\[dt]?frac\s*(?P<top>{_BRACED})\s*(?P<bottom>{_BRACED})
-      | (?:(?P<whole2>\d+)\s+)?(?P<top2>{_DECIMAL})\s*/\s*(?P<bottom2>{_DECIMAL})
-      | (?P<decimal>{_DECIMAL})(?:[eE](?P<exponent>[-+]?\d+)|\s*[*x]\s*10\^(?P<power>-?\d+|\{{-?\d+\}}))?
-    )
-    (?P<rest>.*)
-    """,
-    re.VERBOSE | re.IGNORECASE | re.DOTALL,
-)
+    def __init__(self, workers: int = 2, timeout: float = 5.0) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be >= 1, got {workers}; use 1 for one process")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be > 0 seconds, got {timeout}; use 5.0")
+        self._closed = False
+        self._workers = [_Worker(timeout) for _ in range(workers)]
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verify")
 
-_MULTIPLIERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_VARIABLE_LETTER = r"[^\W\d_]"
-_UNIT_TEXT = re.compile(
-    rf"(?:[\s/.()\-]|{_VARIABLE_LETTER}(?:{_VARIABLE_LETTER}|['’])*(?:\s?\^[23]|\s?\^\{{[23]\}}|[²³])?)*[$€£¥₹₩₽¢]?[\s.,;:?]*"
-)
-_UNIT_WORD = re.compile(rf"{_VARIABLE_LETTER}+")
-_VARIABLE = re.compile(r"[a-z\u0370-\u03ff]")
-# After one of these the number is only a part of what was said: "5 or 6", "5 and a half", "2 pi".
-_NOT_UNIT = re.compile(
-    r"and|or|to|plus|minus|times|over|half|quarters?|thirds?|squared|cubed|mod|choose|factorial|if|"
-    r"pi|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp"
-)
-_GLUED_UNIT = re.compile(
-    r"[a-z]{3,}|[^\x00-\x7f\u0370-\u03ff]+|cm|mm|km|kg|mg|ml|lb|oz|ft|in|hr|"
-    r"am|pm|th|st|nd|rd|mi|yd|kb|mb|gb|tb|kw|hz"
-)
+    def __enter__(self) -> Verifier:
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
-@dataclass(frozen=True, slots=True)
-class Number:
-    """An exact number, and whether it was written as a percentage (then `value` is what stands before the sign)."""
+    def close(self) -> None:
+        """End all worker processes, also those that hang. A closed verifier still decides what needs no worker."""
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.kill()
+        self._threads.shutdown(wait=True)
+        for worker in self._workers:
+            worker.stop()
 
-    value: Fraction
-    percent: bool = False
+    def verify(self, answer: str | None, gold: str) -> Verdict:
+        """Compare one extracted answer (None: nothing was extracted) with the gold answer.
 
-    def equals(self, other: Number) -> bool:
-        """Whether both are the same number.
-
-        They may differ by a millionth of the larger one (never by more than 1e-6), so that 0.333333 is 1/3. Where only
-        one is a percentage, both readings count: 50% is 50 and is 0.5.
+        Raises:
+            RunError: a worker cannot start.
+            ValueError: the gold answer is empty.
         """
-        if _close(self.value, other.value):
-            return True
-        if self.percent == other.percent:
-            return False
-        mine, theirs = (n.value / 100 if n.percent else n.value for n in (self, other))
-        return _close(mine, theirs)
+        return self.verify_many([(answer, gold)])[0]
+
+    def verify_many(self, pairs: Iterable[tuple[str | None, str]]) -> list[Verdict]:
+        """Compare (answer, gold) pairs: one verdict a pair, in their order, whatever hangs or dies on the way.
+
+        A worker that dies (out of memory) counts as `timed_out`: the comparison did not end within its limits.
+
+        Raises:
+            RunError: a worker cannot start, or is needed after `close`.
+            ValueError: a gold answer is empty.
+        """
+        pairs = list(pairs)
+        verdicts = [compare_answers(answer, gold) for answer, gold in pairs]
+        undecided = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is None]
+        if undecided and self._closed:
+            raise RunError("this Verifier is closed; make a new one to verify more answers")
+        decided = self._threads.map(self._ask, undecided) if undecided else iter(())
+        return [next(decided) if verdict is None else verdict for verdict in verdicts]
+
+    def _ask(self, pair: tuple[str | None, str]) -> Verdict:
+        worker = self._idle.get()
+        try:
+            return worker.ask(*pair)
+        finally:
+            self._idle.put(worker)
 
 
-def _close(a: Fraction, b: Fraction) -> bool:
-    larger = max(abs(a), abs(b))
-    return abs(a - b) * 10**6 <= min(larger, Fraction(1))
+class _Worker:
+    """One process, started when it is first asked and again after it was killed. One thread at a time may ask."""
 
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._process: subprocess.Popen[str] | None = None
+        self._closed = False
+        self._lock = Lock()
 
-def as_latex(text: str) -> str:
-    r"""Write the signs of keyboards and other scripts as LaTeX: `10²`, `½`, `√2`, `2pi`, `(2, ∞)`, full-width digits.
+    def ask(self, answer: str | None, gold: str) -> Verdict:
+        request = json.dumps([self._timeout, as_latex(answer or ""), as_latex(gold)])
+        while True:
+            fresh = self._process is None
+            if fresh:
+                self._start()
+            reply, expired = self._exchange(request, self._timeout)
+            if reply is not None:
+                return Verdict(reply)
+            if fresh or expired:
+                return Verdict.TIMED_OUT
+            # It may have died of the pairs before this one, which therefore gets a process of its own.
 
-    An ordinal's ending comes down (`12^{\mathrm{th}}` is `12th`), a repeating decimal becomes a fraction.
-    """
-    if not text.isascii():
-        text = text.translate(_SIGNS)
-        text = re.sub(r"[⁰¹²³⁴-⁹⁺⁻]+", lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
-        text = "".join(map(_vulgar_fraction, text))
-    for pattern, replacement in _AS_LATEX:
-        text = pattern.sub(replacement, text)
-    text = _ORDINAL.sub(r"\1", text)
-    return _REPEATING.sub(_as_fraction, text).strip()
+    def kill(self) -> None:
+        """Kill the process for good, from any thread; a thread that waits for its reply gets none."""
+        with self._lock:
+            self._closed = True
+            if self._process is not None:
+                self._process.kill()
 
+    def stop(self) -> None:
+        """End the process and free what it held; the next question starts another."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with suppress(OSError):  # what was not sent to a dead process
+                pipe.close()
 
-def _vulgar_fraction(sign: str) -> str:
-    kind, *parts = unicodedata.decomposition(sign).split() or [""]
-    if kind != "<fraction>":
-        return sign
-    top, _, bottom = "".join(chr(int(part, 16)) for part in parts).partition("⁄")
-    return rf"\frac{{{top}}}{{{bottom or 1}}}"
+    def _start(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise RunError("this Verifier was closed while it verified; its remaining pairs have no verdict")
+            # A program of its own rather than a fork: the parent may hold torch's threads, and run any main module.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_PROGRAM)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                encoding="utf-8",
+            )
+        greeting, _ = self._exchange(None, _START_SECONDS)
+        if greeting != "ready":
+            self.stop()
+            reason = greeting or f"it said nothing within {_START_SECONDS:g} seconds"
+            raise RunError(f"cannot start a process that runs math-verify: {reason}; check `pip show math-verify`")
 
+    def _exchange(self, request: str | None, seconds: float) -> tuple[str | None, bool]:
+        """Send a line; return the reply (None: the process died) and whether it was killed on time-out."""
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        expired = Event()
 
-def _as_fraction(decimal: re.Match[str]) -> str:
-    whole, fixed, repeated = decimal.groups()
-    if len(whole + fixed + repeated) > 60:
-        return decimal[0]
-    value = Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(fixed))
-    value += Fraction(int(fixed or 0), 10 ** len(fixed)) + int(whole or 0)
-    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+        def expire() -> None:
+            expired.set()
+            process.kill()
 
-
-def parse_loosely(text: str) -> Number | None:
-    """A number where one is expected: also `3,14` (where that cannot be thousands), an exclaimed `18!`, or in words."""
-    if text.endswith("!"):
-        return parse_number(text.rstrip("!"))
-    comma = _DECIMAL_COMMA.match(text)
-    if comma:
-        return parse_number(f"{comma[1].replace('.', '')}.{comma[2]}{text[comma.end() :]}")
-    return _in_words(text)
-
-
-def _in_words(text: str) -> Number | None:
-    """`twenty-one`, `one hundred and five eggs`: the number that the first words say; the rest must be a unit."""
-    words = re.findall(r"[A-Za-z]+", text.lower())
-    if not words or re.search(r"\d", text) or words[0] not in _SMALL:
-        return None
-    total = group = read = 0
-    for word in words:
-        if word in _SMALL:
-            group += _SMALL[word]
-        elif word == "hundred":
-            group *= 100
-        elif word in _MULTIPLIERS:
-            total, group = total + group * _MULTIPLIERS[word], 0
-        elif word != "and":
-            break
-        read += 1
-    rest = words[read:]
-    if words[read - 1] == "and" or any(word in _SMALL or _NOT_UNIT.fullmatch(word) for word in rest):
-        return None
-    return Number(Fraction(total + group))
-
-
-def _reads_as_value(left: str) -> bool:
-    """Whether what stands left of an equals sign leaves the right side's value: arithmetic, or a name (`x`, `cost`)."""
-    if _NAME.fullmatch(left) or not _VARIABLE_IN_SUM.search(left):
-        return True
-    return not re.search(r"[-+*/^]|\d", left)
-
-
-def parse_number(text: str) -> Number | None:
-    """Return the number that the whole of `text` states, or None where it states something else.
-
-    Thousands separators, a currency sign, a unit ("miles per hour"), "about" and the left sides of equations
-    ("3 * 6 = 18") are read over; units are not compared. Fractions, mixed numbers, scientific notation and words from
-    hundred to trillion count. A letter right after the digits ("5x", "2 k") may be algebra: that is no plain number.
-    """
-    if len(text) > _MAX_CHARACTERS:
-        return None
-    text = as_latex(text)
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    if "=" in text and not re.search(r"[<>!]=|≠", text):
-        *left, text = text.split("=")
-        if not all(map(_reads_as_value, left)):
-            return None
-    match = _NUMBER.fullmatch(text.strip())
-    if not match or (match["sign"] and match["inner_sign"]):
-        return None
-    value = _value(match)
-    rest = _read_rest(match["rest"])
-    if value is None or rest is None:
-        return None
-    factor, percent = rest
-    sign = -1 if "-" in (match["sign"], match["inner_sign"]) else 1
-    return Number(sign * value * factor, percent)
-
-
-def _value(match: re.Match[str]) -> Fraction | None:
-    top, bottom = match["top"] or match["top2"], match["bottom"] or match["bottom2"]
-    if top:
-        below = _fraction(bottom)
-        if below == 0:
-            return None
-        return Fraction(int(match["whole"] or match["whole2"] or 0)) + _fraction(top) / below
-    exponent = int((match["exponent"] or match["power"] or "0").strip("{}"))
-    if abs(exponent) > _MAX_EXPONENT:
-        return None
-    return _fraction(match["decimal"]) * Fraction(10) ** exponent
-
-
-def _fraction(digits: str) -> Fraction:
-    return Fraction(re.sub(r"[{}\s,]", "", digits).rstrip("."))
-
-
-def _read_rest(rest: str) -> tuple[int, bool] | None:
-    """What follows the digits: (multiplier, is a percentage), or None where it is no unit."""
-    percent = re.match(r"\s*(?:%|per\s?cent\b|pct\b|percentage\b)", rest, re.IGNORECASE)
-    if percent:
-        rest = rest[percent.end() :]
-    if not _UNIT_TEXT.fullmatch(rest):
-        return None
-    words = [word.lower() for word in _UNIT_WORD.findall(rest)]
-    if not words:
-        return 1, percent is not None
-    if rest[0].isalpha() and not _GLUED_UNIT.fullmatch(words[0]):
-        return None
-    if all(_VARIABLE.fullmatch(word) for word in words) or any(_NOT_UNIT.fullmatch(word) for word in words):
-        return None
-    return _MULTIPLIERS.get(words[0], 1), percent is not None
+        alarm = Timer(seconds, expire)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            if request is not None:
+                process.stdin.write(request + "\n")
+                process.stdin.flush()
+            line = process.stdout.readline()
+        except OSError:
+            line = ""
+        finally:
+            alarm.cancel()
+            alarm.join()
+        if expired.is_set() or not line.endswith("\n"):
+            self.stop()
+        return json.loads(line) if line.endswith("\n") else None, expired.is_set()

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from compact_distill.answers.compare import AnswerKind, answer_kind, parse_number
+from compact_distill.answers.compare import AnswerKind, answer_kind
+from compact_distill.answers.numbers import parse_number
 from compact_distill.answers.stated import THINKING, TOTAL, answer_part, extract_answer, last_statement
 from compact_distill.records import AnswerFrom, Instance, RationaleStatus
 
@@ -179,7 +180,8 @@ def split_answer(text: str) -> tuple[str, str | None]:
     statement = last_statement(text)
     begin, end = answer_part(text)
     closed = THINKING.match(text, end)  # the text is all thinking: its closing tag stays
-    whole = text[: closed.end() if closed and closed[1] else end].strip()
+    closed = closed if closed and closed["closes"] else None
+    whole = text[: closed.end() if closed else end].strip()
     if statement is None:
         return whole, None
     after = ""
@@ -200,7 +202,7 @@ def split_answer(text: str) -> tuple[str, str | None]:
     above = reasoning.rfind("\n") + 1
     if sentence == line and _HEADING.fullmatch(reasoning, above):
         reasoning = reasoning[:above]
-    tag = text[len(text[:end].rstrip()) : closed.end()] if closed and closed[1] else ""
+    tag = text[len(text[:end].rstrip()) : closed.end()] if closed else ""
     return f"{reasoning}{after}{tag}".strip(), statement.answer
 
 

@@ -59,10 +59,16 @@ _HUGE = 10**200
 
 
 def _compare(answer: str, gold: str) -> str:
+    answer, gold = _with_commas(answer), _with_commas(gold)
     equations = [re.split(r"(?<![<>!:=])=(?!=)", text) for text in (answer, gold)]
     if any(len(sides) == 2 for sides in equations) and all(len(sides) <= 2 for sides in equations):
         return _compare_equations(*equations)
     return _compare_values(*_in_one_shape(answer, gold))
+
+
+def _with_commas(text: str) -> str:
+    """`3 & 5` and `3; 5` are lists as `3, 5` is; rows of a matrix are none."""
+    return text if "," in text or "\\begin" in text else re.sub(r"\s*(?:;|\\?&)\s*", ", ", text)
 
 
 def _compare_equations(answer: list[str], gold: list[str]) -> str:

@@ -10,7 +10,7 @@ A statement of the answer is one of
     **Final Answer**                        a heading, with the answer alone below it
     the answer is 18                        also "the answer (arabic numerals) is", "the answers to ... are", "equals"
     18 is the correct answer
-    <answer>18</answer>
+    <answer>18</answer>                     also `"answer": 18` in JSON, and GLM's box tokens
     \boxed{\frac{1}{2}}                     also \fbox and `\boxed 18`; braces may nest
     (B)    yes                              alone on the last line, and only where nothing else states an answer
 
@@ -19,7 +19,7 @@ answer is positive" is a remark). It ends with its sentence or its line; "becaus
 total" are no part of the answer. An answer is kept as written, less what `tidy` takes off around it; one of more than
 1,000 characters is none.
 
-What a model thinks (`<think>`, `<thinking>`, `<seed:think>` ...) states nothing where an answer follows it, nor where
+What a model thinks (`<think>`, `[THINK]` and the like: `THINKING`) states nothing where an answer follows it, nor where
 it was cut before its end; special tokens at the end of a text (`<|im_end|>`) are no part of it.
 """
 
@@ -31,49 +31,66 @@ from dataclasses import dataclass
 
 MAX_CHARACTERS = 1000  # of an answer; also bounds the work on what a model wrote
 
-# What belongs to the writer's format rather than to the text.
+# What belongs to the writer's format rather than to the text. Tags around thinking: those of the servers' own parsers.
+_THOUGHT = r"(?:\w{1,20}:)?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis)"
+_THINKING_ENDS = {
+    "[THINK]": "[/THINK]",
+    "◁think▷": "◁/think▷",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|inner_prefix|>": "<|inner_suffix|>",
+    "<|channel>thought": "<channel|>",
+    "[unused16]": "[unused17]",
+}
 THINKING = re.compile(
-    r"<(/?)(?:\w{1,20}:)?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)>|<\|channel\|>final<\|message\|>",
-    re.IGNORECASE,
+    rf"(?i)(?P<opens><{_THOUGHT}>|{'|'.join(map(re.escape, _THINKING_ENDS))})"
+    rf"|(?P<closes></{_THOUGHT}>|{'|'.join(map(re.escape, _THINKING_ENDS.values()))})"
+    r"|(?P<final><\|channel\|>final<\|message\|>)"
 )
+_THINKING_SIGNS = ("<", "[THINK", "[/THINK", "[think", "[/think", "◁", "[unused")  # one of them is in every tag
 _SPECIAL_TOKENS = re.compile(
-    r"(?:\s*(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|end_of_turn|end_of_text|endoftext|eot)>"
-    r"|\[(?:/?INST|EOS|PAD|SEP)\]))+\s*\Z"
+    r"(?:\s*(?:<[|｜](?!end_of_box)[^<>|｜\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|unk|eo[dtm]|endoftext|end_of_\w{1,20})>"
+    r"|<\w{1,20}\|>|\[(?:/?INST|EOS|PAD|SEP|DONE|unused\d{1,4})\]))+\s*\Z"
 )
 
 # A head is where a statement starts; the answer follows it. Every repetition is bounded or unambiguous: the text is
 # a model's, and may be hostile.
 _LINE = r"^[^\w\n\\$]{0,20}"  # the marks of lists, quotes and headings, and emoji
+TOTAL = r"in[ \t]+(?:total|all)|altogether"
 _SO = r"(?:(?:so|and|thus|therefore|hence|the|my|our)[ \t,]+){0,3}"
-_CHOICE_A = re.compile(r"^[ \t]*A:[*_ \t]*", re.MULTILINE)
+_CHOICE_A = re.compile(r"(?m)^[ \t]*A:[*_ \t]*")
 _LABELLED = re.compile(
-    rf"{_LINE}{_SO}(?:(?:(?:final|correct)[ \t]+)?(?:answer|ans\b\.?)|correct[ \t]+(?:option|choice))"
-    r"[ \t*_]*(?:\([^()\n]{0,60}\)[ \t*_]*)?(?::|：|(?<=final answer)[ \t][-–—](?=[ \t])"
-    r"|(?<=ans\.)[ \t](?=[\d$(\\-]))[*_ \t]*",
-    re.MULTILINE | re.IGNORECASE,
+    rf"(?im){_LINE}{_SO}(?:(?:(?:final|correct)[ \t]+)?(?:answer|ans\b\.?)|correct[ \t]+(?:option|choice))"
+    r"[ \t*_]*(?:\([^()\n]{0,60}\)[ \t*_]*)?(?:[:：→]|=(?!=)|(?<=final answer)[ \t][-–—](?=[ \t])"
+    r"|(?<=ans\.)[ \t](?=[\d$(\\-]))[*_ \t]*"
 )
-_LAST_LINE = re.compile(
-    rf"{_LINE}{_SO}(?:(?:final|end)[ \t]+)?(?:result|solution)[ \t*_]*[:：][*_ \t]*", re.MULTILINE | re.IGNORECASE
-)
+_LAST_LINE = re.compile(rf"(?im){_LINE}{_SO}(?:(?:final|end)[ \t]+)?(?:result|solution)[ \t*_]*[:：][*_ \t]*")
 _TITLED = re.compile(
-    r"^(?:[^\w\n\\$]{0,20}(?:the[ \t]+)?final|[^\w\n\\$]{0,19}[#*])[ \t]*answer[^\w\n\\$]{0,10}$(?=\n)", re.M | re.I
+    r"(?im)^(?:(?:[^\w\n\\$]|_){0,20}(?:the[ \t]+)?final|(?:[^\w\n\\$]|_){0,19}[#*_])[ \t]*answer(?:[^\w\n\\$]|_){0,10}"
+    r"$(?=\n)"
 )
+# "The answer is" elsewhere, those of the MGSM benchmark among them. What is denied states nothing.
 _FOREIGN = re.compile(
-    r"(?:(?:最终|最終|正确)?(?:答案|答え|正解|정답|답)[ \t*]*(?:[:：是为為は은는])"
-    r"|\b(?:(?:la|die|a)[ \t]+)?(?:respuesta|réponse|antwort|risposta|resposta|ответ|odpowiedź|cevap)"
-    r"(?:[ \t]+(?:final|finale|correcta|correcte))?[ \t*]*(?:[ \t](?:es|est|ist|lautet|è|é)\b|[:：]))"
-    r"[ \t*_]*[:：]?[ \t*_]*",
-    re.IGNORECASE,
+    r"(?i)(?:(?:最终|最終|正确)?(?:答案|答え|正解|정답|답)[ \t*]*(?:[:：是为為は은는])|答[ \t*]*(?=[:：])"
+    r"|(?:คำตอบ(?:สุดท้าย)?[ \t*]*(?:คือ|[:：])|(?:ఉత్తరం|సమాధానం)[ \t*:]|উত্তর[ \t*]*(?:হলো|হল|[:：])|उत्तर[ \t*]*(?:है|[:：])"
+    r"|(?:الجواب|الإجابة)[ \t*]*(?:النهائية|النهائي)?[ \t*]*(?:هو|هي|[:：]))"
+    r"|\b(?:(?:la|die|a|het|o)[ \t]+)?"
+    r"(?:respuesta|réponse|antwort|risposta|resposta|ответ|відповідь|odpowiedź|odpověď|cevap|antwoord|svar(?:et)?|vastaus|"
+    r"válasz|răspuns(?:ul)?|απάντηση|jawaban(?:nya)?|jibu|đáp[ ]án|câu[ ]trả[ ]lời)"
+    r"(?:[ \t]+(?:final|finale|correcta|correcte|corretta|correta|akhir|cuối[ ]cùng))?[ \t*]*"
+    r"(?:[ \t](?:es|est|ist|lautet|è|é|is|är|er|to|je|este|on|là|ni|adalah|είναι|[—–-])(?!\w)|[:：]))"
+    r"[ \t*_]*+[:：]?+[ \t*_]*+"
+    r"(?!(?:nicht|keine?|niet|geen|inte|ikke)\b|[^\n]{0,60}?(?:ではあ?りません|ではない|じゃない|아닙니다|아니다|아니에요))"
 )
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*(?=([^\n#]*))")
 _SENTENCE = re.compile(
-    r"\b(?:answers?|correct[ \t]+(?:choice|option)|final[ \t]+result)\b(?:[ \t]+(?:choice|option)\b)?"
+    r"(?i)\b(?:answers?|correct[ \t]+(?:choice|option)|final[ \t]+result)\b(?:[ \t]+(?:choice|option)\b)?"
     r"(?:[ \t]*\([^()\n]{0,60}\))?(?:[ \t]+(?:to|for|of|in)\b[^.\n:]{0,80}?)?"
     r"[ \t*_]*(?:\b(?:is|are)\b|\b(?:should|would|will|must)[ \t]+be\b|=|\bequals\b(?:[ \t]+to\b)?"
     r"|\b(?:comes|turns)[ \t]+(?:out[ \t]+)?to(?:[ \t]+be)?\b)"
-    r"(?:[ \t]+(?:therefore|thus|then|also|indeed|simply|equal[ \t]+to|a[ \t]+total[ \t]+of)\b,?+)?+[ \t]*+:?+[ \t]*+"
-    r"(?!(?:not|that|obtained|found|given|calculated|computed|determined|correct|incorrect|wrong|reasonable)\b)",
-    re.IGNORECASE,
+    rf"(?:[ \t]+(?:therefore|thus|then|also|indeed|simply|equal[ \t]+to|an?[ \t]+(?:grand[ \t]+)?total[ \t]+of"
+    rf"|{TOTAL})\b,?+)?+[ \t]*+:?+[ \t]*+"
+    r"(?!(?:not|that|obtained|found|given|calculated|computed|determined|correct|incorrect|wrong|reasonable)\b)"
 )
 _REVERSED = re.compile(
     r"(?<![\w.,$\\{])(\*{0,2}(?:[$€£]?-?\d[\d,./]{0,30}%?|\$[^$\n]{1,80}\$|\(?[A-Z]\)?|yes|no)\*{0,2}"
@@ -81,43 +98,58 @@ _REVERSED = re.compile(
     r"[ \t]+is[ \t]+(?:the|our|my)[ \t]+(?:(?:final|correct|right|numerical)[ \t]+){0,2}(?:answer|choice|option)\b"
     r"(?![ \t]+(?:only[ \t]+)?if\b|\?|[ \t]+to[ \t]+(?!the[ \t]+(?:question|problem)\b))"
 )
-_TAGGED = re.compile(r"<((?:final_)?answer)>\s*([^<>]{1,1000}?)\s*</\1>", re.IGNORECASE)
+_TAGGED = re.compile(r"(?i)<((?:final_)?answer|ans)>\s*([^<>]{1,1000}?)\s*</\1>")
+_IN_JSON = re.compile(r'(?i)"(?:final_?)?answer"\s*:\s*("[^"\\\n]{1,1000}"|-?\d[\d.,]{0,30}(?<=\d)|true|false)')
+_BOX_TOKENS = re.compile(r"<\|begin_of_box\|>\s*([^<>]{1,1000}?)\s*<\|end_of_box\|>")
 _UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+(-?\d[\d,]*(?:[./]\d+)?%?|[A-Za-z]\b)")
 # What each of them cannot do without, in lower case.
 _FOREIGN_WORDS = (
-    "答", "正解", "답", "respuesta", "réponse", "antwort", "risposta", "resposta", "ответ", "odpowied", "cevap",
+    "respuesta", "antwort", "risposta", "resposta", "cevap", "antwoord", "svar", "vastaus", "jawaban", "jibu",
 )  # fmt: skip
-_WORDS_OF = {
-    _LABELLED: ("ans", "correct"),
-    _SENTENCE: ("answer", "correct", "final"),
-    _FOREIGN: _FOREIGN_WORDS,
+_FOREIGN_SIGNS = (
+    "答", "正解", "답", "คำตอบ", "ఉత్తరం", "సమాధానం", "উত্তর", "उत्तर", "الجواب", "الإجابة", "réponse", "ответ", "відповідь",
+    "odpowied", "odpověď", "válasz", "răspuns", "απάντηση", "đáp án", "câu trả lời",
+)  # fmt: skip
+_WORDS_OF = {_LABELLED: ("ans", "correct"), _SENTENCE: ("answer", "correct", "final")}
+_ENCLOSING = {
+    _TAGGED: (2, ("answer>", "ans>")),
+    _REVERSED: (1, ("answer", "choice", "option")),
+    _UNBRACED_BOX: (1, ("box",)),
+    _IN_JSON: (1, ('answer"',)),
+    _BOX_TOKENS: (1, ("of_box",)),
 }
-_ENCLOSING = {_TAGGED: (2, ("answer>",)), _REVERSED: (1, ("answer", "choice", "option")), _UNBRACED_BOX: (1, ("box",))}
-_OTHER_CHOICE = re.compile(r"^[ \t]*B:", re.MULTILINE)  # then "A: ..." is a choice of the question
+_OTHER_CHOICE = re.compile(r"(?m)^[ \t]*B:")  # then "A: ..." is a choice of the question
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(r"(?s)\\.|[{}]")
 _BOX_LABEL = re.compile(
-    r"(?:\\(?:text|mbox|textbf|mathrm|mathbf)\s*\{)?\s*(?:(?:the|my|our)\s+)?(?:(?:final|correct)\s+)?answer\s*(?:is|=|:)[\s:]*(\})?\s*",
-    re.IGNORECASE,
+    r"(?i)(?:\\(?:text|mbox|textbf|mathrm|mathbf)\s*\{)?\s*(?:(?:the|my|our)\s+)?(?:(?:final|correct)\s+)?answer\s*(?:is|=|:)[\s:]*(\})?\s*"
 )
-_DISPLAY = re.compile(r"\s*(\\\[|\$\$)\s*([^\n]{1,1000}?)\s*(\\\]|\$\$)[\s.]*\Z")
-_SENTENCE_END = re.compile(r"(?<!\.)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMt)\.(?=\s|\*|[\"”]|$)|[。！]")
-TOTAL = r"in[ \t]+(?:total|all)|altogether"
+_DISPLAY = re.compile(
+    r"\s*(\\\[|\$\$|\\begin\{(?:equation|align|gather)\*?\}|```\w{0,20}(?=\n))\s*([^\n]{1,1000}?)\s*"
+    r"(\\\]|\$\$|\\end\{(?:equation|align|gather)\*?\}|```)[\s.]*\Z"
+)
+_LIST_MARK = re.compile(r"[-•–*+][ \t]+")
+_SENTENCE_END = re.compile(r"(?<!\.)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMt)\.(?=\s|\*|[\"”]|$)|[。！।]")
 _CLAUSE = re.compile(
-    rf",?\s(?:because|since|which|whereas)\b|,?[ \t](?:{TOTAL})\b"
+    rf"(?i),?\s(?:because|since|which|whereas)\b|,?[ \t](?:{TOTAL})\b"
     r"|,[ \t]*(?:and[ \t]+)?(?:so|therefore|thus|hence|meaning|making|assuming|where|while)\b"
-    r"|(?:です|である|입니다)",
-    re.IGNORECASE,
+    r"|(?:です|である|입니다)"
 )
 _CLAUSE_LIKE = re.compile(r"[ \t](?:is|are|was|were|has|have|had|will|would|can|could|should|needs?|makes?|gets?)[ \t]")
-_WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:yes|no)\b)[A-Za-z]{2,}", re.IGNORECASE)
-_PLAIN_LABEL = re.compile(r"[(\[\"']?(?:[A-Z]|yes|no)[)\]\"'.]?(?:[\s.:)].{0,60})?", re.IGNORECASE | re.DOTALL)
+_WORD = re.compile(r"(?i)(?<![\\A-Za-z])(?!(?:yes|no)\b)[A-Za-z]{2,}")
+_WORD_OF_THREE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")  # no command of LaTeX
+_COMPARES = re.compile(
+    r"(?i)(?:(?:strictly|much|even)[ \t]+)?(?:greater|less|more|fewer|larger|smaller|bigger|higher|lower)[ \t]+than\b"
+    r"|(?:between|twice|half|double|divisible|a[ \t]+(?:multiple|factor|divisor)[ \t]+of)\b"
+)
+_PLAIN_LABEL = re.compile(
+    r"(?is)[(\[\"']?(?:[A-Z]|yes|no)(?:[)\]\"'.:]{1,2}(?:\s?.{0,60})?|\s+[-–—]\s.{0,60}|,.{0,60})?"
+)
 _BOLD = re.compile(r"(?<!\w)\*\*([^*]+)\*\*(?!\w)")
 _BOLD_END = re.compile(r"(?<=\S)\*\*(?!\w)")
-_BARE_LABEL = re.compile(r"[\s*_\"“]*(\([A-Za-z]\)|yes|no)[\s*_.\"”]*", re.IGNORECASE)
+_BARE_LABEL = re.compile(r"(?i)[\s*_`\"“'‘«]*(\([A-Za-z]\)|yes|no)[\s*_`.\"”'’»]*")
 
-_QUOTES = (('"', '"'), ("“", "”"), ("'", "'"), ("‘", "’"), ("「", "」"))
-
+_QUOTES = (('"', '"'), ("“", "”"), ("'", "'"), ("‘", "’"), ("「", "」"), ("«", "»"), ("„", "“"))
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
 
@@ -139,6 +171,11 @@ def extract_answer(text: str) -> str | None:
     return statement.answer if statement else None
 
 
+def closing_tag(opening: str) -> str:
+    """What ends the thinking that a tag of `THINKING` opens."""
+    return _THINKING_ENDS.get(opening) or opening.replace("<", "</", 1)
+
+
 def answer_part(text: str) -> tuple[int, int]:
     """Start and end of the part of a text that may give its answer: after what was thought, before special tokens.
 
@@ -148,10 +185,11 @@ def answer_part(text: str) -> tuple[int, int]:
     tail = text.rfind("\n", 0, max(0, end - 400))  # special tokens are few
     special = _SPECIAL_TOKENS.search(text, max(tail, end - 400, 0)) if text.rstrip().endswith((">", "]")) else None
     end = special.start() if special else end
-    last = next(iter(deque(THINKING.finditer(text, 0, end), maxlen=1)), None) if "<" in text else None
+    tagged = any(sign in text for sign in _THINKING_SIGNS)
+    last = next(iter(deque(THINKING.finditer(text, 0, end), maxlen=1)), None) if tagged else None
     if last is None:
         return 0, end
-    if last[1] == "":  # opened and never closed
+    if last["opens"]:  # and never closed
         return end, end
     return (last.end(), end) if text[last.end() : end].strip() else (0, last.start())
 
@@ -168,7 +206,7 @@ def tidy(answer: str) -> str:
         if shorter.count("**") % 2:  # half of a pair: "**Answer: 18** eggs"
             shorter = _BOLD_END.sub("", shorter, count=1)
         shorter = shorter.strip().strip("*`_")
-        if shorter.endswith((".", "。")) and not shorter.endswith(".."):
+        if shorter.endswith((".", "。", "।")) and not shorter.endswith(".."):
             shorter = shorter[:-1]
         shorter = _unwrap(shorter)
         if shorter == answer:
@@ -191,12 +229,24 @@ def _unwrap(answer: str) -> str:
     return answer
 
 
+def _closed(answer: str) -> str:
+    r"""An answer without the ends of what was opened before it: `\[ \text{The answer is } 18 \]` states 18."""
+    if answer.lstrip().startswith("}"):
+        answer = answer.strip()[1:]
+        answer = answer[:-1] if answer.endswith("$") and answer.count("$") % 2 else answer
+    for opening, closing in ((r"\[", r"\]"), (r"\(", r"\)"), ("{", "}")):
+        bare = answer.rstrip(" \t\r\n.")
+        if bare.endswith(closing) and bare.count(closing) > bare.count(opening):
+            answer = bare.removesuffix(closing)
+    return answer
+
+
 def _without_label(boxed: str) -> str:
     r"""What a box states: `\text{The answer is } 18` states 18."""
     label = _BOX_LABEL.match(boxed)
     if label is None or not boxed[label.end() :].strip("}\\ "):
         return boxed
-    rest = boxed[label.end() :]
+    rest = re.sub(r"^(?:\\[ ,;:!]|~|\\quad\b)+", "", boxed[label.end() :])
     opens_text = label[0].lstrip().startswith("\\") and not label[1]
     return rest.replace("}", "", 1) if opens_text else rest
 
@@ -228,9 +278,8 @@ def last_statement(text: str) -> Statement | None:
     start, end = answer_part(text)
     if start == end:
         return None
-    text = (" " * (start - 1) + "\n" if start else "") + text[
-        start:end
-    ]  # what stands before states nothing, and every position stays
+    # What stands before states nothing, and every position stays.
+    text = (" " * (start - 1) + "\n" if start else "") + text[start:end]
     written = len(text.rstrip())
     boxes = _boxes(text)
     last_box = boxes[-1] if boxes else (-1, -1)
@@ -239,7 +288,7 @@ def last_statement(text: str) -> Statement | None:
         if head.start < last_box[0]:
             break
         begin, end = head.answer if head.answer else _answer_span(text, head, written)
-        answer = tidy(text[begin:end]) if end - begin <= MAX_CHARACTERS else ""
+        answer = tidy(_closed(text[begin:end])) if end - begin <= MAX_CHARACTERS else ""
         if answer and not (boxes and _is_remark(answer, text[slice(*last_box)])):
             return Statement(head.start, head.end or end, answer)
     if boxes:
@@ -249,8 +298,15 @@ def last_statement(text: str) -> Statement | None:
 
 def _is_remark(answer: str, box: str) -> bool:
     """Whether a statement after a box says something about the answer in it ("positive") rather than the answer."""
-    numeric = any(sign.isdigit() for sign in box)
-    return numeric and not any(sign.isdigit() for sign in answer) and not _PLAIN_LABEL.fullmatch(answer)
+    if _PLAIN_LABEL.fullmatch(answer):
+        return False
+    if _COMPARES.match(answer):
+        return True
+    in_words = not any(sign.isdigit() or sign in "+*/^=" for sign in answer)
+    if any(sign.isdigit() for sign in box):
+        return in_words
+    # Words about mathematics or a letter: "a polynomial", "negative".
+    return in_words and bool(_WORD_OF_THREE.search(answer)) and not _WORD_OF_THREE.search(box)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +330,8 @@ def _heads(text: str, written: int) -> list[_Head]:
     for pattern, words in _WORDS_OF.items():
         if any(word in folded for word in words):
             heads += [_Head(*match.span()) for match in pattern.finditer(text)]
+    if any(word in folded for word in (_FOREIGN_WORDS if text.isascii() else _FOREIGN_WORDS + _FOREIGN_SIGNS)):
+        heads += [_Head(*match.span()) for match in _FOREIGN.finditer(text)]
     if "result" in folded or "solution" in folded:
         heads += [_Head(*m.span()) for m in _LAST_LINE.finditer(text) if _line_end(text, m.end()) >= written]
     if "answer" in folded:
@@ -305,7 +363,9 @@ def _answer_span(text: str, head: _Head, written: int) -> tuple[int, int]:
             return display.span(2)
         below = _skip_blank(text, line_end)
         if _line_end(text, below) >= written:  # it stands alone on the last line, below "The answer is:"
-            start, line_end = below, written
+            mark = _LIST_MARK.match(text, below)
+            start = below = mark.end() if mark else below
+            line_end = written
         if head.title and (start != below or _CLAUSE_LIKE.search(text, start, line_end)):
             return start, start  # below the heading stands a sentence, or more than a line
     end = line_end

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import heapq
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from compact_distill.answers.stated import THINKING, closing_tag
 from compact_distill.errors import StudentError
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 Messages = Sequence[Mapping[str, str]]
 
 _SECONDS = 20.0  # for a template to render once, the start of a process included
-_OPEN_THINKING = re.compile(r"<((?:\w{1,20}:)?(?:think|thinking|thought|reasoning))>\s*\Z")
 _RESERVED = ("conversation", "messages", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
 _LONG_TEXTS = 2000  # among which those with the longest words are looked for
 _TRIED = 4
@@ -82,10 +81,17 @@ def prompt_text(
     where thinking is off.
     """
     rendered = render_prompt(tokenizer, messages, options)
-    opened = _OPEN_THINKING.search(rendered)
+    opened = _opened_thinking(rendered)
     if close_thinking and opened:
-        rendered = f"{rendered.rstrip()}\n\n</{opened[1]}>\n\n"
+        rendered = f"{rendered.rstrip()}\n\n{closing_tag(opened)}\n\n"
     return rendered
+
+
+def _opened_thinking(rendered: str) -> str | None:
+    """The tag that opens thinking at the very end of a prompt, if one does."""
+    written = len(rendered.rstrip())
+    tags = THINKING.finditer(rendered, max(0, written - 80), written)
+    return next((tag[0] for tag in tags if tag["opens"] and tag.end() == written), None)
 
 
 def prompt_tokens(
@@ -148,11 +154,11 @@ def prompt_problems(
         rendered = render_prompt(tokenizer, messages, options)
     except StudentError as error:
         return error.problems
-    opened = _OPEN_THINKING.search(rendered)
+    opened = _opened_thinking(rendered)
     if opened and not close_thinking:
         switch = "set `template_options: {enable_thinking: false}`, or " if _takes_thinking_switch(tokenizer) else ""
         return [
-            f"chat template ends its generation prompt with <{opened[1]}>, so a rationale would be learned as thinking "
+            f"chat template ends its generation prompt with {opened}, so a rationale would be learned as thinking "
             f"that never ends; {switch}set `text: {{close_thinking: true}}` to close it before the rationale"
         ]
     return []

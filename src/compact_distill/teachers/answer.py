@@ -12,14 +12,12 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from compact_distill.answers import FoundAnswer, Verifier, choices_of, compare_answers, read_rationale
+from compact_distill.answers.stated import THINKING
 from compact_distill.config.teachers import PricesConfig
 from compact_distill.records import Verdict
 from compact_distill.teachers.protocol import Finish, TeacherAnswer, TeacherRequest, finish
 from compact_distill.teachers.store import RowStatus, Store, StoredRow, text_digest
 
-_TAG = re.compile(
-    r"<(?P<close>/)?(?:think|thinking|thought|reasoning|seed:think)>|\[(?P<bracket>/)?THINK\]", re.IGNORECASE
-)
 _CHANNEL = re.compile(
     r"(?:<\|start\|>assistant)?<\|channel\|>(?P<name>\w+)[^<]*<\|message\|>(?P<text>.*?)"
     r"(?:<\|end\|>|<\|return\|>|<\|call\|>|(?=<\|start\|>)|(?=<\|channel\|>)|$)",
@@ -57,13 +55,13 @@ def _tagged(text: str) -> tuple[list[str], str]:
     thoughts: list[str] = []
     said: list[str] = []
     inside, begin = False, 0
-    for tag in _TAG.finditer(text):
+    for tag in THINKING.finditer(text):
         piece = text[begin : tag.start()]
-        if tag["close"] or tag["bracket"]:
+        if tag["closes"]:
             thoughts.append(piece if inside else "".join(said) + piece)
             said = said if inside else []
             inside, begin = False, tag.end()
-        elif not inside:
+        elif tag["opens"] and not inside:
             said.append(piece)
             inside, begin = True, tag.end()
     (thoughts if inside else said).append(text[begin:])

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,12 +19,12 @@ import torch
 from compact_distill.config.models import CompatibilityConfig, RunConfig
 from compact_distill.data import load_instances
 from compact_distill.data.load import ProblemStream
-from compact_distill.data.preview import ProblemSize
+from compact_distill.data.preview import ProblemSize, nothing_left
 from compact_distill.errors import DataError, InputError, RunError
 from compact_distill.evaluation.examine import Exam, prepare_exam
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.scores import Scorer
-from compact_distill.records import Instance, Problem
+from compact_distill.records import Instance, Problem, RationaleStatus
 from compact_distill.runs.files import content_hash, fingerprint
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.manifest import output_problem
@@ -87,14 +88,7 @@ class Prepared:
     @cached_property
     def encoder(self) -> Encoder:
         """Turns the instances into the student's tokens; loads its tokenizer."""
-        config = self.config
-        return Encoder(
-            load_tokenizer(config.student),
-            config.text,
-            min(config.max_length, config.max_tokens_per_pass),
-            config.compatibility.thinking_expressions,
-            config.answers.infer,
-        )
+        return _encoder(self.config)
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -170,6 +164,7 @@ def prepare(config: RunConfig) -> Prepared:
     else:
         wrong, instances = read_sources(config)
     wrong += [] if wrong else _prompt_problems(config) + _pattern_problems(config, instances, problems or ())
+    wrong += [] if wrong or config.teachers else _nothing_to_learn(config, instances)
     exam: Exam | None = None
     arguments: CompactConfig | None = None
     try:
@@ -232,6 +227,28 @@ def _pattern_problems(config: RunConfig, instances: Sequence[Instance], problems
     )
     found = pattern_problems(load_tokenizer(config.student), texts)
     return [f"student {config.student!r}: {problem}" for problem in found]
+
+
+def _encoder(config: RunConfig) -> Encoder:
+    return Encoder(
+        load_tokenizer(config.student),
+        config.text,
+        min(config.max_length, config.max_tokens_per_pass),
+        config.compatibility.thinking_expressions,
+        config.answers.infer,
+    )
+
+
+def _nothing_to_learn(config: RunConfig, instances: Sequence[Instance]) -> list[str]:
+    """Say so where no rationale takes part, such as one whose answer is found; looks no further than the first."""
+    encoder = _encoder(config)
+    statuses: Counter[RationaleStatus] = Counter()
+    for instance in instances:
+        for size in encoder.measure([instance]):
+            if any(length is not None for length in size.lengths):
+                return []
+            statuses.update(size.statuses)
+    return [nothing_left(statuses, encoder.max_length)]
 
 
 def pin_student(config: RunConfig) -> dict[str, str]:

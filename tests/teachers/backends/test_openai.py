@@ -6,13 +6,25 @@ import asyncio
 import datetime
 import email.utils
 import json
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
+from compact_distill.config.teachers import TeacherConfig
 from compact_distill.errors import ConfigError
 from compact_distill.records import Problem
 from compact_distill.teachers.backends.openai import OpenAITeacher, retry_after
-from compact_distill.teachers.protocol import FATAL, FaultKind, Redactor, SamplingParams, TeacherFault, TeacherRequest
+from compact_distill.teachers.protocol import (
+    FATAL,
+    FaultKind,
+    Prompting,
+    Redactor,
+    SamplingParams,
+    TeacherFault,
+    TeacherRequest,
+)
 from teachers.server import Reply, Server, fails, says
 
 KEY = "sk-secret-0123456789abcdefghij"
@@ -185,6 +197,27 @@ def test_openais_own_server_gets_the_name_that_its_reference_asks_for():
     teacher = OpenAITeacher("t", "gpt-5-mini", "https://api.openai.com/v1", None, Redactor([]))
     assert teacher._body(request(max_tokens=100))["max_completion_tokens"] == 100
     assert "max_tokens" not in teacher._body(request(max_tokens=100))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/teachers.md"])
+def test_the_hosted_example_sends_what_the_apis_published_reference_takes(page):
+    """The reference as the openai client carries it: its types of the request's body."""
+    from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+    from openai.types.shared.chat_model import ChatModel
+
+    text = (Path(__file__).resolve().parents[3] / page).read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    given = [teacher for block in blocks for teacher in block.get("teachers", ()) if "openai.com" in str(teacher)]
+    assert given
+    for teacher in map(TeacherConfig.model_validate, given):
+        problem = Problem("p", "2 + 2?", "4")
+        asked = Prompting(teacher).request(problem, 0, "k")
+        body = OpenAITeacher("t", teacher.model, teacher.base_url, None, Redactor([]))._body(asked)
+        assert body.keys() <= set(CompletionCreateParamsBase.__annotations__)
+        assert teacher.model in ChatModel.__args__
+        # Reasoning models: a limit by its newer name, and no sampling settings.
+        assert body["max_completion_tokens"] == teacher.max_tokens
+        assert not body.keys() & {"max_tokens", "temperature", "top_p"}
 
 
 def test_a_limit_that_hidden_thoughts_use_up_is_a_truncated_answer():
