@@ -1,10 +1,14 @@
-"""Files that a crash cannot spoil, and finished work that is only ever moved aside."""
+"""Files that a crash cannot spoil, finished work that is only moved aside, manifests that are damaged or not ours."""
 
 from __future__ import annotations
 
 import hashlib
 
-from compact_distill.runs.files import is_aside, move_aside, seed_of
+import pytest
+
+from compact_distill.errors import RunError
+from compact_distill.runs.files import is_aside, move_aside, output_problem, seed_of
+from compact_distill.runs.folder import RunFolder
 
 
 def test_what_is_moved_aside_keeps_its_contents_and_frees_its_name(tmp_path):
@@ -42,3 +46,33 @@ def test_a_seed_is_the_first_31_bits_that_every_sampler_takes_of_its_names_hash(
     assert hashlib.sha256(b"42/p0/0").hexdigest()[:8] == "ec308c55"
     assert seed_of("42/p0/0") == 0xEC308C55 & 0x7FFFFFFF
     assert max(seed_of(str(number)) for number in range(200)) < 2**31
+
+
+def test_a_damaged_manifest_of_ours_is_replaced_and_kept(tmp_path, capsys):
+    RunFolder.claim(tmp_path).close()
+    for broken in (
+        "[]",
+        "null",
+        '{"format": 1, "stages": {"train": []}}',
+        '{"format": 1, "stages": {"train": {}}}',
+        "{",
+    ):
+        (tmp_path / "manifest.json").write_text(broken)
+        with RunFolder.claim(tmp_path) as run:
+            assert run.manifest["stages"] == {}
+        assert "was damaged; it is now manifest.json." in capsys.readouterr().err
+    assert len(list(tmp_path.glob("manifest.json.*"))) == 5
+
+
+def test_a_manifest_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "my web page"}')
+    with pytest.raises(RunError, match="is damaged"):
+        RunFolder.claim(tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == '{"name": "my web page"}'
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" + "y" * 300])
+def test_a_name_that_the_system_does_not_allow_is_told(tmp_path, name):
+    assert "cannot be used: File name too long" in output_problem(tmp_path / name)
+    with pytest.raises(RunError, match="File name too long"):
+        RunFolder.claim(tmp_path / name)

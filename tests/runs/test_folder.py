@@ -22,10 +22,10 @@ from compact_distill.runs.files import (
     cut_torn_line,
     fingerprint,
     json_line,
+    output_problem,
     read_jsonl,
 )
 from compact_distill.runs.folder import RunFolder
-from compact_distill.runs.manifest import output_problem
 
 
 def row(name: str) -> ScoreRow:

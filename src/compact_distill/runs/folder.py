@@ -34,19 +34,17 @@ from compact_distill.runs.files import (
     Lock,
     ScoreTrace,
     atomic_write,
+    damage_of,
     dated_name,
     is_aside,
-    json_line,
-    read_jsonl,
-)
-from compact_distill.runs.manifest import (
-    damage_of,
     is_ours,
+    json_line,
     manifest_to_go_on_with,
     new_manifest,
     now,
     output_problem,
     outputs_record,
+    read_jsonl,
     read_manifest,
 )
 

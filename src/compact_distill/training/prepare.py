@@ -25,9 +25,8 @@ from compact_distill.evaluation.examine import Exam, prepare_exam
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, Problem, RationaleStatus
-from compact_distill.runs.files import content_hash, fingerprint
+from compact_distill.runs.files import content_hash, fingerprint, output_problem
 from compact_distill.runs.folder import RunFolder
-from compact_distill.runs.manifest import output_problem
 from compact_distill.runs.progress import say
 from compact_distill.students.identity import commit_of, hub_names, newest_commit, student_hash
 from compact_distill.students.load import adapter_base, check_student, load_tokenizer, pin, split_revision
