@@ -24,7 +24,7 @@ from compact_distill.answers import Verifier
 from compact_distill.config.file import dump_config, load_config
 from compact_distill.config.models import RunConfig
 from compact_distill.data import load_instances
-from compact_distill.data.preview import Preview, preview, used_rows
+from compact_distill.data.write import Preview, preview, used_rows
 from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation.examine import (
     Exam,

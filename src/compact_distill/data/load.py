@@ -1,29 +1,21 @@
-"""Load problems, and problems with their rationales; everything that is wrong is told at once."""
+"""Load problems, and problems with their rationales; everything that is wrong is told at once, and nothing is mended."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
+import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
-from compact_distill.data.rows import (
-    from_published,
-    need_id,
-    read_id,
-    sample_name,
-    to_instance,
-    to_problem,
-    to_rationale,
-)
+from compact_distill.data.read import Faults, Row, raise_if_any, read_rows, short
 from compact_distill.errors import DataError
-from compact_distill.records import Instance, Problem, Rationale
+from compact_distill.records import AnswerFrom, Instance, Problem, Rationale, Verdict
 
 Source = str | Path
-_KEPT_PROBLEMS = 20_000  # some 20 MB
+_SOLUTION = re.compile(r"(?<!#)####(?!#)([^\n#]+)\Z")  # GSM8K's gold answers are solutions that end so
+_PROBLEM_KEYS = ("id", "question", "answer")
+_RATIONALE_KEYS = ("teacher", "text", "answer", "answer_from", "sample", "verdict")
 
 
 def load_problems(source: Source, *, limit: int | None = None, split: str = "train") -> list[Problem]:
@@ -214,63 +206,180 @@ def _rows(source: Source, split: str, faults: Faults) -> Iterator[Row]:
             yield renamed
 
 
-class ProblemStream:
-    """What `load_problems` would load. Few problems are read once and kept; of more, each time only one at a time."""
-
-    def __init__(self, source: str | Path, *, limit: int | None = None, split: str = "train") -> None:
-        self._source = source
-        self._limit = limit
-        self._split = split
-        self._hash: str | None = None
-        self._kept: list[Problem] | None = None
-
-    def __iter__(self) -> Iterator[Problem]:
-        """Yield the problems in the order of the input.
-
-        Raises:
-            DataError: the input is wrong, or has become wrong since it was checked.
-        """
-        if self._hash is not None and self._kept is not None:
-            return iter(self._kept)
-        return islice(self._read(Faults(self._source)), self._limit)
-
-    def check(self) -> str:
-        """Read all rows, the first time; return a hash of the problems that will be yielded.
-
-        Raises:
-            DataError: everything that is wrong with the input, each with its line.
-        """
-        if self._hash is not None:
-            return self._hash
-        faults = Faults(self._source)
-        state = hashlib.sha256()
-        seen: set[int] = set()
-        kept: list[Problem] | None = []
-        for number, problem in enumerate(self._read(faults)):
-            if hash(problem.id) in seen:
-                load_problems(self._source, split=self._split)  # names both rows, if they are really the same
-            seen.add(hash(problem.id))
-            if self._limit is None or number < self._limit:
-                state.update(json.dumps([problem.id, problem.question, problem.answer]).encode() + b"\n")
-                if kept is not None and len(kept) < _KEPT_PROBLEMS:
-                    kept.append(problem)
-                else:
-                    kept = None
-        self._kept, self._hash = kept, state.hexdigest()
-        return self._hash
-
-    def _read(self, faults: Faults) -> Iterator[Problem]:
-        for row in read_rows(self._source, self._split, faults):
-            renamed = from_published(row, faults)
-            problem = None if renamed is None else to_problem(renamed, faults)
-            if problem is None or faults.count:
-                break
-            yield problem
-        if faults.count:
-            load_problems(self._source, split=self._split)  # tells everything that is wrong, not only the first
-            raise_if_any([faults])
-
-
 def _check_limit(limit: Any) -> None:
     if limit is not None and limit < 1:
         raise DataError(f"limit must be >= 1, got {limit}; leave it out to take all problems")
+
+
+# ---- a row as a record
+
+
+def read_id(row: Row) -> str | None:
+    """The row's id as text, a whole number too; None where it has none."""
+    value = row.fields.get("id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def need_id(row: Row, faults: Faults) -> str:
+    """The row's id; where it has none, that is a fault."""
+    identity = read_id(row)
+    if identity is None:
+        faults.add(row.where, f"id must be text or a whole number, {_got(row.fields, 'id')}; write the problem's id")
+    return identity or ""
+
+
+def to_problem(row: Row, faults: Faults) -> Problem | None:
+    """The row as a problem, or None where something in it is wrong."""
+    before = faults.count
+    identity = need_id(row, faults)
+    question = row.fields.get("question")
+    if not isinstance(question, str) or not question.strip():
+        faults.add(row.where, f"question must be text, {_got(row.fields, 'question')}; write the question")
+    answer = _answer(row.fields.get("answer"))
+    solution = _SOLUTION.search(answer) if answer and len(answer) < 20_000 else None
+    if solution is not None:
+        answer = solution[1].strip()
+        faults.solutions += 1
+    if answer is None:
+        got = _got(row.fields, "answer")
+        faults.add(row.where, f"answer must be the gold answer as text or a number, {got}; write it or remove the row")
+    if faults.count > before:
+        return None
+    extra = {key: value for key, value in row.fields.items() if key not in _PROBLEM_KEYS}
+    return Problem(identity, str(question), str(answer), extra)
+
+
+def to_instance(row: Row, faults: Faults, require_rationale: bool) -> Instance | None:
+    """The row of training data as an instance, or None where something in it is wrong."""
+    before = faults.count
+    if "rationales" not in row.fields and "teacher" in row.fields:
+        faults.add(row.where, "is a row of a rationale store; say where its problems are too (`problems:`)")
+        return None
+    problem = to_problem(row, faults)
+    rationales = _rationales(row, faults)
+    if faults.count == before and require_rationale and not any(r.text for r in rationales):
+        faults.add(row.where, "has no rationale at all; write at least one or remove the row")
+    if problem is None or faults.count > before:
+        return None
+    extra = {key: value for key, value in problem.extra.items() if key != "rationales"}
+    return Instance(problem.id, problem.question, problem.answer, tuple(rationales), extra)
+
+
+def _rationales(row: Row, faults: Faults) -> list[Rationale]:
+    listed = row.fields.get("rationales")
+    if isinstance(listed, dict):  # as `datasets` keeps a list of objects
+        listed = _transposed(listed)
+    if not isinstance(listed, list):
+        got = _got(row.fields, "rationales")
+        faults.add(row.where, f"rationales must be a list of objects with teacher and text, {got}; write such a list")
+        return []
+    rationales: list[Rationale] = []
+    seen: dict[str, int] = {}
+    for number, fields in enumerate(listed, start=1):
+        where = f"{row.where}, rationale {number}"
+        if not isinstance(fields, dict):
+            faults.add(where, f"must be an object with teacher and text, got {short(fields)}; write such an object")
+            continue
+        rationale = to_rationale(fields, where, faults)
+        if rationale is None:
+            continue
+        name = sample_name(rationale)
+        if name in seen:
+            faults.add(where, f'{name!r} stands already in rationale {seen[name]}; number further samples: "sample": 1')
+        seen[name] = number
+        rationales.append(rationale)
+    return rationales
+
+
+def _transposed(columns: dict[str, Any]) -> Any:
+    """`{"teacher": [...], "text": [...]}` as a list of objects; what is not of that kind comes back as it is."""
+    values = list(columns.values())
+    if not values or not all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
+        return columns
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def to_rationale(fields: dict[str, Any], where: str, faults: Faults) -> Rationale | None:
+    """The fields as a rationale, or None where something in them is wrong.
+
+    A rationale without text, or whose status is not "ok", is a missing one: its text is empty. The status stays in
+    `extra`, beside all fields that are not a rationale's own.
+    """
+    before = faults.count
+    teacher = fields.get("teacher")
+    if not isinstance(teacher, str) or not teacher.strip():
+        faults.add(where, f"teacher must be text, {_got(fields, 'teacher')}; write the teacher's name")
+    status = fields.get("status")
+    if status is not None and not isinstance(status, str):
+        faults.add(where, f'status must be text, {_got(fields, "status")}; write "ok" or leave it out')
+    failed = status not in (None, "ok")
+    text = fields.get("text")
+    if (text is None and "text" not in fields and not failed) or not isinstance(text, str | None):
+        faults.add(where, f"text must be text, {_got(fields, 'text')}; write null where the teacher failed")
+    answer = _answer(fields.get("answer"))
+    if answer is None and fields.get("answer") not in (None, ""):
+        faults.add(where, f"answer must be text or a number, {_got(fields, 'answer')}; write null where there is none")
+    sample = fields.get("sample")
+    sample = 0 if sample is None else sample
+    if not isinstance(sample, int) or isinstance(sample, bool) or sample < 0:
+        faults.add(where, f"sample must be a whole number >= 0, {_got(fields, 'sample')}; number samples from 0")
+    verdict = fields.get("verdict")
+    if verdict is not None and verdict not in list(Verdict):
+        names = ", ".join(Verdict)
+        faults.add(where, f"verdict must be one of {names}, {_got(fields, 'verdict')}; write one of them or null")
+    origin = fields.get("answer_from")
+    if origin is not None and origin not in list(AnswerFrom):
+        names = ", ".join(AnswerFrom)
+        faults.add(where, f"answer_from must be one of {names}, {_got(fields, 'answer_from')}; write one or null")
+    if faults.count > before:
+        return None
+    present = isinstance(text, str) and bool(text.strip()) and not failed
+    return Rationale(
+        teacher=str(teacher),
+        text=str(text) if present else "",
+        answer=answer,
+        sample=sample,
+        verdict=None if verdict is None else Verdict(verdict),
+        answer_from=None if origin is None else AnswerFrom(origin),
+        extra={key: value for key, value in fields.items() if key not in _RATIONALE_KEYS},
+    )
+
+
+def from_published(row: Row, faults: Faults) -> Row | None:
+    """Turn a row of the published code, {"Question", "CoT": [...], "Answer"}, into training data; others stay.
+
+    It has no ids and no names: the id is the number of the row from 0 (unless it has an id), the k-th text is that of
+    `teacher_k`, k from 0. A null text is a missing rationale.
+    """
+    fields = row.fields
+    if "CoT" not in fields:
+        return row
+    texts = fields["CoT"]
+    if not isinstance(texts, list) or not all(isinstance(text, str | None) for text in texts):
+        faults.add(row.where, f"CoT must be a list of texts, one a teacher, {_got(fields, 'CoT')}; write such a list")
+        return None
+    renamed = {key: value for key, value in fields.items() if key not in ("Question", "CoT", "Answer")}
+    renamed.setdefault("id", row.index)
+    renamed.update(question=fields.get("Question"), answer=fields.get("Answer"))
+    renamed["rationales"] = [{"teacher": f"teacher_{k}", "text": text} for k, text in enumerate(texts)]
+    return Row(renamed, row.index, row.where)
+
+
+def sample_name(rationale: Rationale) -> str:
+    """What a rationale is called among those of its problem: the teacher's name, `teacher#1` for its second sample."""
+    return rationale.teacher if rationale.sample == 0 else f"{rationale.teacher}#{rationale.sample}"
+
+
+def _answer(value: Any) -> str | None:
+    """An answer as stripped text; a number becomes text, without ".0" where it is whole. None: it is neither."""
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return str(int(value) if value == int(value) else value)
+
+
+def _got(fields: dict[str, Any], key: str) -> str:
+    return f"got {short(fields[key])}" if key in fields else "but it is not there"

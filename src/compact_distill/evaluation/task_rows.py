@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.answers import choices_of, compare_answers
+from compact_distill.data.load import to_problem
 from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
-from compact_distill.data.rows import to_problem
 from compact_distill.errors import DataError
 from compact_distill.evaluation.task import TEXT_SUFFIXES, Task, render
 from compact_distill.runs.files import fingerprint

@@ -19,7 +19,7 @@ import regex
 
 from compact_distill.answers import FoundAnswer, Verifier, answers_of, places_in, split_answer
 from compact_distill.config.models import MAX_LENGTH, TextConfig
-from compact_distill.data.preview import ProblemSize
+from compact_distill.data.write import ProblemSize
 from compact_distill.errors import DataError, StudentError
 from compact_distill.records import AnswerFrom, Instance, Rationale, RationaleStatus, Verdict
 from compact_distill.students.load import tokenizer_problems

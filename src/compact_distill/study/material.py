@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compact_distill.config.models import RunConfig
-from compact_distill.data.preview import optimizer_steps
+from compact_distill.data.write import optimizer_steps
 from compact_distill.errors import InputError
 from compact_distill.evaluation.task_rows import Training
 from compact_distill.method.encode import Encoder

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from compact_distill.config.file import dump_config
 from compact_distill.config.models import RunConfig
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.config.yaml import messages
-from compact_distill.data.load import ProblemStream, load_instances, load_problems
+from compact_distill.data.load import from_published, load_instances, load_problems, to_problem
+from compact_distill.data.read import Faults, raise_if_any, read_rows
 from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.records import Instance, Problem
 from compact_distill.runs.files import fingerprint
@@ -30,6 +34,7 @@ from compact_distill.teachers.training_data import StoreTable, select, summarise
 from compact_distill.teachers.worker import estimate
 
 _POLL_SECONDS = 1.0
+_KEPT_PROBLEMS = 20_000  # some 20 MB
 # Settings of how fast, from where and at which price; none of them changes an answer.
 _NO_CONTENT = {
     "base_url", "api_key_env", "rationale", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout",
@@ -274,6 +279,63 @@ def _verify(config: RunConfig, folder: Path, problems: ProblemStream, everything
         verifier = stack.enter_context(Verifier())
         stores = [stack.enter_context(Store(folder, teacher.name)) for teacher in config.teachers]
         return sum(verify_store(store, verifier, golds, everything, choices) for store in stores)
+
+
+class ProblemStream:
+    """What `load_problems` would load. Few problems are read once and kept; of more, each time only one at a time."""
+
+    def __init__(self, source: str | Path, *, limit: int | None = None, split: str = "train") -> None:
+        self._source = source
+        self._limit = limit
+        self._split = split
+        self._hash: str | None = None
+        self._kept: list[Problem] | None = None
+
+    def __iter__(self) -> Iterator[Problem]:
+        """Yield the problems in the order of the input.
+
+        Raises:
+            DataError: the input is wrong, or has become wrong since it was checked.
+        """
+        if self._hash is not None and self._kept is not None:
+            return iter(self._kept)
+        return islice(self._read(Faults(self._source)), self._limit)
+
+    def check(self) -> str:
+        """Read all rows, the first time; return a hash of the problems that will be yielded.
+
+        Raises:
+            DataError: everything that is wrong with the input, each with its line.
+        """
+        if self._hash is not None:
+            return self._hash
+        faults = Faults(self._source)
+        state = hashlib.sha256()
+        seen: set[int] = set()
+        kept: list[Problem] | None = []
+        for number, problem in enumerate(self._read(faults)):
+            if hash(problem.id) in seen:
+                load_problems(self._source, split=self._split)  # names both rows, if they are really the same
+            seen.add(hash(problem.id))
+            if self._limit is None or number < self._limit:
+                state.update(json.dumps([problem.id, problem.question, problem.answer]).encode() + b"\n")
+                if kept is not None and len(kept) < _KEPT_PROBLEMS:
+                    kept.append(problem)
+                else:
+                    kept = None
+        self._kept, self._hash = kept, state.hexdigest()
+        return self._hash
+
+    def _read(self, faults: Faults) -> Iterator[Problem]:
+        for row in read_rows(self._source, self._split, faults):
+            renamed = from_published(row, faults)
+            problem = None if renamed is None else to_problem(renamed, faults)
+            if problem is None or faults.count:
+                break
+            yield problem
+        if faults.count:
+            load_problems(self._source, split=self._split)  # tells everything that is wrong, not only the first
+            raise_if_any([faults])
 
 
 def problem_stream(config: RunConfig) -> ProblemStream:

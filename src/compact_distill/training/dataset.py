@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from compact_distill.data.preview import nothing_left
+from compact_distill.data.write import nothing_left
 from compact_distill.errors import DataError
 from compact_distill.method.encode import EncodedProblem
 from compact_distill.method.weights import Rule

@@ -18,8 +18,7 @@ import torch
 
 from compact_distill.config.models import CompatibilityConfig, RunConfig
 from compact_distill.data import load_instances
-from compact_distill.data.load import ProblemStream
-from compact_distill.data.preview import ProblemSize, nothing_left
+from compact_distill.data.write import ProblemSize, nothing_left
 from compact_distill.errors import DataError, InputError, RunError
 from compact_distill.evaluation.examine import Exam, prepare_exam
 from compact_distill.method.encode import EncodedProblem, Encoder
@@ -31,7 +30,7 @@ from compact_distill.runs.progress import say
 from compact_distill.students.identity import commit_of, hub_names, newest_commit, student_hash
 from compact_distill.students.load import adapter_base, check_student, load_tokenizer, pin, split_revision
 from compact_distill.students.prompt import pattern_problems, prompt_problems
-from compact_distill.teachers.stages import check_teachers, problem_stream
+from compact_distill.teachers.stages import ProblemStream, check_teachers, problem_stream
 from compact_distill.training.arguments import CompactConfig, setting_problems, settings_that_matter
 
 _MEASURED_ALONE = 5000  # of fewer problems, other processes would only cost time
