@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from compact_distill.config.models import CompatibilityConfig
-from compact_distill.training.dataset import ProblemDataset
+from compact_distill.method.passes import ProblemDataset
 from compact_distill.training.trainer import CompactConfig, CompactTrainer
 from naive import CONSISTENCY, PUBLISHED, NaiveTrainer
 from workload import Shape, Workload, sequences

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 import models
 from compact_distill.config.models import CompatibilityConfig
 from compact_distill.errors import ConfigError, DataError, RunError
+from compact_distill.method.passes import ProblemDataset
 from compact_distill.records import Instance, Rationale
 from compact_distill.runs.files import read_jsonl
-from compact_distill.training.dataset import ProblemDataset
 from compact_distill.training.trainer import CompactConfig, CompactTrainer
 
 

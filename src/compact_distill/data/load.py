@@ -1,4 +1,4 @@
-"""Load problems, and problems with their rationales; everything that is wrong is told at once, and nothing is mended."""
+"""Load problems, and problems with their rationales; all that is wrong is told at once, and nothing is mended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written of the training data: a preview before a run, each rationale as it was used, rows for other trainers."""
+"""What is written of the training data: a preview before a run, rationales as it used them, rows for other trainers."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from compact_distill.config.models import LoraConfig, RunConfig
 from compact_distill.method.encode import EncodedProblem
+from compact_distill.method.passes import ProblemDataset
 from compact_distill.method.score import gains
 from compact_distill.runs.environment import accelerator, peak_memory_mib
 from compact_distill.runs.folder import RunFolder
@@ -22,7 +23,6 @@ from compact_distill.students.identity import commit_of
 from compact_distill.students.load import adapter_base, load_student
 from compact_distill.training.callbacks import ExamineEveryEpoch, ShowProgress, StopInOrder, TrainingHistory
 from compact_distill.training.checkpoints import SEAL, damage, trace_damage
-from compact_distill.training.dataset import ProblemDataset
 from compact_distill.training.prepare import Prepared
 from compact_distill.training.trainer import CompactTrainer
 

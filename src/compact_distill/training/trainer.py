@@ -27,7 +27,7 @@ from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.forward import attach
 from compact_distill.method.loss import aggregate
 from compact_distill.method.packing import lay_out
-from compact_distill.method.passes import Job, plan_jobs, read_job
+from compact_distill.method.passes import Job, LengthGroupedSampler, ProblemDataset, plan_jobs, read_job
 from compact_distill.method.score import score_row
 from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, ScoreRow
@@ -42,7 +42,6 @@ from compact_distill.training.checkpoints import (
     trace_damage,
     trace_so_far,
 )
-from compact_distill.training.dataset import LengthGroupedSampler, ProblemDataset
 
 if TYPE_CHECKING:
     from peft import PeftConfig
