@@ -14,6 +14,7 @@ from compact_distill.report.text import number, short
 
 _MARKERS_UP_TO = 14  # points of a line; more of them would hide it
 _LABEL = 15  # most characters of a label at a line's end
+_TICKS = 6
 Show = Callable[[float], str]
 Given = ParamSpec("Given")
 
@@ -64,9 +65,11 @@ def line_chart(
     zero: bool = False,
     reference: tuple[float, str] | None = None,
     labels: bool = True,
-    x_ticks: Sequence[float] = (),
 ) -> Sheet:
-    """Lines with bands over a common x; each is named at its end. `reference` is a dotted level with a name."""
+    """Lines with bands over a common x; each is named at its end. `reference` is a dotted level with a name.
+
+    Where x are few whole numbers, such as epochs, those are the axis' ticks.
+    """
     drawn = [line for line in lines if any(map(math.isfinite, line.y))]
     names = [line.name for line in drawn] + ([reference[1]] if reference else [])
     longest = max((min(len(name), _LABEL) for name in names), default=0)
@@ -77,7 +80,7 @@ def line_chart(
     sheet.y_range = y_range
     sheet.x_range = (min(xs), max(xs)) if len(xs) > 1 else (xs[0] - 0.5, xs[0] + 0.5) if xs else (0.0, 1.0)
     sheet.y_axis(show=show)
-    sheet.x_axis(x_label, at=x_ticks)
+    sheet.x_axis(x_label, at=xs if len(xs) <= _TICKS and all(x == int(x) for x in xs) else ())
     if reference:
         sheet.line([(x, reference[0]) for x in sheet.x_range], "reference")
     for line in drawn:

@@ -12,7 +12,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree as ET
 
 from compact_distill.report.text import number, short
@@ -319,6 +319,42 @@ class Figure:
     table: Table
     legend: Sequence[Key] = ()
     finding: str = ""
+
+
+class Drawn(NamedTuple):
+    """What a figure's data make of it; `note` goes behind its caption, `title` in place of its title."""
+
+    charts: Sequence[Chart]
+    table: Table
+    legend: Sequence[Key] = ()
+    finding: str = ""
+    note: str = ""
+    title: str = ""
+
+
+_Draw = Callable[[Any], Drawn | None]
+_FIGURES: dict[str, list[Callable[[Any], Figure | None]]] = {}  # by section, in their order
+
+
+def figure(section: str, key: str, title: str, caption: str) -> Callable[[_Draw], _Draw]:
+    """Put a figure into a section of a page: the function below draws it from the run, or gives None without data."""
+
+    def register(draw: _Draw) -> _Draw:
+        def make(run: Any) -> Figure | None:
+            drawn = draw(run)
+            if drawn is None:
+                return None
+            return Figure(key, drawn.title or title, caption + drawn.note, *drawn[:4])
+
+        _FIGURES.setdefault(section, []).append(make)
+        return draw
+
+    return register
+
+
+def figures_of(section: str, run: Any) -> list[Figure]:
+    """A section's figures, those left out that have no data."""
+    return [made for make in _FIGURES.get(section, ()) if (made := make(run)) is not None]
 
 
 def spaced(count: int, most: int) -> list[int]:

@@ -1,13 +1,10 @@
-"""Figures of the outcome: results before and after, drift, and the course of training.
-
-Each function gives a figure, or None where its data is missing.
-"""
+"""Figures of the outcome and its course: results before and after, drift, the training log, and the data."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +12,29 @@ import numpy as np
 from compact_distill.report.charts import (
     Line,
     Mark,
+    Ridge,
     Show,
+    heat_chart,
     interval_chart,
     line_chart,
     plane_chart,
+    ridge_chart,
+    stack_chart,
 )
-from compact_distill.report.drawing import Chart, Figure, Key, Table, spaced
-from compact_distill.report.read import RunData, TaskResult
-from compact_distill.report.text import UNITS, moved, number, whole_percent, whole_points
+from compact_distill.report.drawing import Chart, Drawn, Key, Table, figure, spaced
+from compact_distill.report.read import RIGHT, WRONG, RunData, TaskResult, UsedRationale
+from compact_distill.report.text import UNITS, moved, number, plural, whole_percent, whole_points
 from compact_distill.report.trace import Floats
 
 _BEFORE, _AFTER = "base", "student"
+
+
+def table_of(columns: Sequence[str], records: Iterable[Any]) -> Table:
+    """A table of records' fields."""
+    return Table(columns, [tuple(getattr(record, name) for name in columns) for record in records])
+
+
+# ---- results before and after
 
 
 def final_results(run: RunData) -> list[tuple[str, TaskResult | None, TaskResult | None]]:
@@ -71,57 +80,60 @@ def unit_charts(
     return charts
 
 
-def accuracy(run: RunData) -> Figure | None:
-    """Results before and after, with intervals."""
-    looks = {_BEFORE: ("before", 0), _AFTER: ("after", 2)}
+@figure(
+    "results",
+    "accuracy",
+    "Before and after training",
+    "Look for intervals that do not overlap: those changes are very likely real. Learned tasks should move right; "
+    "retained tasks should stay. Bars are 95 % intervals over rows (Wilson's, for accuracy). An answer that could "
+    "not be read counts as wrong, so watch the unparsed and truncated columns below before you trust a low number.",
+)
+def _accuracy(run: RunData) -> Drawn | None:
+    looks = {_BEFORE: Key("before (base)", "before", 0), _AFTER: Key("after (student)", "after", 2)}
     done = [r for r in run.results if r.student in looks]
-    if not done:
-        return None
     done.sort(key=lambda r: (_role(run, r.task) != "learned", r.task, r.metric, r.student != _BEFORE))
     entries = []
     for r in done:
-        css, shape = looks[r.student]
-        role = f" ({_role(run, r.task)})" if _role(run, r.task) else ""
-        entries.append((r.task, role, r.metric, Mark(css, r.value, r.low, r.high, css, shape)))
+        look, role = looks[r.student], _role(run, r.task)
+        mark = Mark(look.css, r.value, r.low, r.high, look.css, look.shape)
+        entries.append((r.task, f" ({role})" if role else "", r.metric, mark))
+    charts = unit_charts(entries, "Accuracy", "", "share of right answers", whole_percent, joined=True)
     columns = ("student", "task", "role", "metric", "value", "low", "high", "rows", "unparsed", "truncated")
-    return Figure(
-        "accuracy",
-        "Before and after training",
-        "Look for intervals that do not overlap: those changes are very likely real. Learned tasks should move right; "
-        "retained tasks should stay. Bars are 95 % intervals over rows (Wilson's, for accuracy). An answer that could "
-        "not be read counts as wrong, so watch the unparsed and truncated columns below before you trust a low number.",
-        unit_charts(entries, "Accuracy", "", "share of right answers", whole_percent, joined=True),
-        Table(columns, [tuple(getattr(r, name) for name in columns) for r in run.results]),
-        legend=[Key("before (base)", "before", 0), Key("after (student)", "after", 2)],
-    )
+    return Drawn(charts, table_of(columns, run.results), list(looks.values())) if done else None
 
 
 CHANGE_COLUMNS = ("task", "role", "metric", "rows", "difference", "low", "high", "gained", "lost", "mcnemar_p")
 
 
-def change(run: RunData) -> Figure | None:
-    """Difference after minus before on the same rows."""
-    if not run.changes:
-        return None
+@figure(
+    "results",
+    "change",
+    "Change on the same rows",
+    "Look at whether a bar crosses zero: grey bars do, so chance alone could explain them; blue is better, orange "
+    "is worse. This is the sharper test, because both students answered the same rows (paired bootstrap, 95 %). "
+    "Gained rows turned right, lost rows turned wrong; p is the exact McNemar test of the two counts.",
+)
+def _change(run: RunData) -> Drawn | None:
     order = sorted(run.changes, key=lambda c: (c.role != "learned", c.task))
     entries = []
     for c in order:
-        css = "after" if c.better else "wrong" if c.worse else "s7"
-        mark = Mark("after - before", c.difference, c.low, c.high, css)
+        mark = Mark(
+            "after - before", c.difference, c.low, c.high, "after" if c.better else "wrong" if c.worse else "s7"
+        )
         entries.append((c.task, f": {moved(c.difference, c.metric)}", c.metric, mark))
-    return Figure(
-        "change",
-        "Change on the same rows",
-        "Look at whether a bar crosses zero: grey bars do, so chance alone could explain them; blue is better, orange "
-        "is worse. This is the sharper test, because both students answered the same rows (paired bootstrap, 95 %). "
-        "Gained rows turned right, lost rows turned wrong; p is the exact McNemar test of the two counts.",
-        unit_charts(entries, "Change, percentage points", "change, ", "after − before", whole_points, reference=0.0),
-        Table(CHANGE_COLUMNS, [tuple(getattr(c, name) for name in CHANGE_COLUMNS) for c in order]),
-    )
+    title, label = "Change, percentage points", "after − before"
+    charts = unit_charts(entries, title, "change, ", label, whole_points, reference=0.0)
+    return Drawn(charts, table_of(CHANGE_COLUMNS, order)) if order else None
 
 
-def accuracy_over_training(run: RunData) -> Figure | None:
-    """Accuracy of the checkpoints, where more than base and student were evaluated."""
+@figure(
+    "results",
+    "accuracy_over_training",
+    "Accuracy while training",
+    "Look for the epoch after which learned tasks stop rising, and whether retained tasks start to fall there: "
+    "that is where training could have ended. Bands are 95 % Wilson intervals.",
+)
+def _accuracy_over_training(run: RunData) -> Drawn | None:
     shares = [r for r in run.results if r.main and r.metric not in UNITS and r.epoch is not None]
     epochs = sorted({float(r.epoch) for r in shares if r.epoch is not None})
     if len(epochs) < 3:
@@ -129,119 +141,91 @@ def accuracy_over_training(run: RunData) -> Figure | None:
     lines = []
     for index, task in enumerate(dict.fromkeys(r.task for r in shares)):
         at = {r.epoch: r for r in shares if r.task == task}
-        column = [[getattr(at[e], key) if e in at else math.nan for e in epochs] for key in ("value", "low", "high")]
+        column = [[getattr(at.get(e), key, math.nan) for e in epochs] for key in ("value", "low", "high")]
         lines.append(Line(task, column[0], index, column[1], column[2]))
-    return Figure(
-        "accuracy_over_training",
-        "Accuracy while training",
-        "Look for the epoch after which learned tasks stop rising, and whether retained tasks start to fall there: "
-        "that is where training could have ended. Bands are 95 % Wilson intervals.",
-        [line_chart("Accuracy of the checkpoints", epochs, lines, x_label="epoch", show=whole_percent)],
-        Table(
-            ("epoch", "task", "accuracy", "low", "high"),
-            sorted((r.epoch, r.task, r.value, r.low, r.high) for r in shares),
-        ),
-    )
+    chart = line_chart("Accuracy of the checkpoints", epochs, lines, x_label="epoch", show=whole_percent)
+    rows = sorted((r.epoch, r.task, r.value, r.low, r.high) for r in shares)
+    return Drawn([chart], Table(("epoch", "task", "accuracy", "low", "high"), rows))
 
+
+# ---- drift
 
 _PLANES = 3  # layers shown per set of prompts
-_LEGEND = [Key("base", "before", 0), Key("student", "after", 2)]
+_ROLES = {"learned": 0, "retained": 1}
 
 
-def planes(run: RunData) -> Figure | None:
-    """Base and student in the plane of the base's two principal components."""
+@figure(
+    "drift",
+    "drift_planes",
+    "Where prompts sit: base and student",
+    "Each point is the hidden state of a prompt's last token, in the plane where the base varies most; a thin line "
+    "joins a prompt's two states and the large marks are centroids. Clouds that lie on each other mean that "
+    "training left this layer's picture of the prompts alone; a common shift of all points is the mark of "
+    "forgetting on retained prompts.",
+)
+def _planes(run: RunData) -> Drawn | None:
     charts, table = [], []
     for part in run.drift:
         for index in spaced(len(part.layers), _PLANES):
-            layer = part.layers[index].layer
-            if not part.base[index]:
-                continue
-            charts.append(
-                plane_chart(f"{part.role} prompts, layer {layer}", part.base[index], part.student[index], part.ids)
-            )
-            for who, cloud in (("base", part.base[index]), ("student", part.student[index])):
-                table += [(part.role, layer, who, name, x, y) for name, (x, y) in zip(part.ids, cloud, strict=True)]
-    if not charts:
-        return None
-    return Figure(
-        "drift_planes",
-        "Where prompts sit: base and student",
-        "Each point is the hidden state of a prompt's last token, in the plane where the base varies most; a thin line "
-        "joins a prompt's two states and the large marks are centroids. Clouds that lie on each other mean that "
-        "training left this layer's picture of the prompts alone; a common shift of all points is the mark of "
-        "forgetting on retained prompts.",
-        charts,
-        Table(("role", "layer", "student", "id", "x", "y"), table),
-        legend=_LEGEND,
-    )
+            layer, clouds = part.layers[index].layer, (part.base[index], part.student[index])
+            if clouds[0]:
+                charts.append(plane_chart(f"{part.role} prompts, layer {layer}", *clouds, part.ids))
+                for who, cloud in zip((_BEFORE, _AFTER), clouds, strict=True):
+                    table += [(part.role, layer, who, name, x, y) for name, (x, y) in zip(part.ids, cloud, strict=True)]
+    keys = [Key("base", "before", 0), Key("student", "after", 2)]
+    return Drawn(charts, Table(("role", "layer", "student", "id", "x", "y"), table), keys) if charts else None
 
 
-def layer_curves(run: RunData) -> Figure | None:
-    """Shift and similarity of each layer."""
+@figure(
+    "drift",
+    "drift_layers",
+    "How far each layer moved",
+    "Look for layers where learned and retained prompts part: learned ones may move, retained ones should not. A "
+    "shift of 1 is as far as the base's own prompts lie from their centre; solid lines show how far all moved "
+    "together, dashed ones how far each did. CKA looks at all dimensions and ignores rotations.",
+)
+def _layer_curves(run: RunData) -> Drawn | None:
     parts = [part for part in run.drift if part.layers]
-    if not parts:
-        return None
     layers = sorted({float(layer.layer) for part in parts for layer in part.layers})
-    whole = layers if len(layers) <= 6 else []  # else round numbers are whole ones
-    shifts, same = [], []
-    for index, part in enumerate(parts):
-        at = {layer.layer: layer for layer in part.layers}
-        own = [at.get(int(layer)) for layer in layers]
-        css = f"s{_role_index(part.role, index)}"
-        for key, name, dashes in (("centroid_shift", "centre", ""), ("row_shift", "rows", " dashed")):
-            values = [_or_nan(getattr(layer, key) if layer else None) for layer in own]
-            shifts.append(Line(f"{part.role} {name}", values, _role_index(part.role, index), css=css + dashes))
-        same.append(
-            Line(part.role, [_or_nan(layer.cka if layer else None) for layer in own], _role_index(part.role, index))
-        )
-    charts = [
-        line_chart("Shift, in spreads of the base", layers, shifts, x_label="layer", zero=True, x_ticks=whole),
-        line_chart("Linear CKA (1 = the same)", layers, same, x_label="layer", x_ticks=whole),
-    ]
     columns = ("layer", "centroid_shift", "row_shift", "centroid_distance", "row_distance", "cka")
-    table = [(part.role, *(getattr(layer, c) for c in columns)) for part in parts for layer in part.layers]
-    return Figure(
-        "drift_layers",
-        "How far each layer moved",
-        "Look for layers where learned and retained prompts part: learned ones may move, retained ones should not. A "
-        "shift of 1 is as far as the base's own prompts lie from their centre; solid lines show how far all moved "
-        "together, dashed ones how far each did. CKA looks at all dimensions and ignores rotations.",
-        charts,
-        Table(("role", *columns), table),
-    )
+    shifts, same, table = [], [], []
+    for index, part in enumerate(parts):
+        table += [(part.role, *row) for row in table_of(columns, part.layers).rows]
+        at, look = {layer.layer: layer for layer in part.layers}, _ROLES.get(part.role, index + 2)
+        for key, name, css, lines in (
+            ("centroid_shift", f"{part.role} centre", f"s{look}", shifts),
+            ("row_shift", f"{part.role} rows", f"s{look} dashed", shifts),
+            ("cka", part.role, "", same),
+        ):
+            found = [getattr(at.get(int(layer)), key, None) for layer in layers]
+            lines.append(Line(name, [math.nan if v is None else v for v in found], look, css=css))
+    charts = [
+        line_chart("Shift, in spreads of the base", layers, shifts, x_label="layer", zero=True),
+        line_chart("Linear CKA (1 = the same)", layers, same, x_label="layer"),
+    ]
+    return Drawn(charts, Table(("role", *columns), table)) if parts else None
 
 
-def divergence(run: RunData) -> Figure | None:
-    """KL between the next-token distributions of base and student."""
-    if not run.drift:
-        return None
+@figure(
+    "drift",
+    "divergence",
+    "How differently it goes on",
+    "KL(base ‖ student) of the next-token distributions, in nats. A large value on retained prompts warns of "
+    "changed habits even where accuracy held. It looks one token ahead, so a value near 0 proves nothing about "
+    "what follows. 95 % intervals.",
+)
+def _divergence(run: RunData) -> Drawn | None:
+    keys = {"kl_last": Key("after the prompt", "after", 2), "kl_prompt": Key("mean over the prompt", "before", 0)}
     rows, table = [], []
     for part in run.drift:
-        marks = []
-        for name, where, shape in (("kl_last", "after the prompt", 2), ("kl_prompt", "over the prompt's tokens", 0)):
-            mean, low, high = getattr(part, name)
-            marks.append(Mark(where, mean, low, high, "after" if name == "kl_last" else "before", shape))
-            table.append((part.role, name, mean, low, high))
+        marks = [Mark(key.name, *getattr(part, name), key.css, key.shape) for name, key in keys.items()]
+        table += [(part.role, name, *getattr(part, name)) for name in keys]
         rows.append((f"{part.role}: {number(part.kl_last[0])} nats after the prompt", marks))
-    return Figure(
-        "divergence",
-        "How differently it goes on",
-        "KL(base ‖ student) of the next-token distributions, in nats. A large value on retained prompts warns of "
-        "changed habits even where accuracy held. It looks one token ahead, so a value near 0 proves nothing about "
-        "what follows. 95 % intervals.",
-        [interval_chart("KL divergence, nats", rows, x_label="nats", reference=0.0)],
-        Table(("role", "where", "mean", "low", "high"), table),
-        legend=[Key("after the prompt", "after", 2), Key("mean over the prompt", "before", 0)],
-    )
+    chart = interval_chart("KL divergence, nats", rows, x_label="nats", reference=0.0)
+    return Drawn([chart], Table(("role", "where", "mean", "low", "high"), table), list(keys.values())) if rows else None
 
 
-def _role_index(role: str, index: int) -> int:
-    return {"learned": 0, "retained": 1}.get(role, index + 2)
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
+# ---- the training log
 
 TRAIN_POINTS = 200  # of a curve; more log lines are averaged
 
@@ -256,8 +240,16 @@ CURVES = {
 }
 
 
-def training(run: RunData) -> Figure | None:
-    """All curves of the training log."""
+@figure(
+    "training",
+    "training",
+    "Loss, gradients, speed and memory",
+    "The loss should fall fast, then slowly; one that rises again, or gradient norms that grow, hint at a learning "
+    "rate that is too high. The likelihood is weighted, so it also moves when the weights do. Throughput should be "
+    "level: dips are pauses to save or evaluate, or a busy machine. Memory is the peak so far, of the accelerator or "
+    "of the process.",
+)
+def _training(run: RunData) -> Drawn | None:
     values = {key: np.array([log_number(row.get(key)) for row in run.log]) for key in ("epoch", *CURVES)}
     if not len(run.log) or np.isnan(values["loss"]).all():
         return None
@@ -272,23 +264,16 @@ def training(run: RunData) -> Figure | None:
         low, high = ([_over(pick, p) for p in parts[key]] if group > 1 else () for pick in (np.min, np.max))
         line = Line(key, means[key], 0, low, high)
         charts.append(line_chart(title, means["epoch"], [line], x_label="epoch", zero=zero, labels=False))
-    lines = f"Each point is the mean of {group} log lines, the band their range. " if group > 1 else ""
-    return Figure(
-        "training",
-        "Loss, gradients, speed and memory",
-        "The loss should fall fast, then slowly; one that rises again, or gradient norms that grow, hint at a learning "
-        "rate that is too high. The likelihood is weighted, so it also moves when the weights do. Throughput should be "
-        f"level: dips are pauses to save or evaluate, or a busy machine. {lines}"
-        "Memory is the peak so far, of the accelerator or of the process.",
-        charts,
-        Table(("epoch", *keys), list(zip(*(means[key] for key in ("epoch", *keys)), strict=True))),
+    table = Table(("epoch", *keys), list(zip(*means.values(), strict=True)))
+    return Drawn(
+        charts, table, note=f" Each point is the mean of {group} log lines, the band their range." * (group > 1)
     )
 
 
 def loss_curve(run: RunData) -> list[tuple[float, float]]:
     """(epoch, loss) of at most `TRAIN_POINTS` points."""
-    figure = training(run)
-    return [(row[0], row[1]) for row in figure.table.rows] if figure else []
+    drawn = _training(run)
+    return [(row[0], row[1]) for row in drawn.table.rows] if drawn else []
 
 
 def log_number(value: Any) -> float:
@@ -300,3 +285,115 @@ def _over(reduce: Callable[[Floats], Any], values: Floats) -> float:
     """A reduction of the values that are not NaN; NaN where there are none."""
     known = values[~np.isnan(values)]
     return float(reduce(known)) if len(known) else math.nan
+
+
+# ---- what the student was given
+
+_BINS = 24
+# Parts of a teacher's bar, in order, with their classes: those that train, then those that do not.
+_PARTS = {
+    "right": "right",
+    "wrong": "wrong",
+    "not checked": "s7",
+    "unparsed": "gap1",
+    "no answer": "gap1",
+    "over length": "gap2",
+    "missing": "gap3",
+    "rejected": "gap4",
+}
+
+
+def _part_of(rationale: UsedRationale) -> str:
+    """What became of a rationale, in the words of the figure."""
+    if rationale.status != "ok":
+        return rationale.status.replace("_", " ")
+    return {RIGHT: "right", WRONG: "wrong", None: "not checked"}.get(rationale.verdict, "unparsed")
+
+
+@figure(
+    "data",
+    "data_status",
+    "What became of the rationales",
+    "Blue and orange parts trained the student; everything grey was left out, never cut or guessed. A teacher "
+    "with much grey needs a longer max_length (over length) or a clearer end of its answers (unparsed).",
+)
+def _status(run: RunData) -> Drawn | None:
+    counts = Counter((name, _part_of(r)) for p in run.problems.values() for name, r in p.rationales.items())
+    classes = _PARTS | {part: "gap4" for _, part in counts if part not in _PARTS}
+    rows = [(name, [(part, counts[name, part]) for part in classes]) for name in run.teachers]
+    used = sum(count for (_, part), count in counts.items() if part in ("right", "wrong", "not checked"))
+    table = [(name, part, count) for name, parts in rows for part, count in parts if count]
+    there = {part for _, part, _ in table}
+    return (
+        Drawn(
+            [stack_chart("Rationales", rows, classes, x_label="rationales")],
+            Table(("teacher", "part", "count"), table),
+            [Key(part, css) for part, css in classes.items() if part in there],
+            f"{plural(used, 'rationale')} of {sum(counts.values()):,} took part in training.",
+        )
+        if run.problems
+        else None
+    )
+
+
+@figure(
+    "data",
+    "data_lengths",
+    "How long they are",
+    "Look for teachers that write much longer than the others: difficulty is a mean over tokens, so length alone "
+    "does not weigh, but long rationales cost most of the time. Completions in tokens; ticks are medians.",
+)
+def _lengths(run: RunData) -> Drawn | None:
+    tokens = {name: [r.tokens for r in run.rationales(name) if r.tokens] for name in run.teachers}
+    edges = np.linspace(0, max((t for own in tokens.values() for t in own), default=0), _BINS + 1)
+    ridges, table = [], []
+    for name, own in tokens.items():
+        counts = np.histogram(own, edges)[0] if edges[-1] else np.zeros(_BINS, dtype=int)
+        median = float(np.median(own)) if own else math.nan
+        table += [(name, float(edges[b]), float(edges[b + 1]), int(counts[b]), median) for b in range(_BINS)]
+        shares = (counts / max(counts.sum(), 1)).tolist()
+        label = f"{name}: median {number(median)}"
+        ridges.append(Ridge(label, shares, [], median, math.nan, f"{label} tokens"))
+    chart = ridge_chart("Tokens of a completion", edges.tolist(), ridges, x_label="tokens", above="s0")
+    return Drawn([chart], Table(("teacher", "from", "to", "count", "median"), table)) if edges[-1] else None
+
+
+@figure(
+    "data",
+    "agreement",
+    "Who agrees with whom",
+    "Teachers that always agree teach the same thing twice; one that agrees with nobody is either the best or "
+    "the worst, and the weights should tell which. Two answers agree if both are right or their texts are equal.",
+)
+def _agreement(run: RunData) -> Drawn | None:
+    order = run.teachers
+    table, cells = [], []
+    for a in order:
+        cells.append([math.nan] * len(order))
+        for j, b in enumerate(order):
+            pairs = [(p.rationales.get(a), p.rationales.get(b)) for p in run.problems.values()]
+            same = [_agree(x, y) for x, y in pairs if x and y and x.answer is not None and y.answer is not None]
+            cells[-1][j] = sum(same) / len(same) if same else math.nan
+            if a != b:
+                table.append((a, b, cells[-1][j], len(same)))
+    chart = heat_chart("Same answer", order, cells, show=whole_percent, level=lambda v: round(4 * max(v, 0.0)))
+    return Drawn([chart], Table(("a", "b", "share", "n"), table)) if len(order) > 1 and run.problems else None
+
+
+def _agree(a: UsedRationale, b: UsedRationale) -> bool:
+    return a.verdict == b.verdict == RIGHT or (a.answer or "").strip() == (b.answer or "").strip()
+
+
+@figure(
+    "data",
+    "right_per_problem",
+    "How many teachers were right",
+    "Problems at 0 teach only errors unless wrong rationales are rejected; problems in the middle are where "
+    "weighing can help most, because right and wrong stand side by side.",
+)
+def _right_per_problem(run: RunData) -> Drawn | None:
+    counts = Counter(sum(r.verdict == RIGHT for r in p.rationales.values()) for p in run.problems.values())
+    table = [(i, counts[i]) for i in range(len(run.teachers) + 1)]
+    rows = [(f"{i} right: {count:,}", [("problems", count)]) for i, count in table]
+    chart = stack_chart("Problems by number of right teachers", rows, {"problems": "s0"}, x_label="problems")
+    return Drawn([chart], Table(("right", "problems"), table)) if any(r.verdict for r in run.rationales()) else None

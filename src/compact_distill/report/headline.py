@@ -11,9 +11,9 @@ from pathlib import PurePath
 import numpy as np
 
 from compact_distill.report.figures_results import final_results
-from compact_distill.report.figures_weights import RIGHT, WRONG, verdicts_PK
+from compact_distill.report.figures_weights import verdicts_PK
 from compact_distill.report.page import Card
-from compact_distill.report.read import PairedChange, RunData
+from compact_distill.report.read import RIGHT, WRONG, PairedChange, RunData
 from compact_distill.report.text import (
     DASH,
     UNITS,

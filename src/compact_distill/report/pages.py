@@ -6,16 +6,16 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from compact_distill.report import figures_data as data
 from compact_distill.report import figures_results as results
-from compact_distill.report import figures_weights as weights
+from compact_distill.report import figures_weights  # noqa: F401 (its figures are registered)
 from compact_distill.report.charts import Line, Mark, interval_chart, line_chart
-from compact_distill.report.drawing import Figure, Key, Table, series
+from compact_distill.report.drawing import Drawn, Key, Table, figure, figures_of, series
 from compact_distill.report.explorer import pack_explorer, read_gains
 from compact_distill.report.headline import about, headline, most_trusted, stage_seconds, weight_shares
 from compact_distill.report.page import Section, fragment, page
@@ -42,15 +42,13 @@ _EXPLORER = "<!--explorer-->"  # no text can hold it: what is put into a templat
 
 # ---- one run
 
-
-# Of a run's page before and behind the explorer: id, name in the bar, title, lede, figures, what to say without them.
-_OUTCOME = (
+# Id, name in the bar, title, lede, what to say without figures; the figures are those of figures_*.py.
+_SECTIONS = (
     (
         "results",
         "Results",
         "Did it get better, and what did it lose?",
         "Learned tasks are what the teachers taught; retained tasks are what the student could do before.",
-        (results.accuracy, results.change, results.accuracy_over_training),
         "Nothing was evaluated. `compact eval` measures the base and the student on the same rows.",
     ),
     (
@@ -60,7 +58,6 @@ _OUTCOME = (
         "A rationale is one teacher's worked-out solution. For every problem the student weighs its teachers' "
         "rationales by how compatible they are with it, anew each time it reads the problem; the weights of a "
         "problem sum to 1.",
-        (weights.weights, weights.entropy, weights.curriculum, weights.scores_over_training),
         "scores.jsonl holds no weights yet; training writes them.",
     ),
     (
@@ -69,18 +66,22 @@ _OUTCOME = (
         "Are the scores worth trusting?",
         "Three scores make the weight: consensus with the other rationales, adaptability (how much the belief in "
         "the gold answer rises while reading), and difficulty, which lowers it.",
-        (weights.distributions, weights.separation, weights.weight_by_verdict, weights.correlations),
         "This needs scores.jsonl, and verdicts in data.jsonl.",
     ),
-)
-_COURSE = (
+    (
+        "explorer",
+        "Explorer",
+        "Read the rationales",
+        "Every problem with its teachers side by side. Colours show where the student's belief in the gold answer "
+        "rose or fell while it read.",
+        "data.jsonl holds no problems.",
+    ),
     (
         "drift",
         "Drift",
         "What moved inside?",
         "A student may keep its scores and still be another model inside. Base and student read the same prompts; "
         "here is how far their hidden states and next words moved apart.",
-        (results.planes, results.layer_curves, results.divergence),
         "Drift was not measured. `compact drift BASE STUDENT` writes eval/drift.json.",
     ),
     (
@@ -88,7 +89,6 @@ _COURSE = (
         "Training",
         "How did training go?",
         "One line of the log for each logged step.",
-        (results.training,),
         "training_log.jsonl holds no losses yet.",
     ),
     (
@@ -97,39 +97,36 @@ _COURSE = (
         "What was it given?",
         "The training data as it was used. Nothing was cut or guessed: what could not be used was left out, and is "
         "counted here.",
-        (data.status, data.lengths, data.agreement, data.right_per_problem),
         "data.jsonl holds no problems.",
+    ),
+    (
+        "reproduce",
+        "Reproduce",
+        "How to get the same again",
+        "The same configuration, versions, data and seed give the same student.",
+        "",
     ),
 )
 
 
 def run_sections(run: RunData) -> list[Section]:
     """The sections of a run's page, figures without data left out."""
-    outcome, course = (
-        [
-            Section(name, bar, title, lede, _there(*(draw(run) for draw in figures)), nothing=nothing)
-            for name, bar, title, lede, figures, nothing in parts
-        ]
-        for parts in (_OUTCOME, _COURSE)
+    reproduce = fragment(
+        "reproduce.html.jinja", commands=_commands(run), pinned=_pinned(run.manifest), config=run.config
     )
-    explorer = Section(
-        "explorer",
-        "Explorer",
-        "Read the rationales",
-        "Every problem with its teachers side by side. Colours show where the student's belief in the gold answer "
-        "rose or fell while it read.",
-        nothing="" if run.problems or run.trace else "data.jsonl holds no problems.",
-        extra=Markup(_EXPLORER),
-    )
-    pinned = _pinned(run.manifest)
-    reproduce = Section(
-        "reproduce",
-        "Reproduce",
-        "How to get the same again",
-        "The same configuration, versions, data and seed give the same student.",
-        extra=fragment("reproduce.html.jinja", commands=_commands(run), pinned=pinned, config=run.config),
-    )
-    return [*outcome, explorer, *course, reproduce]
+    extra = {"explorer": Markup(_EXPLORER), "reproduce": reproduce}
+    return [
+        Section(
+            name,
+            bar,
+            title,
+            lede,
+            figures_of(name, run),
+            nothing="" if name == "explorer" and (run.problems or run.trace) else nothing,
+            extra=extra.get(name, ""),
+        )
+        for name, bar, title, lede, nothing in _SECTIONS
+    ]
 
 
 def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYTES) -> str:
@@ -150,10 +147,6 @@ def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYT
     )
     explorer = pack_explorer(run, gains, max_bytes - len(html.encode()) - 10_000)
     return html.replace(_EXPLORER, fragment("explorer.html.jinja", explorer=explorer) if explorer else "", 1)
-
-
-def _there(*figures: Figure | None) -> list[Figure]:
-    return [figure for figure in figures if figure is not None]
 
 
 def _commands(run: RunData) -> str:
@@ -191,8 +184,7 @@ def run_names(runs: Sequence[RunData]) -> list[str]:
 
 def compare_sections(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> list[Section]:
     """The sections of the page that compares runs; `paired` as `write_report` has it."""
-    names, settings = run_names(runs), differing_settings(runs)
-    found = _there(_accuracy(runs, names), _change(names, paired), _weights(runs, names), _loss(runs, names))
+    settings, found = differing_settings(runs), figures_of("compare", _Compared(runs, run_names(runs), paired))
     return [
         Section("overview", "Runs", "The runs", tables=[("The runs", overview(runs))]),
         Section(
@@ -307,94 +299,91 @@ def verdict(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -
     return f"{sentence}; it retained less than another run on {listed(lost)}." if lost else f"{sentence}."
 
 
-def _keys(names: Sequence[str]) -> list[Key]:
-    return [Key(name, series(i), i) for i, name in enumerate(names)]
+@dataclass(frozen=True)
+class _Compared:
+    """Runs with their names, and each later one's changes against the first."""
+
+    runs: Sequence[RunData]
+    names: Sequence[str]
+    paired: Sequence[Mapping[str, Any]]
+
+    def mark(self, i: int, *values: float) -> Mark:
+        return Mark(self.names[i], *values, css=series(i), shape=i)
+
+    def keys(self) -> list[Key]:
+        return [Key(name, series(i), i) for i, name in enumerate(self.names)]
 
 
-def _accuracy(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
-    found = [(i, after) for i, run in enumerate(runs) for *_, after in results.final_results(run) if after is not None]
-    if not found:
-        return None
-    tasks = {after.task: None for _, after in found}
-    found.sort(key=lambda pair: list(tasks).index(pair[1].task))
+@figure(
+    "compare",
+    "compare_accuracy",
+    "Results after training",
+    "Look for intervals that do not overlap. Where they do, the difference may be chance: a paired test on the "
+    "same rows sees more. Bars are 95 % intervals (Wilson's, for accuracy).",
+)
+def _accuracy(all_: _Compared) -> Drawn | None:
+    found = [(i, after) for i, run in enumerate(all_.runs) for *_, after in results.final_results(run) if after]
+    tasks = list(dict.fromkeys(after.task for _, after in found))
+    found.sort(key=lambda pair: tasks.index(pair[1].task))
+    entries = [(r.task, "", r.metric, all_.mark(i, r.value, r.low, r.high)) for i, r in found]
+    charts = results.unit_charts(entries, "Accuracy", "", "share of right answers", whole_percent)
     columns = ("task", "role", "metric", "value", "low", "high", "rows")
-    return Figure(
-        "compare_accuracy",
-        "Results after training",
-        "Look for intervals that do not overlap. Where they do, the difference may be chance: a paired test on the "
-        "same rows sees more. Bars are 95 % intervals (Wilson's, for accuracy).",
-        results.unit_charts(
-            [(r.task, "", r.metric, Mark(names[i], r.value, r.low, r.high, series(i), i)) for i, r in found],
-            *("Accuracy", "", "share of right answers", whole_percent),
-        ),
-        Table(("run", *columns), [(names[i], *(getattr(r, name) for name in columns)) for i, r in found]),
-        legend=_keys(names),
-    )
+    table = results.table_of(columns, (r for _, r in found))
+    rows = [(all_.names[i], *row) for (i, _), row in zip(found, table.rows, strict=True)]
+    return Drawn(charts, Table(("run", *columns), rows), all_.keys()) if found else None
 
 
-def _change(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Each later run's student minus the first run's, on the same rows."""
-    found = compared(names, paired)
-    if not found:
-        return None
-    place = {name: i for i, name in enumerate(names)}
-    columns = results.CHANGE_COLUMNS
-    return Figure(
-        "compare_change",
-        f"Change against {short(names[0], 40)}",
-        "A bar that crosses zero may be chance. Differences of the students on the same rows, with 95 % intervals of a "
-        "paired bootstrap; p is the exact McNemar test.",
-        results.unit_charts(
-            [
-                (c.task, "", c.metric, Mark(name, c.difference, c.low, c.high, series(place[name]), place[name]))
-                for name, c in found
-            ],
-            *("Difference, percentage points", "difference, ", "points", whole_points),
-            reference=0.0,
-        ),
-        Table(("run", *columns), [(name, *(getattr(c, key) for key in columns)) for name, c in found]),
-        legend=_keys(names)[1:],
-    )
+@figure(
+    "compare",
+    "compare_change",
+    "Change against the first run",
+    "A bar that crosses zero may be chance. Differences of the students on the same rows, with 95 % intervals of a "
+    "paired bootstrap; p is the exact McNemar test.",
+)
+def _change(all_: _Compared) -> Drawn | None:
+    found, place = compared(all_.names, all_.paired), {name: i for i, name in enumerate(all_.names)}
+    entries = [(c.task, "", c.metric, all_.mark(place[n], c.difference, c.low, c.high)) for n, c in found]
+    title, label = "Difference, percentage points", "points"
+    charts = results.unit_charts(entries, title, "difference, ", label, whole_points, reference=0.0)
+    table = results.table_of(results.CHANGE_COLUMNS, (c for _, c in found))
+    rows = [(name, *row) for (name, _), row in zip(found, table.rows, strict=True)]
+    against = f"Change against {short(all_.names[0], 40)}"
+    return Drawn(charts, Table(("run", *table.columns), rows), all_.keys()[1:], title=against) if found else None
 
 
-def _weights(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
-    found = [{name: weight for name, weight, _ in weight_shares(run)} for run in runs]
-    teachers = list(dict.fromkeys(name for weights in found for name in weights))
-    if not teachers:
-        return None
-    rows, table = [], []
-    for teacher in teachers:
-        marks = [Mark(names[i], w[teacher], css=series(i), shape=i) for i, w in enumerate(found) if teacher in w]
-        rows.append((teacher, marks))
-        table += [(names[i], teacher, w[teacher]) for i, w in enumerate(found) if teacher in w]
-    return Figure(
-        "compare_weights",
-        "Whom each run trusted",
-        "Points of a row that lie apart mean that the settings changed whom the student listens to. Share of "
-        "all weight, over each problem's last reading.",
-        [interval_chart("Share of the weight", rows, x_label="share", show=whole_percent)],
-        Table(("run", "teacher", "share"), table),
-        legend=_keys(names),
-    )
+@figure(
+    "compare",
+    "compare_weights",
+    "Whom each run trusted",
+    "Points of a row that lie apart mean that the settings changed whom the student listens to. Share of "
+    "all weight, over each problem's last reading.",
+)
+def _weights(all_: _Compared) -> Drawn | None:
+    found = [(name, i, weight) for i, run in enumerate(all_.runs) for name, weight, _ in weight_shares(run)]
+    rows: dict[str, list[Mark]] = {}
+    for name, i, weight in found:
+        rows.setdefault(name, []).append(all_.mark(i, weight))
+    chart = interval_chart("Share of the weight", list(rows.items()), x_label="share", show=whole_percent)
+    found.sort(key=lambda row: list(rows).index(row[0]))
+    table = Table(("run", "teacher", "share"), [(all_.names[i], name, weight) for name, i, weight in found])
+    return Drawn([chart], table, all_.keys()) if found else None
 
 
-def _loss(runs: Sequence[RunData], names: Sequence[str]) -> Figure | None:
-    curves = [results.loss_curve(run) for run in runs]
+@figure(
+    "compare",
+    "compare_loss",
+    "Loss over training",
+    "A run that ends lower fits its teachers better, which is not the same as answering better. Runs with other "
+    f"scores or teachers have other losses: compare shapes, not heights. At most {results.TRAIN_POINTS} points a run.",
+)
+def _loss(all_: _Compared) -> Drawn | None:
+    curves = [results.loss_curve(run) for run in all_.runs]
     epochs = sorted({epoch for curve in curves for epoch, _ in curve})
-    if not epochs:
-        return None
     lines = []
     for i, curve in enumerate(curves):
         if curve:
             at, losses = np.array(curve).T
-            lines.append(Line(names[i], np.interp(epochs, at, losses, left=math.nan, right=math.nan).tolist(), i))
-    return Figure(
-        "compare_loss",
-        "Loss over training",
-        "A run that ends lower fits its teachers better, which is not the same as answering better. Runs with other "
-        f"scores or teachers have other losses: compare shapes, not heights. At most "
-        f"{results.TRAIN_POINTS} points a run.",
-        [line_chart("Loss, nats", epochs, lines, x_label="epoch")],
-        Table(("run", "epoch", "loss"), [(names[i], e, v) for i, curve in enumerate(curves) for e, v in curve]),
-        legend=_keys(names),
-    )
+            lines.append(Line(all_.names[i], np.interp(epochs, at, losses, left=math.nan, right=math.nan).tolist(), i))
+    chart = line_chart("Loss, nats", epochs, lines, x_label="epoch")
+    rows = [(name, *point) for name, curve in zip(all_.names, curves, strict=True) for point in curve]
+    return Drawn([chart], Table(("run", "epoch", "loss"), rows), all_.keys()) if epochs else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from compact_distill.report.trace import Trace, arrange_trace
 from compact_distill.runs.folder import RunFolder
 
 _Made = TypeVar("_Made")
+RIGHT, WRONG = "correct", "wrong"  # verdicts
 _KNOWN = ("manifest.json", "config.yaml", "data.jsonl", "scores.jsonl", "training_log.jsonl", "gains.jsonl", "eval")
 READ = (*_KNOWN[:-1], "rationales/*.jsonl", "eval/*.json", "eval/*/*.json")  # of a run folder
 
@@ -154,6 +155,11 @@ class RunData:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def rationales(self, teacher: str = "") -> Iterator[UsedRationale]:
+        """All rationales of data.jsonl, or one teacher's."""
+        for problem in self.problems.values():
+            yield from (r for name, r in problem.rationales.items() if teacher in ("", name))
+
     def rationale(self, problem: str, teacher: str) -> UsedRationale | None:
         """What a teacher wrote for a problem, or None where data.jsonl does not have it."""
         found = self.problems.get(problem)
@@ -207,7 +213,7 @@ def read_run(path: str | Path) -> RunData:
     )
     if data.manifest and not data.manifest.get("finished"):
         missing.insert(0, "the run has not finished; this is what there is so far")
-    if data.problems and not any(r.verdict for p in data.problems.values() for r in p.rationales.values()):
+    if data.problems and not any(r.verdict for r in data.rationales()):
         missing.append("data.jsonl holds no verdicts, so right and wrong rationales cannot be told apart")
     return data
 
@@ -333,66 +339,60 @@ def read_changes(document: Mapping[str, Any], missing: list[str]) -> list[Paired
     return [change for measures in found for change in measures]
 
 
+_TYPES: dict[str, Callable[[Any], Any]] = {"str": clean, "int": int, "float": float, "bool": bool}
+
+
+def _filled(kind: type[_Made], values: Mapping[str, Any]) -> _Made:
+    """A record of the values that its fields name, each as the field's type says."""
+    made: dict[str, Any] = {}
+    for of in fields(kind):  # type: ignore[arg-type]
+        plain, _, optional = str(of.type).partition(" | ")
+        value = values.get(of.name) if optional else values[of.name]
+        made[of.name] = None if optional and value is None else _TYPES[plain](value)
+    return kind(**made)
+
+
 def _result(student: str, row: dict[str, Any]) -> list[TaskResult]:
-    result = row["result"]
-    verdicts = result["verdicts"]
+    result, verdicts = row["result"], row["result"]["verdicts"]
+    unread = int(verdicts.get("unparsed", 0)) + int(verdicts.get("timed_out", 0))
+    shared = {"student": student, "task": row["task"]["name"], "role": row.get("role"), "rows": result["rows"]}
+    shared |= {"unparsed": unread, "truncated": result.get("truncated") or 0, "epoch": row["student"].get("epoch")}
     if (metrics := result.get("metrics")) is None:
         metrics = {"accuracy": result | {"value": result["accuracy"]}}
-    return [
-        TaskResult(
-            student=clean(student),
-            task=clean(row["task"]["name"]),
-            role=_maybe(clean, row.get("role")),
-            rows=int(result["rows"]),
-            value=float(measure["value"]),
-            low=float(measure["low"]),
-            high=float(measure["high"]),
-            unparsed=int(verdicts.get("unparsed", 0)) + int(verdicts.get("timed_out", 0)),
-            truncated=int(result.get("truncated") or 0),
-            epoch=_maybe(float, row["student"].get("epoch")),
-            metric=clean(metric),
-            main=metric == result.get("metric", "accuracy"),
-        )
-        for metric, measure in metrics.items()
-    ]
+    main = result.get("metric", "accuracy")
+    return [_filled(TaskResult, {**m, **shared, "metric": name, "main": name == main}) for name, m in metrics.items()]
 
 
 def _change(row: dict[str, Any]) -> list[PairedChange]:
-    metrics = row.get("metrics")
-    if metrics is None:
+    if (metrics := row.get("metrics")) is None:
         before, after = ({"value": row[when]["accuracy"]} for when in ("before", "after"))
         metrics = {"accuracy": row | {"before": before, "after": after}}
-    return [
-        PairedChange(
-            task=clean(row["task"]),
-            role=_maybe(clean, row.get("role")),
-            rows=int(row["rows"]),
-            before=float(found["before"]["value"]),
-            after=float(found["after"]["value"]),
-            difference=float(found["difference"]),
-            low=float(found["low"]),
-            high=float(found["high"]),
-            gained=_maybe(int, found.get("gained")),
-            lost=_maybe(int, found.get("lost")),
-            mcnemar_p=_maybe(float, found.get("mcnemar_p")),
-            metric=clean(metric),
-            main=metric == row.get("metric", "accuracy"),
-        )
-        for metric, found in metrics.items()
-    ]
+    shared = {"task": row["task"], "role": row.get("role"), "rows": row["rows"]}
+    main = row.get("metric", "accuracy")
+    found = []
+    for name, measure in metrics.items():
+        ends = {when: measure[when]["value"] for when in ("before", "after")}
+        values = {**measure, **ends, **shared, "metric": name, "main": name == main}
+        found.append(_filled(PairedChange, values))
+    return found
 
 
 def _drift_set(row: dict[str, Any]) -> DriftSet:
-    kl = {key: tuple(float(row[key][end]) for end in ("mean", "low", "high")) for key in ("kl_last", "kl_prompt")}
-    clouds = {
-        who: [[(float(x), float(y)) for x, y in layer] for layer in row["plane"][who]] for who in ("base", "student")
-    }
-    shifts = ("centroid_shift", "row_shift", "centroid_distance", "row_distance", "cka")
     return DriftSet(
         role=clean(row["role"]),
         rows=int(row["rows"]),
-        layers=[LayerDrift(int(n["layer"]), *(_maybe(float, n[key]) for key in shifts)) for n in row["layers"]],  # type: ignore[arg-type]
+        kl_last=_ends(row["kl_last"]),
+        kl_prompt=_ends(row["kl_prompt"]),
+        layers=[_filled(LayerDrift, layer) for layer in row["layers"]],
         ids=[clean(name) for name in row["plane"]["ids"]],
-        **kl,  # type: ignore[arg-type]
-        **clouds,  # type: ignore[arg-type]
+        base=_clouds(row["plane"]["base"]),
+        student=_clouds(row["plane"]["student"]),
     )
+
+
+def _ends(measure: Mapping[str, Any]) -> tuple[float, float, float]:
+    return float(measure["mean"]), float(measure["low"]), float(measure["high"])
+
+
+def _clouds(layers: Any) -> list[list[tuple[float, float]]]:
+    return [[(float(x), float(y)) for x, y in layer] for layer in layers]

@@ -237,3 +237,19 @@ def _centred_ranks(values_NK: Floats) -> Floats:
     ranks = np.where(np.isnan(values_NK), np.nan, below + (equal - 1) / 2)
     count = np.maximum((~np.isnan(ranks)).sum(1, keepdims=True), 1)
     return np.asarray(np.nan_to_num(ranks - np.nansum(ranks, axis=1, keepdims=True) / count))
+
+
+def spearman(a: Floats, b: Floats) -> float:
+    """Spearman's rank correlation over the places where both are known; NaN where one does not vary."""
+    both = ~(np.isnan(a) | np.isnan(b))
+    x, y = _ranks(a[both]), _ranks(b[both])
+    if len(x) < 2 or x.std() == 0 or y.std() == 0:
+        return math.nan
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _ranks(values: Floats) -> Floats:
+    """Ranks; equal values share their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[inverse])
