@@ -14,7 +14,7 @@ import torch
 
 # Processes are forked from one that has imported all this already: a start takes a tenth of a second, not ten.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["soaking", "compact_distill.pipeline", "compact_distill.cli.app", "models"])
+CONTEXT.set_forkserver_preload(["soaking", "compact_distill.pipeline", "compact_distill.cli", "models"])
 
 PROBLEMS, TEACHERS = 8, 2
 

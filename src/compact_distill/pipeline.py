@@ -45,7 +45,7 @@ from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import progress, progress_over, say
 from compact_distill.students.load import load_student
 from compact_distill.teachers.stages import joined, plan, rationales, teachers_in_manifest
-from compact_distill.training.checkpoints import require_complete
+from compact_distill.training.callbacks import require_complete
 from compact_distill.training.prepare import Prepared, pin_student, prepare, read_exam, read_instances, read_sources
 from compact_distill.training.run import fit, read_gains
 

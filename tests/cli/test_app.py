@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from compact_distill import pipeline
-from compact_distill.cli.app import load
+from compact_distill.cli.work import load
 from compact_distill.errors import RunError
 
 COMMANDS = (

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from compact_distill.errors import RunError
-from compact_distill.training.checkpoints import (
+from compact_distill.training.callbacks import (
     STATE,
     damage,
     newest_complete,

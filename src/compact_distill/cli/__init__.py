@@ -1,11 +1,114 @@
-"""The `compact` command, its commands in the order of work."""
+"""The `compact` command: its errors and exit codes, and its commands in the order of work.
 
+Results go to stdout, progress to stderr.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
 from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
 
 from compact_distill.cli import results, work
-from compact_distill.cli.app import app
+from compact_distill.errors import CompactError, InputError
+from compact_distill.runs.progress import say, show
 
 __all__ = ["app"]
+
+# What the user did is wrong (2, as for wrong arguments); stopped by Ctrl-C (128 + SIGINT).
+_BAD_INPUT, _INTERRUPTED = 2, 130
+_OF_THE_SYSTEM = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG, errno.EIO,
+    errno.EMFILE, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
+# How safetensors (a disk that is full, a file too large) and torch put it.
+_OF_LIBRARIES = ("No space left on device", "os error 28", "os error 27", "PytorchStreamWriter failed writing")
+
+
+class _Commands(TyperGroup):
+    """Commands in the order of work; errors made on purpose end as a message, never as a traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            for problem in error.problems:
+                say(f"error: {problem}")
+            if len(error.problems) > 1:
+                say(f"{len(error.problems)} errors; nothing was done")
+        except CompactError as error:
+            say(f"error: {error}")
+        except (OSError, RuntimeError) as error:
+            told = _of_the_system(error)
+            if told is None:
+                raise
+            say(f"error: {told}")
+        except KeyboardInterrupt:
+            say("stopped")
+            raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(_BAD_INPUT)
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """What to tell of a disk that is full, a place that cannot be written or a name too long; None for other errors."""
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; free space or choose another place; what is finished stays, and run again"
+    # torch and safetensors have errors of their own for it.
+    text = str(error)
+    if any(sign in text for sign in _OF_LIBRARIES):
+        return f"the disk is full ({text.strip().splitlines()[0][:120]}); free space and run again"
+    return None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        show(f"compact-distill {importlib.metadata.version('compact-distill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train a small language model on the rationales of several teachers.
+
+    Each rationale counts as much as it fits this student, now. Start with `compact demo`, or with `compact init` for
+    data of your own.
+    """
+    # Before anything imports them: one progress display is enough, and it is ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # torch asks once: whole pages of 2 MiB for large tensors. On a CPU freed memory is then used again, where the C
+    # library would leave a third of it in pieces that fit nothing.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # Libraries tell each other about changes to come; who runs a command cannot act on that.
+    warnings.simplefilter("ignore", FutureWarning)
+
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": work.demo,
@@ -14,7 +117,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "generate": work.generate,
     "verify": work.verify,
     "teachers": work.teachers,
-    "score": work.score,
+    "score": results.score,
     "train": work.train,
     "run": work.run,
     "diagnose": work.diagnose,
@@ -25,8 +128,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": results.export,
     "report": results.report,
     "try": results.try_out,
-    "doctor": work.doctor,
-    "env": work.env,
+    "doctor": results.doctor,
+    "env": results.env,
 }
 
 for name, command in _COMMANDS.items():

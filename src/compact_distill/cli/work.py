@@ -1,26 +1,103 @@
-"""Commands that do or prepare work: demo, init, validate; ask teachers, score, train, all of it; doctor, env."""
+"""Commands that do or prepare work (ask teachers, train, all of it, studies), and the options that commands share."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from compact_distill.cli.app import (
-    ConfigArgument,
-    DiscardOption,
-    EveryEpochOption,
-    MaxErrorsOption,
-    SetOption,
-    VerifyOption,
-    check_folder,
-    check_target,
-    load,
-    overrides,
-)
 from compact_distill.errors import ConfigError, InputError
 from compact_distill.runs.progress import say, show
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run; see `compact init`.")]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the file, as --set train.max_steps=10."),
+]
+MaxErrorsOption = Annotated[
+    float | None,
+    typer.Option("--max-errors", help="Share of rationales without an answer that fails the run [default: 0.1]."),
+]
+EveryEpochOption = Annotated[
+    bool, typer.Option("--every-epoch", help="Measure the student on the benchmarks after each epoch.")
+]
+DiscardOption = Annotated[
+    bool, typer.Option("--discard", help="Delete a student of other inputs instead of moving it aside.")
+]
+VerifyOption = Annotated[
+    bool, typer.Option("--verify", help="Compare hashes of all that finished stages wrote, not only sizes.")
+]
+TaskOption = Annotated[
+    list[str],
+    typer.Option("--task", metavar="TASK", help="gsm8k, gsm8k=FILE, a file of problems, or a task's YAML; repeat it."),
+]
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]
+
+
+def load(path: Path, settings: list[str], max_errors: float | None = None) -> Any:
+    """The run's configuration, with what the command line replaces."""
+    from compact_distill.config.file import load_config
+
+    more = {} if max_errors is None else {"generation.max_errors": max_errors}
+    given = {**overrides(settings), **more}
+    config = load_config(path, given)
+    home = path.absolute().parent
+    of_a_run = path.name == "config.yaml" and (home / "manifest.json").is_file()
+    if of_a_run and "output" not in given and Path(config.output).resolve() != home.resolve():
+        say(f"the run folder {path.parent} has been moved; it is used where it stands, not at {config.output}")
+        config = load_config(path, {**given, "output": str(path.parent)})
+    return config
+
+
+def student_config(student: str, settings: list[str], more: dict[str, Any] | None = None) -> Any:
+    """Settings of an evaluation that belongs to no run."""
+    from compact_distill.config.file import config_from
+
+    # A run needs a source of rationales; nothing reads it here.
+    return config_from({"student": student, "rationales": "none"}, {**(more or {}), **overrides(settings)})
+
+
+def overrides(settings: list[str]) -> dict[str, Any]:
+    """`["train.max_steps=10"]` as `{"train.max_steps": 10}`, by the file's own rules."""
+    from compact_distill.config.yaml import parse_value
+
+    values = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set must be KEY=VALUE, got {setting!r}; as in --set train.max_steps=10")
+        values[key] = parse_value(value)
+    return values
+
+
+def check_folder(path: Path, *inputs: str | Path) -> None:
+    """Refuse a folder for results that is an input, lies in one, or is a file, before any work is done for it."""
+    _refuse_inputs(path, inputs)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} must be a folder to write into, but is a file; choose another name")
+
+
+def _refuse_inputs(path: Path, inputs: Sequence[str | Path]) -> None:
+    for source in map(Path, inputs):
+        if path.resolve() == source.resolve() or (source.resolve() in path.resolve().parents and source.is_dir()):
+            raise ConfigError(f"{path} must not be what is read, {source}, or lie in it; choose another name")
+
+
+def check_target(path: Path, *inputs: str | Path) -> None:
+    """Refuse a file that cannot be written, or is an input, before any work is done for it."""
+    _refuse_inputs(path, inputs)
+    if path.is_dir():
+        raise ConfigError(f"{path} must be a file to write, but is a folder; add a file name")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: folder {path.parent} does not exist; make it first")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ConfigError(f"{path} cannot be written: no permission; choose another place")
+
+
+# ---- commands
 
 
 def demo(
@@ -159,31 +236,6 @@ def teachers(config: ConfigArgument, settings: SetOption = []) -> None:  # noqa:
     show(render(stages.table(load(config, settings))))
 
 
-def score(
-    student: Annotated[str, typer.Option(help="Folder or hub name of the student.")],
-    data: Annotated[str, typer.Option(help="Problems with rationales: JSONL, Parquet, datasets folder or hub name.")],
-    out: Annotated[Path, typer.Option(help="JSONL file to write, one line a problem.")],
-    config: Annotated[Path | None, typer.Option(help="YAML file whose settings of the scores are used.")] = None,
-    settings: SetOption = [],  # noqa: B006
-) -> None:
-    """Score and weigh rationales with a student.
-
-    Nothing is trained. One line a problem, in the order of the input: id, teachers, consensus, adaptability,
-    difficulty and weights.
-
-    \b
-    Example:
-      compact score --student Qwen/Qwen2.5-0.5B --data rationales.jsonl --out scores.jsonl
-    """
-    from compact_distill import pipeline
-    from compact_distill.config.file import config_from, load_config
-
-    check_target(out, student, data, *([config] if config else []))
-    given = {**overrides(settings), "student": student, "rationales": data}
-    summary = pipeline.score_file(load_config(config, given) if config else config_from({}, given), out)
-    show(f"wrote {out}: {summary}")
-
-
 def train(
     config: ConfigArgument,
     every_epoch: EveryEpochOption = False,
@@ -289,63 +341,6 @@ def diagnose(
     for line in study.describe(document):
         print(line)
     print(f"page: {study.write_diagnosis(document, out)}")
-
-
-def env() -> None:
-    """Print versions and hardware.
-
-    For bug reports; no paths, user names or keys.
-
-    \b
-    Example:
-      compact env
-    """
-    from compact_distill.runs.environment import hardware, last_doctor, versions
-
-    for name, value in {**versions(), **hardware(), "doctor": last_doctor()}.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        show(f"{name}: {shown or 'none'}")
-
-
-def doctor(
-    student: Annotated[
-        str | None, typer.Option(help="Hub name or folder: check at this student's own heads, sizes and norms.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto: the accelerator where there is one.")] = "auto",
-    seconds: Annotated[float, typer.Option(min=1, help="Start no further check after so many seconds.")] = 110.0,
-) -> None:
-    """Check that this machine computes what it should.
-
-    Every kernel against its definition, and tiny students of every architecture in one pass, in two phases and with
-    probes against a plain reading branch by branch, forward and backward, in each precision. Says which kernels
-    training will use. Ends with 1 where something differs.
-
-    \b
-    Example:
-      compact doctor --student Qwen/Qwen2.5-0.5B
-    """
-    import torch
-
-    from compact_distill.method import doctor as exam
-    from compact_distill.runs.environment import store_doctor
-
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device must be auto, cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda needs a GPU that torch sees; torch.cuda.is_available() is False; use cpu")
-    where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    if student is not None:
-        exam.require_student(student)
-    findings = []
-    show(exam.heading())
-    for finding in exam.examine(where, student, seconds):
-        findings.append(finding)
-        show(exam.line(finding))
-    summary = exam.summary(findings, exam.training_uses(where, student))
-    show(f"\n{summary}")
-    store_doctor(summary, torch.cuda.get_device_name() if where.type == "cuda" else "CPU")
-    if any(finding.verdict == "differs" for finding in findings):
-        raise typer.Exit(1)
 
 
 def _listed(values: list[str]) -> list[str]:

@@ -1,20 +1,27 @@
-"""A task's rows: read, mapped, checked, and kept apart from what the student was trained on."""
+"""A task's rows: read, mapped, checked, kept apart from what the student was trained on; the same inside lm-eval."""
 
 from __future__ import annotations
 
+import atexit
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from compact_distill.answers import choices_of, compare_answers
+from compact_distill.answers import Verifier, choices_of, compare_answers, find_answer
 from compact_distill.data.load import to_problem
 from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
 from compact_distill.errors import DataError
-from compact_distill.evaluation.task import TEXT_SUFFIXES, Task, render
+from compact_distill.evaluation.task import TEXT_SUFFIXES, Task, load_task, render
+from compact_distill.records import Verdict
 from compact_distill.runs.files import fingerprint
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _LAB_ROWS, _LAB_SEED = 500, 0
 _FEWSHOT_SEED = 1234  # lm-eval's
@@ -227,3 +234,59 @@ def _choices(value: Any, where: str, faults: Faults) -> dict[str, str]:
         where, f'choices must be an object like {{"A": "bank", "B": "library"}}, got {value!r:.60}; mend the row'
     )
     return {}
+
+
+# ---- inside lm-eval: what the YAML files of `lm_eval_tasks/` call, our definitions' rows and scores
+#
+# lm-eval generates; prompt, parser and comparison are those of `compact eval`. One thing lm-eval does not tell: whether
+# the token limit cut a text. A cut text therefore counts like one that ended by itself, and its last number may be
+# taken for an answer where `compact eval` counts it as unparsed.
+
+LM_EVAL_TASKS = Path(__file__).with_name("lm_eval_tasks")
+"""The folder of task files, for lm-eval's `--include_path`."""
+
+
+def _dataset(name: str, **metadata: Any) -> dict[str, Dataset]:
+    """lm-eval's `custom_dataset`: a task's rows as `{task, id, prompt, gold, choices ...}`, in the split `test`.
+
+    Other data than the hub's comes by the command line: `--metadata '{"gsm8k": "gsm8k_test.jsonl"}'`.
+    """
+    from datasets import Dataset
+
+    task = load_task(f"{name}={metadata[name]}" if name in metadata else name)
+    rows = [
+        # Choices as JSON: a dataset's column holds objects of one kind only.
+        {
+            "task": name,
+            "id": row.id,
+            "prompt": row.prompt,
+            "gold": row.gold,
+            "choices": json.dumps(dict(row.choices)),
+            "texts": list(row.choices.values()),
+            "target": list(row.choices).index(row.gold) if row.choices else None,
+        }
+        for row in read_task(task).rows
+    ]
+    return {"test": Dataset.from_list(rows)}
+
+
+lm_eval_gsm8k, lm_eval_svamp, lm_eval_math500, lm_eval_csqa, lm_eval_strategyqa = (
+    partial(_dataset, name) for name in ("gsm8k", "svamp", "math500", "csqa", "strategyqa")
+)
+lm_eval_csqa_likelihood, lm_eval_strategyqa_likelihood = (
+    partial(_dataset, name) for name in ("csqa_likelihood", "strategyqa_likelihood")
+)
+
+
+def lm_eval_score(row: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """lm-eval's `process_results`: 1 for a correct answer, and 1 where none was found."""
+    answer, _ = find_answer(results[0], True, load_task(row["task"]).parser, json.loads(row["choices"]))
+    verdict = _verifier().verify(answer, row["gold"])
+    return {"accuracy": float(verdict == Verdict.CORRECT), "unparsed": float(verdict == Verdict.UNPARSED)}
+
+
+@cache
+def _verifier() -> Verifier:
+    verifier = Verifier()
+    atexit.register(verifier.close)
+    return verifier

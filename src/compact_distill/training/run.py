@@ -21,8 +21,15 @@ from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import progress, say
 from compact_distill.students.identity import commit_of
 from compact_distill.students.load import adapter_base, load_student
-from compact_distill.training.callbacks import ExamineEveryEpoch, ShowProgress, StopInOrder, TrainingHistory
-from compact_distill.training.checkpoints import SEAL, damage, trace_damage
+from compact_distill.training.callbacks import (
+    SEAL,
+    ExamineEveryEpoch,
+    ShowProgress,
+    StopInOrder,
+    TrainingHistory,
+    damage,
+    trace_damage,
+)
 from compact_distill.training.prepare import Prepared
 from compact_distill.training.trainer import CompactTrainer
 

@@ -33,9 +33,9 @@ from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, ScoreRow
 from compact_distill.runs.files import ScoreTrace
 from compact_distill.training.arguments import CompactConfig
-from compact_distill.training.callbacks import TrainingMetrics
-from compact_distill.training.checkpoints import (
+from compact_distill.training.callbacks import (
     STATE,
+    TrainingMetrics,
     newest_complete,
     require_complete,
     seal,

@@ -134,7 +134,7 @@ def by_lm_eval(model, tokenizer, names: list[str], data: dict[str, str], chat: b
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from compact_distill.evaluation.lm_eval_adapter import TASKS as folder
+    from compact_distill.evaluation.task_rows import LM_EVAL_TASKS as folder
 
     found = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4),
@@ -181,7 +181,7 @@ def test_both_give_the_same_score_on_each_row(tmp_path, data, chat):
 
 def test_the_one_difference_is_a_cut_text_whose_last_number_lm_eval_takes_for_an_answer():
     from compact_distill.answers import find_answer
-    from compact_distill.evaluation.lm_eval_adapter import score
+    from compact_distill.evaluation.task_rows import lm_eval_score as score
 
     cut = "First 7 + 5 = 12, then"
     assert score({"task": "gsm8k", "gold": "12", "choices": "{}"}, [cut])["accuracy"] == 1
@@ -193,7 +193,7 @@ def test_the_one_difference_is_a_cut_text_whose_last_number_lm_eval_takes_for_an
 def test_limit_stop_and_version_are_those_of_our_definition(data, name, suffix):
     from lm_eval.tasks import TaskManager
 
-    from compact_distill.evaluation.lm_eval_adapter import TASKS as folder
+    from compact_distill.evaluation.task_rows import LM_EVAL_TASKS as folder
 
     manager = TaskManager(include_path=str(folder), include_defaults=False, metadata=data)
     loaded = manager.load([f"compact_{name}{suffix}"])["tasks"][f"compact_{name}{suffix}"]
@@ -206,7 +206,7 @@ def test_limit_stop_and_version_are_those_of_our_definition(data, name, suffix):
 
 
 def test_the_folder_of_the_task_files_is_where_it_is_said_to_be():
-    from compact_distill.evaluation.lm_eval_adapter import TASKS as folder
+    from compact_distill.evaluation.task_rows import LM_EVAL_TASKS as folder
 
     generated = {f"compact_{name}{suffix}.yaml" for name in TASKS for suffix in ("", "_chat")}
     read = {f"compact_{name}_likelihood.yaml" for name in ("csqa", "strategyqa")}
