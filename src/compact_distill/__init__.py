@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from compact_distill.data import load_instances, load_problems
     from compact_distill.errors import CompactError, ConfigError, DataError, InputError, RunError, StudentError
     from compact_distill.evaluation.examine import evaluate
+    from compact_distill.evaluation.side_by_side import SideBySide, Trial
     from compact_distill.method.encode import EncodedProblem, Encoder
     from compact_distill.method.forward import attach
     from compact_distill.method.loss import LossTerms, aggregate
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from compact_distill.method.scores import Scorer, adaptability, consensus, difficulty, register_score
     from compact_distill.method.weights import Evidence, Rule, RuleSettings, compatibility_weights, register_rule
     from compact_distill.pipeline import run
-    from compact_distill.publish.side_by_side import SideBySide, Trial
     from compact_distill.records import Instance, Problem, Rationale, RationaleStatus, ScoreRow, Verdict
     from compact_distill.report import write_report
     from compact_distill.runs.files import read_jsonl
@@ -48,7 +48,7 @@ _NAMES = {
     "method.scores": ("Scorer", "adaptability", "consensus", "difficulty", "register_score"),
     "method.weights": ("Evidence", "Rule", "RuleSettings", "compatibility_weights", "register_rule"),
     "pipeline": ("run",),
-    "publish.side_by_side": ("SideBySide", "Trial"),
+    "evaluation.side_by_side": ("SideBySide", "Trial"),
     "records": ("Instance", "Problem", "Rationale", "RationaleStatus", "ScoreRow", "Verdict"),
     "report": ("write_report",),  # not `report`: that name is the package, once anything has imported it
     "runs.files": ("read_jsonl",),

@@ -36,17 +36,18 @@ from compact_distill.evaluation.examine import (
 )
 from compact_distill.evaluation.result_files import checkpoint_label, damaged_results
 from compact_distill.method.score import score
-from compact_distill.publish.export import push_card, write_card
 from compact_distill.records import RationaleStatus
 from compact_distill.report import is_current, write_report
 from compact_distill.runs.environment import accelerator, hardware, versions
 from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line, score_fields
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import progress, progress_over, say
+from compact_distill.students.identity import pin_student
 from compact_distill.students.load import load_student
 from compact_distill.teachers.stages import joined, plan, rationales, teachers_in_manifest
 from compact_distill.training.callbacks import require_complete
-from compact_distill.training.prepare import Prepared, pin_student, prepare, read_exam, read_instances, read_sources
+from compact_distill.training.export import push_card, write_card
+from compact_distill.training.prepare import Prepared, prepare, read_exam, read_instances, read_sources
 from compact_distill.training.run import fit, read_gains
 
 

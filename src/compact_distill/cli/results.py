@@ -23,7 +23,7 @@ from compact_distill.errors import ConfigError
 from compact_distill.runs.progress import say, show
 
 if TYPE_CHECKING:
-    from compact_distill.publish.side_by_side import SideBySide
+    from compact_distill.evaluation.side_by_side import SideBySide
 
 
 class ExportFormat(enum.StrEnum):
@@ -150,7 +150,7 @@ def export(
       compact export runs/first merged-student --merged
     """
     if merged:
-        from compact_distill.publish.export import merge
+        from compact_distill.training.export import merge
 
         run = Path(source)
         difference = merge(run / "student" if (run / "manifest.json").is_file() else run, out)
@@ -165,8 +165,8 @@ def export(
     instances = load_instances(source)
     counts = export_instances(instances, out, shape.value)
     if card is not None:
-        from compact_distill.publish.export import dataset_card
         from compact_distill.runs.files import atomic_write
+        from compact_distill.training.export import dataset_card
 
         with atomic_write(card, keep=True) as file:
             file.write(dataset_card(instances, counts, shape.value, out.name))
@@ -193,7 +193,7 @@ def try_out(
       compact try runs/first --serve
     """
 
-    from compact_distill.publish import side_by_side
+    from compact_distill.evaluation import side_by_side
 
     trial = side_by_side.Trial(run, max_new_tokens)
     if serve:
@@ -221,7 +221,7 @@ def _show(answers: SideBySide) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    from compact_distill.publish.side_by_side import known
+    from compact_distill.evaluation.side_by_side import known
     from compact_distill.report.text import clean, short
 
     console = Console(soft_wrap=False)

@@ -6,14 +6,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from compact_distill.config.models import RunConfig
+from compact_distill.errors import RunError
 from compact_distill.runs.files import content_hash, fingerprint
-from compact_distill.students.load import adapter_base, revision_of, split_revision
+from compact_distill.runs.folder import RunFolder
+from compact_distill.runs.progress import say
+from compact_distill.students.load import adapter_base, pin, revision_of, split_revision
 
 _FILES = (
     "config.json",
@@ -66,6 +71,36 @@ def commit_of(student: str | Path) -> str | None:
 def newest_commit(name: str) -> str | None:
     """The commit that the hub has now, whatever is pinned; None where the hub does not say."""
     return _commit(name, None)
+
+
+def pin_student(config: RunConfig) -> dict[str, str]:
+    """Load the student's hub models at the commits that the run started with, or that the hub has now.
+
+    Returns:
+        The commit of each hub model (the student, or the base under an adapter), for the manifest.
+    """
+    known: dict[str, str] = {}
+    with contextlib.suppress(RunError):
+        known = RunFolder.open(config.output).manifest.get("student", {}).get("commits", {})
+    commits: dict[str, str] = {}
+    # What keeps a student or the hub from being read is told by check_student, in its own words.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        for name in hub_names(config.student):
+            pin(name, known.get(name))
+            commit = commit_of(config.student) if split_revision(config.student)[1] else known.get(name)
+            newest = None
+            with contextlib.suppress(OSError, ValueError) if commit else contextlib.nullcontext():
+                newest = newest_commit(name)
+            commit = commit or newest
+            if commit is not None:
+                pin(name, commit)
+                commits[name] = commit
+            if commit and newest and newest != commit:
+                say(
+                    f"student: the hub has {name} at {newest[:12]} now; this run keeps {commit[:12]}; "
+                    f"write `{name}@{newest}` to use the new one"
+                )
+    return commits
 
 
 def weights_hash(model: Any) -> str:

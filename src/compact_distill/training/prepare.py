@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import multiprocessing
 import os
@@ -19,16 +18,15 @@ import torch
 from compact_distill.config.models import CompatibilityConfig, RunConfig
 from compact_distill.data import load_instances
 from compact_distill.data.write import ProblemSize, nothing_left
-from compact_distill.errors import DataError, InputError, RunError
+from compact_distill.errors import DataError, InputError
 from compact_distill.evaluation.examine import Exam, prepare_exam
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, Problem, RationaleStatus
 from compact_distill.runs.files import content_hash, fingerprint, output_problem
 from compact_distill.runs.folder import RunFolder
-from compact_distill.runs.progress import say
-from compact_distill.students.identity import commit_of, hub_names, newest_commit, student_hash
-from compact_distill.students.load import adapter_base, check_student, load_tokenizer, pin, split_revision
+from compact_distill.students.identity import pin_student, student_hash
+from compact_distill.students.load import adapter_base, check_student, load_tokenizer
 from compact_distill.students.prompt import pattern_problems, prompt_problems
 from compact_distill.teachers.stages import ProblemStream, check_teachers, problem_stream
 from compact_distill.training.arguments import CompactConfig, setting_problems, settings_that_matter
@@ -247,36 +245,6 @@ def _nothing_to_learn(config: RunConfig, instances: Sequence[Instance]) -> list[
                 return []
             statuses.update(size.statuses)
     return [nothing_left(statuses, encoder.max_length)]
-
-
-def pin_student(config: RunConfig) -> dict[str, str]:
-    """Load the student's hub models at the commits that the run started with, or that the hub has now.
-
-    Returns:
-        The commit of each hub model (the student, or the base under an adapter), for the manifest.
-    """
-    known: dict[str, str] = {}
-    with contextlib.suppress(RunError):
-        known = RunFolder.open(config.output).manifest.get("student", {}).get("commits", {})
-    commits: dict[str, str] = {}
-    # What keeps a student or the hub from being read is told by check_student, in its own words.
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        for name in hub_names(config.student):
-            pin(name, known.get(name))
-            commit = commit_of(config.student) if split_revision(config.student)[1] else known.get(name)
-            newest = None
-            with contextlib.suppress(OSError, ValueError) if commit else contextlib.nullcontext():
-                newest = newest_commit(name)
-            commit = commit or newest
-            if commit is not None:
-                pin(name, commit)
-                commits[name] = commit
-            if commit and newest and newest != commit:
-                say(
-                    f"student: the hub has {name} at {newest[:12]} now; this run keeps {commit[:12]}; "
-                    f"write `{name}@{newest}` to use the new one"
-                )
-    return commits
 
 
 def read_sources(config: RunConfig) -> tuple[list[str], list[Instance]]:

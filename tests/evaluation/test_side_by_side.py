@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from compact_distill.cli import app
 from compact_distill.errors import InputError, RunError
+from compact_distill.evaluation.side_by_side import Trial, page
 from compact_distill.method.encode import Encoder
-from compact_distill.publish.side_by_side import Trial, page
 from compact_distill.students.generate import Decoding, Generator
 from compact_distill.students.load import load_student
 

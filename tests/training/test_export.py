@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 from compact_distill.config.file import load_config
 from compact_distill.data import export_instances, load_instances
 from compact_distill.errors import ConfigError, RunError
-from compact_distill.publish import export
-from compact_distill.publish.export import dataset_card, merge, model_card, push_card, write_card
 from compact_distill.report.read import PairedChange, read_run
 from compact_distill.students.load import load_student
+from compact_distill.training import export
+from compact_distill.training.export import dataset_card, merge, model_card, push_card, write_card
 
 
 def front_and_body(card: str) -> tuple[dict, str]:

@@ -16,8 +16,8 @@ from compact_distill.report.read import RunData, UsedProblem, read_run
 from compact_distill.report.text import clean
 from compact_distill.runs.environment import accelerator
 from compact_distill.students.generate import Decoding
+from compact_distill.students.identity import pin_student
 from compact_distill.students.load import adapter_base, load_student
-from compact_distill.training.prepare import pin_student
 
 
 @dataclass(frozen=True, slots=True)
