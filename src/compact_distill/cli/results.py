@@ -222,7 +222,7 @@ def _show(answers: SideBySide) -> None:
     from rich.text import Text
 
     from compact_distill.evaluation.side_by_side import known
-    from compact_distill.report.text import clean, short
+    from compact_distill.report.drawing import clean, short
 
     console = Console(soft_wrap=False)
     console.print(Text(clean(answers.question), style="bold"))

@@ -12,8 +12,8 @@ import numpy as np
 from compact_distill.config.file import load_config
 from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation.writers import Attempt, StudentWriter
+from compact_distill.report.drawing import clean
 from compact_distill.report.read import RunData, UsedProblem, read_run
-from compact_distill.report.text import clean
 from compact_distill.runs.environment import accelerator
 from compact_distill.students.generate import Decoding
 from compact_distill.students.identity import pin_student

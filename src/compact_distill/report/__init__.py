@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.errors import InputError
-from compact_distill.report.drawing import Table
+from compact_distill.report.drawing import DASH, UNITS, Table, measured, moved, number, percent, short
 from compact_distill.report.headline import headline, weight_shares
 from compact_distill.report.page import check_export, content_stamp, export_figures
 from compact_distill.report.pages import (
@@ -46,7 +46,6 @@ from compact_distill.report.pages import (
     verdict,
 )
 from compact_distill.report.read import READ, RunData, read_run
-from compact_distill.report.text import DASH, UNITS, measured, moved, number, percent, short
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import text_table

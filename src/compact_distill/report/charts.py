@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec
 
-from compact_distill.report.drawing import CHARACTER, Chart, Sheet, padded, series, spread, ticks
-from compact_distill.report.text import number, short
+from compact_distill.report.drawing import CHARACTER, Chart, Sheet, number, padded, series, short, spread, ticks
 
 _MARKERS_UP_TO = 14  # points of a line; more of them would hide it
 _LABEL = 15  # most characters of a label at a line's end

@@ -1,4 +1,4 @@
-"""Figures, tables, and sheets of SVG with two axes; no plotting library is small enough to ride in every report.
+"""Words, numbers, tables, and sheets of SVG with two axes; no plotting library is small enough for every report.
 
 Colours come from classes only (charts.css), so the same drawing serves light, dark and print. They are Okabe and
 Ito's, which colour-blind readers can tell apart; yellow is too pale for white paper, so black (white in the dark) and
@@ -10,12 +10,111 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree as ET
 
-from compact_distill.report.text import number, short
+# ---- words and numbers as pages and terminals show them
+
+# Control characters but tab and line feed (XML has no way to write them, a terminal would obey them), halves of
+# surrogate pairs, and what turns the direction of all text behind it.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+DASH = "\u2013"
+MINUS = "\u2212"
+
+
+def clean(text: Any) -> str:
+    """Any value as text of the same length without control characters and halves of surrogate pairs."""
+    return _CONTROL.sub("\ufffd", str(text).replace("\r\n", " \n").replace("\r", "\n"))
+
+
+def short(text: str, length: int) -> str:
+    """The text, or its beginning and an ellipsis where it is longer than `length` characters."""
+    return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with about `digits` significant digits, thousands apart; a dash for None and NaN."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if value and abs(value) < 10.0**-digits:
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("-", MINUS)
+    size = 0 if value == 0 else math.floor(math.log10(abs(value)))
+    text = f"{value:,.{max(digits - 1 - size, 0)}f}"
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text in ("-0", "") else text.replace("-", MINUS)
+
+
+def share_text(value: float | None) -> str:
+    """A weight or a share of 1, with two decimals."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:.2f}".replace("-", MINUS)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return DASH if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f} %".replace("-", MINUS)
+
+
+def whole_percent(share: float | None) -> str:
+    """A share as a percentage without decimals, for axes."""
+    return percent(share, 0)
+
+
+def points(difference: float | None, digits: int = 1) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    if difference is None or not math.isfinite(difference):
+        return DASH
+    return f"{100 * difference:+.{digits}f}".replace("-", MINUS)
+
+
+def whole_points(difference: float | None) -> str:
+    """A difference in percentage points without decimals, for axes."""
+    return points(difference, 0)
+
+
+UNITS = {"nats_per_token": "nats a token", "bits_per_byte": "bits a byte"}  # of measures that are better where smaller
+
+
+def measured(value: float | None, metric: str) -> str:
+    """A task's result in its unit: a percentage, or nats a token, or bits a byte."""
+    return f"{number(value, 4)} {UNITS[metric]}" if metric in UNITS else percent(value)
+
+
+def moved(difference: float | None, metric: str) -> str:
+    """A change of a task's result with its sign: percentage points, or the measure's own unit."""
+    if metric not in UNITS or difference is None or not math.isfinite(difference):
+        return points(difference)
+    return f"{'+' if difference > 0 else ''}{number(difference, 2)}"
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """`1 problem`, `2,000 problems`."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def listed(names: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+
+
+def flat(value: Any, name: str, between: str) -> Iterator[tuple[str, Any]]:
+    """Nested mappings as rows of a path and a value."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from flat(inner, f"{name}{between}{clean(key)}" if name else clean(key), between)
+    elif name:
+        yield name, value
+
+
+def plain(value: Any) -> str:
+    """A setting as text."""
+    return clean(", ".join(map(str, value)) if isinstance(value, list) else value)
+
+
+# ---- sheets
 
 NARROW, WIDE = 360, 500  # of a sheet, in pixels: a third and a half of a desktop page
 CHARACTER = 6.1  # mean width of a character of 11 px text
@@ -45,18 +144,6 @@ _COLOURS = {  # name: light, dark
 }
 LIGHT = {name: light for name, (light, _) in _COLOURS.items()}
 DARK = {name: dark for name, (_, dark) in _COLOURS.items()}
-
-
-def css_variables(colours: dict[str, str]) -> str:
-    """Declarations such as `--ink:#1b1d21;`."""
-    return "".join(f"--{name}:{value};" for name, value in colours.items())
-
-
-def with_colours(css: str, colours: dict[str, str]) -> str:
-    """CSS with `var(--name)` replaced by the colour itself, for pictures that leave the page."""
-    for name, value in colours.items():
-        css = css.replace(f"var(--{name})", value)
-    return css
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -296,65 +383,6 @@ class Chart:
     def xml(self) -> str:
         """The drawing as text, a third of a page wide."""
         return self.sheet(NARROW).xml()
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of a page.
-
-    Attributes:
-        key: its name in addresses and file names.
-        title: what it shows.
-        caption: what to look for.
-        charts: its drawings, side by side.
-        table: every number in the drawings.
-        legend: entries that the drawings share.
-        finding: what these numbers say, in a sentence; may be empty.
-    """
-
-    key: str
-    title: str
-    caption: str
-    charts: Sequence[Chart]
-    table: Table
-    legend: Sequence[Key] = ()
-    finding: str = ""
-
-
-class Drawn(NamedTuple):
-    """What a figure's data make of it; `note` goes behind its caption, `title` in place of its title."""
-
-    charts: Sequence[Chart]
-    table: Table
-    legend: Sequence[Key] = ()
-    finding: str = ""
-    note: str = ""
-    title: str = ""
-
-
-_Draw = Callable[[Any], Drawn | None]
-_FIGURES: dict[str, list[Callable[[Any], Figure | None]]] = {}  # by section, in their order
-
-
-def figure(section: str, key: str, title: str, caption: str) -> Callable[[_Draw], _Draw]:
-    """Put a figure into a section of a page: the function below draws it from the run, or gives None without data."""
-
-    def register(draw: _Draw) -> _Draw:
-        def make(run: Any) -> Figure | None:
-            drawn = draw(run)
-            if drawn is None:
-                return None
-            return Figure(key, drawn.title or title, caption + drawn.note, *drawn[:4])
-
-        _FIGURES.setdefault(section, []).append(make)
-        return draw
-
-    return register
-
-
-def figures_of(section: str, run: Any) -> list[Figure]:
-    """A section's figures, those left out that have no data."""
-    return [made for make in _FIGURES.get(section, ()) if (made := make(run)) is not None]
 
 
 def spaced(count: int, most: int) -> list[int]:

@@ -25,9 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from compact_distill.report.drawing import spaced
+from compact_distill.report.drawing import clean, spaced
 from compact_distill.report.read import RunData, UsedProblem, readable_rows, sample_name
-from compact_distill.report.text import clean
 from compact_distill.report.trace import Trace
 
 _EPOCHS = 12  # shown per problem

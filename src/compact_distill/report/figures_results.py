@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,12 +22,13 @@ from compact_distill.report.charts import (
     ridge_chart,
     stack_chart,
 )
-from compact_distill.report.drawing import Chart, Drawn, Key, Table, figure, spaced
+from compact_distill.report.drawing import UNITS, Chart, Key, Table, moved, number, spaced, whole_percent, whole_points
+from compact_distill.report.page import Drawn, figure
 from compact_distill.report.read import RIGHT, WRONG, RunData, TaskResult, UsedRationale
-from compact_distill.report.text import UNITS, moved, number, plural, whole_percent, whole_points
 from compact_distill.report.trace import Floats
 
 _BEFORE, _AFTER = "base", "student"
+CHANGE_COLUMNS = ("task", "role", "metric", "rows", "difference", "low", "high", "gained", "lost", "mcnemar_p")
 
 
 def table_of(columns: Sequence[str], records: Iterable[Any]) -> Table:
@@ -100,9 +102,6 @@ def _accuracy(run: RunData) -> Drawn | None:
     charts = unit_charts(entries, "Accuracy", "", "share of right answers", whole_percent, joined=True)
     columns = ("student", "task", "role", "metric", "value", "low", "high", "rows", "unparsed", "truncated")
     return Drawn(charts, table_of(columns, run.results), list(looks.values())) if done else None
-
-
-CHANGE_COLUMNS = ("task", "role", "metric", "rows", "difference", "low", "high", "gained", "lost", "mcnemar_p")
 
 
 @figure(
@@ -188,7 +187,9 @@ def _layer_curves(run: RunData) -> Drawn | None:
     parts = [part for part in run.drift if part.layers]
     layers = sorted({float(layer.layer) for part in parts for layer in part.layers})
     columns = ("layer", "centroid_shift", "row_shift", "centroid_distance", "row_distance", "cka")
-    shifts, same, table = [], [], []
+    shifts: list[Line] = []
+    same: list[Line] = []
+    table: list[tuple[Any, ...]] = []
     for index, part in enumerate(parts):
         table += [(part.role, *row) for row in table_of(columns, part.layers).rows]
         at, look = {layer.layer: layer for layer in part.layers}, _ROLES.get(part.role, index + 2)
@@ -218,8 +219,11 @@ def _divergence(run: RunData) -> Drawn | None:
     keys = {"kl_last": Key("after the prompt", "after", 2), "kl_prompt": Key("mean over the prompt", "before", 0)}
     rows, table = [], []
     for part in run.drift:
-        marks = [Mark(key.name, *getattr(part, name), key.css, key.shape) for name, key in keys.items()]
-        table += [(part.role, name, *getattr(part, name)) for name in keys]
+        marks = []
+        for name, key in keys.items():
+            mean, low, high = getattr(part, name)
+            marks.append(Mark(key.name, mean, low, high, key.css, key.shape))
+            table.append((part.role, name, mean, low, high))
         rows.append((f"{part.role}: {number(part.kl_last[0])} nats after the prompt", marks))
     chart = interval_chart("KL divergence, nats", rows, x_label="nats", reference=0.0)
     return Drawn([chart], Table(("role", "where", "mean", "low", "high"), table), list(keys.values())) if rows else None
@@ -329,7 +333,7 @@ def _status(run: RunData) -> Drawn | None:
             [stack_chart("Rationales", rows, classes, x_label="rationales")],
             Table(("teacher", "part", "count"), table),
             [Key(part, css) for part, css in classes.items() if part in there],
-            f"{plural(used, 'rationale')} of {sum(counts.values()):,} took part in training.",
+            f"{used:,} of {sum(counts.values()):,} rationales took part in training.",
         )
         if run.problems
         else None
@@ -366,16 +370,13 @@ def _lengths(run: RunData) -> Drawn | None:
     "the worst, and the weights should tell which. Two answers agree if both are right or their texts are equal.",
 )
 def _agreement(run: RunData) -> Drawn | None:
-    order = run.teachers
-    table, cells = [], []
-    for a in order:
-        cells.append([math.nan] * len(order))
-        for j, b in enumerate(order):
-            pairs = [(p.rationales.get(a), p.rationales.get(b)) for p in run.problems.values()]
-            same = [_agree(x, y) for x, y in pairs if x and y and x.answer is not None and y.answer is not None]
-            cells[-1][j] = sum(same) / len(same) if same else math.nan
-            if a != b:
-                table.append((a, b, cells[-1][j], len(same)))
+    order, same = run.teachers, {}
+    for a, b in itertools.product(order, order):
+        pairs = [(p.rationales.get(a), p.rationales.get(b)) for p in run.problems.values()]
+        found = [_agree(x, y) for x, y in pairs if x and y and x.answer is not None and y.answer is not None]
+        same[a, b] = sum(found) / len(found) if found else math.nan, len(found)
+    cells = [[same[a, b][0] for b in order] for a in order]
+    table = [(a, b, *found) for (a, b), found in same.items() if a != b]
     chart = heat_chart("Same answer", order, cells, show=whole_percent, level=lambda v: round(4 * max(v, 0.0)))
     return Drawn([chart], Table(("a", "b", "share", "n"), table)) if len(order) > 1 and run.problems else None
 

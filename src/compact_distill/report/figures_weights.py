@@ -9,9 +9,20 @@ from typing import Any
 import numpy as np
 
 from compact_distill.report.charts import Line, Mark, Ridge, heat_chart, interval_chart, line_chart, ridge_chart
-from compact_distill.report.drawing import Chart, Drawn, Key, Table, figure, series
+from compact_distill.report.drawing import (
+    MINUS,
+    Chart,
+    Key,
+    Table,
+    listed,
+    number,
+    percent,
+    series,
+    share_text,
+    whole_percent,
+)
+from compact_distill.report.page import Drawn, figure
 from compact_distill.report.read import RIGHT, WRONG, RunData
-from compact_distill.report.text import MINUS, listed, number, percent, share_text, whole_percent
 from compact_distill.report.trace import Floats, Trace, Trend, mean_sem, spearman, weight_trend
 
 Z = 1.96  # standard errors to a side of a 95 % interval
@@ -219,7 +230,7 @@ def _distributions(run: RunData, trace: Trace) -> Drawn | None:
                 bins = zip(edges[:-1].tolist(), edges[1:].tolist(), count.tolist(), strict=True)
                 table += [(name, teacher, v, *own_bin, medians[-1]) for own_bin in bins if count.sum()]
             tip = f"{teacher}: median {number(medians[0])} right, {number(medians[1])} wrong"
-            ridges.append(Ridge(teacher, *hills, *medians, tip))
+            ridges.append(Ridge(teacher, hills[0], hills[1], medians[0], medians[1], tip))
         charts.append(ridge_chart(_TITLES.get(name, name), edges.tolist(), ridges, x_label=name))
     columns = ("score", "teacher", "verdict", "from", "to", "count", "median")
     return Drawn(charts, Table(columns, table), _JUDGED) if charts else None

@@ -10,11 +10,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from compact_distill.report.figures_results import final_results
-from compact_distill.report.figures_weights import verdicts_PK
-from compact_distill.report.page import Card
-from compact_distill.report.read import RIGHT, WRONG, PairedChange, RunData
-from compact_distill.report.text import (
+from compact_distill.report.drawing import (
     DASH,
     UNITS,
     clean,
@@ -28,6 +24,10 @@ from compact_distill.report.text import (
     share_text,
     short,
 )
+from compact_distill.report.figures_results import final_results
+from compact_distill.report.figures_weights import verdicts_PK
+from compact_distill.report.page import Card
+from compact_distill.report.read import RIGHT, WRONG, PairedChange, RunData
 from compact_distill.report.trace import mean_sem
 from compact_distill.runs.progress import duration
 

@@ -9,36 +9,82 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from compact_distill.errors import InputError
-from compact_distill.report.drawing import (
-    DARK,
-    LIGHT,
-    NARROW,
-    WIDE,
-    Chart,
-    Figure,
-    Key,
-    Sheet,
-    Table,
-    css_variables,
-    with_colours,
-)
-from compact_distill.report.text import number
+from compact_distill.report.drawing import DARK, LIGHT, NARROW, WIDE, Chart, Key, Sheet, Table, number
 from compact_distill.runs.files import atomic_write, move_aside
 from compact_distill.runs.progress import say
 
 _TABLE_ROWS = 200  # of a figure's table in the page; the CSV has all
 _ZOOM = 3  # pixels of a PNG per unit of the drawing
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a page.
+
+    Attributes:
+        key: its name in addresses and file names.
+        title: what it shows.
+        caption: what to look for.
+        charts: its drawings, side by side.
+        table: every number in the drawings.
+        legend: entries that the drawings share.
+        finding: what these numbers say, in a sentence; may be empty.
+    """
+
+    key: str
+    title: str
+    caption: str
+    charts: Sequence[Chart]
+    table: Table
+    legend: Sequence[Key] = ()
+    finding: str = ""
+
+
+class Drawn(NamedTuple):
+    """What a figure's data make of it; `note` goes behind its caption, `title` in place of its title."""
+
+    charts: Sequence[Chart]
+    table: Table
+    legend: Sequence[Key] = ()
+    finding: str = ""
+    note: str = ""
+    title: str = ""
+
+
+_Draw = Callable[[Any], Drawn | None]
+_FIGURES: dict[str, list[Callable[[Any], Figure | None]]] = {}  # by section, in their order
+
+
+def figure(section: str, key: str, title: str, caption: str) -> Callable[[_Draw], _Draw]:
+    """Put a figure into a section of a page: the function below draws it from the run, or gives None without data."""
+
+    def register(draw: _Draw) -> _Draw:
+        def make(run: Any) -> Figure | None:
+            drawn = draw(run)
+            if drawn is None:
+                return None
+            return Figure(key, drawn.title or title, caption + drawn.note, *drawn[:4])
+
+        _FIGURES.setdefault(section, []).append(make)
+        return draw
+
+    return register
+
+
+def figures_of(section: str, run: Any) -> list[Figure]:
+    """A section's figures, those left out that have no data."""
+    return [made for make in _FIGURES.get(section, ()) if (made := make(run)) is not None]
 
 
 @dataclass(frozen=True)
@@ -149,6 +195,18 @@ def page(
 def fragment(template: str, **values: Any) -> Markup:
     """A template of `assets/` with its values escaped."""
     return Markup(_environment().get_template(template).render(**values))
+
+
+def css_variables(colours: dict[str, str]) -> str:
+    """Declarations such as `--ink:#1b1d21;`."""
+    return "".join(f"--{name}:{value};" for name, value in colours.items())
+
+
+def with_colours(css: str, colours: dict[str, str]) -> str:
+    """CSS with `var(--name)` replaced by the colour itself, for pictures that leave the page."""
+    for name, value in colours.items():
+        css = css.replace(f"var(--{name})", value)
+    return css
 
 
 @cache

@@ -15,25 +15,27 @@ from markupsafe import Markup
 from compact_distill.report import figures_results as results
 from compact_distill.report import figures_weights  # noqa: F401 (its figures are registered)
 from compact_distill.report.charts import Line, Mark, interval_chart, line_chart
-from compact_distill.report.drawing import Drawn, Key, Table, figure, figures_of, series
-from compact_distill.report.explorer import pack_explorer, read_gains
-from compact_distill.report.headline import about, headline, most_trusted, stage_seconds, weight_shares
-from compact_distill.report.page import Section, fragment, page
-from compact_distill.report.read import PairedChange, RunData, TaskResult, read_changes
-from compact_distill.report.signatures import signatures
-from compact_distill.report.text import (
+from compact_distill.report.drawing import (
     DASH,
     UNITS,
+    Key,
+    Table,
     clean,
     flat,
     listed,
     percent,
     plain,
     plural,
+    series,
     short,
     whole_percent,
     whole_points,
 )
+from compact_distill.report.explorer import pack_explorer, read_gains
+from compact_distill.report.headline import about, headline, most_trusted, stage_seconds, weight_shares
+from compact_distill.report.page import Drawn, Section, figure, figures_of, fragment, page
+from compact_distill.report.read import PairedChange, RunData, TaskResult, read_changes
+from compact_distill.report.signatures import signatures
 from compact_distill.runs.progress import duration
 
 MAX_BYTES = 15_000_000  # of a page
@@ -307,8 +309,8 @@ class _Compared:
     names: Sequence[str]
     paired: Sequence[Mapping[str, Any]]
 
-    def mark(self, i: int, *values: float) -> Mark:
-        return Mark(self.names[i], *values, css=series(i), shape=i)
+    def mark(self, i: int, value: float, low: float = math.nan, high: float = math.nan) -> Mark:
+        return Mark(self.names[i], value, low, high, series(i), i)
 
     def keys(self) -> list[Key]:
         return [Key(name, series(i), i) for i, name in enumerate(self.names)]

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compact_distill.report.drawing import number, percent, plural, share_text, short
 from compact_distill.report.figures_results import log_number
 from compact_distill.report.figures_weights import lengths_PK, pair_sums, verdicts_PK
 from compact_distill.report.page import Check
 from compact_distill.report.read import RIGHT, WRONG, RunData
-from compact_distill.report.text import number, percent, plural, share_text, short
 from compact_distill.report.trace import Floats, Trace, rank_correlation
 
 EVEN_LOOK, EVEN_BAD = 0.95, 0.99  # effective number of teachers, as a share of those present

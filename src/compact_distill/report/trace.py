@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compact_distill.report.text import clean
+from compact_distill.report.drawing import clean
 
 Floats = NDArray[np.float64]
 BUILT_IN = ("consensus", "adaptability", "difficulty")

@@ -19,9 +19,8 @@ from compact_distill.evaluation.examine import ROLES
 from compact_distill.evaluation.result_files import read_rows, rows_path
 from compact_distill.records import Verdict
 from compact_distill.report.charts import Mark, Point, heat_chart, interval_chart, scatter_chart
-from compact_distill.report.drawing import Figure, Table
-from compact_distill.report.page import Card, Section, fragment, page
-from compact_distill.report.text import DASH, listed, number, percent, plural, points, short
+from compact_distill.report.drawing import DASH, Table, listed, number, percent, plural, points, short
+from compact_distill.report.page import Card, Figure, Section, fragment, page
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.progress import duration
 from compact_distill.study.results import REFERENCES

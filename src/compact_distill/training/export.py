@@ -24,8 +24,8 @@ from compact_distill.config.models import RunConfig
 from compact_distill.data import ExportCounts
 from compact_distill.errors import ConfigError, RunError
 from compact_distill.records import Instance, RationaleStatus
+from compact_distill.report.drawing import UNITS
 from compact_distill.report.read import PairedChange, RunData, TaskResult, read_run
-from compact_distill.report.text import UNITS
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.progress import say
 from compact_distill.students.load import adapter_base, load_student, split_revision
