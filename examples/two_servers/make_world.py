@@ -15,8 +15,7 @@ import shutil
 from pathlib import Path
 
 from compact_distill import Problem
-from compact_distill.lab import student
-from compact_distill.lab.world import Teacher, Terse, Verbose, arithmetic
+from compact_distill.lab import Teacher, Terse, Verbose, arithmetic, student
 
 # The server renders this; system messages are no part of these teachers' little world.
 CHAT = "Question: {{ messages[-1]['content'] }}\nAnswer:"

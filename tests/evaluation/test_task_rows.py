@@ -78,7 +78,7 @@ def test_a_question_seen_under_another_id_counts_as_seen(tmp_path):
 
 
 def test_the_lab_examines_on_problems_that_no_teacher_sees():
-    from compact_distill.lab.world import arithmetic
+    from compact_distill.lab import arithmetic
 
     rows = read_task(load_task("lab_arithmetic"), limit=50).rows
     assert len(rows) == 50

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from compact_distill.lab import STEPS, arithmetic, facts, instances, parse, pool, split_of, yes_no
 from compact_distill.lab import student as lab_student
 from compact_distill.lab.student import KNOWN_OPERANDS, Recipe, cache_folder, cached_student, corpus_lines, tokenizer
-from compact_distill.lab.world import STEPS, arithmetic, facts, instances, parse, pool, split_of, yes_no
 from compact_distill.method.encode import Encoder
 from compact_distill.records import RationaleStatus
 from compact_distill.students.load import check_student, load_student

@@ -8,7 +8,7 @@ import pytest
 
 from compact_distill.answers import extract_answer
 from compact_distill.errors import DataError
-from compact_distill.lab.world import (
+from compact_distill.lab import (
     LARGEST,
     Erring,
     Foreign,

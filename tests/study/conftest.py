@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from compact_distill.lab import arithmetic, instances, pool
 from compact_distill.lab.student import Recipe, cached_student
-from compact_distill.lab.world import arithmetic, instances, pool
 
 
 @pytest.fixture(scope="session")

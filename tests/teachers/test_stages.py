@@ -22,7 +22,7 @@ from compact_distill import pipeline
 from compact_distill.cli import app
 from compact_distill.config.file import config_from, dump_config
 from compact_distill.errors import InputError, RunError
-from compact_distill.lab.world import arithmetic
+from compact_distill.lab import arithmetic
 from compact_distill.runs.folder import RunFolder
 from compact_distill.teachers import stages
 from models import byte_level_tokenizer, save_student, tiny_model

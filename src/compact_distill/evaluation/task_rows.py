@@ -147,12 +147,12 @@ def _rows_of(task: Task, read: Iterable[Row], faults: Faults) -> list[TaskRow]:
 
 
 def _lab_rows(task: Task) -> Iterator[Row]:
-    from compact_distill.lab import world
+    from compact_distill import lab
 
     if task.data.lab == "arithmetic":
-        found = world.arithmetic("held_out", _LAB_ROWS, _LAB_SEED)
+        found = lab.arithmetic("held_out", _LAB_ROWS, _LAB_SEED)
     else:
-        found = world.facts() if task.data.lab == "facts" else world.yes_no()
+        found = lab.facts() if task.data.lab == "facts" else world.yes_no()
     for index, problem in enumerate(found):
         yield Row({"id": problem.id, "question": problem.question, "answer": problem.answer}, index, f"row {index + 1}")
 

@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from compact_distill.config.models import TextConfig
-from compact_distill.lab.world import (
+from compact_distill.lab import (
     LARGEST,
     OPENINGS,
     STEPS,

@@ -19,8 +19,8 @@ from rich.table import Table
 from compact_distill.config.models import PRESETS
 from compact_distill.data import load_instances
 from compact_distill.errors import RunError
+from compact_distill.lab import arithmetic, pool
 from compact_distill.lab import student as lab
-from compact_distill.lab.world import arithmetic, pool
 from compact_distill.records import Instance, Problem, Verdict
 from compact_distill.runs.files import atomic_write, json_line
 from compact_distill.runs.folder import RunFolder

@@ -8,7 +8,7 @@ import pytest
 
 from compact_distill.config.teachers import TeacherConfig
 from compact_distill.errors import ConfigError, RunError
-from compact_distill.lab.world import arithmetic, pool
+from compact_distill.lab import arithmetic, pool
 from compact_distill.records import Verdict
 from compact_distill.teachers.protocol import FaultKind
 

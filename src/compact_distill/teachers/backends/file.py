@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from compact_distill.errors import ConfigError, DataError
-from compact_distill.lab.world import pool
+from compact_distill.lab import pool
 from compact_distill.teachers.protocol import FaultKind, TeacherAnswer, TeacherFault, TeacherRequest
 
 
