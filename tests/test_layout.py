@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,10 @@ def functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]
 def test_no_file_is_longer_than_400_lines():
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_a_newcomer_meets_at_most_105_files():
+    assert len(FILES) <= 105
 
 
 def test_at_most_one_function_of_a_hundred_is_longer_than_50_lines():
@@ -54,6 +59,21 @@ def test_every_public_name_is_documented():
     for path, tree in TREES.items():
         look(tree, path)
     assert silent == []
+
+
+def test_every_module_of_the_method_says_what_its_shape_letters_mean():
+    silent = {}
+    for path, tree in TREES.items():
+        if PACKAGE / "method" in path.parents and path.name != "__init__.py":
+            legend = (ast.get_docstring(tree) or "").partition("Shape letters: ")[2]
+            names = {getattr(node, key, "") for node in ast.walk(tree) for key in ("id", "arg", "attr")}
+            suffixes = (re.fullmatch(r"_*[a-z][a-z0-9_]*_([A-Z]{1,5})", name or "") for name in names)
+            used = {letter for suffix in suffixes if suffix for letter in suffix[1]}
+            if missing := used - set(re.findall(r"\b[A-Z]\b", legend)):
+                silent[path.name] = sorted(missing)
+            elif not legend:
+                silent[path.name] = ["no legend"]
+    assert silent == {}
 
 
 def test_nine_modules_of_ten_have_a_test_file_of_their_name():

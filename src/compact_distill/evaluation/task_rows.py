@@ -152,7 +152,7 @@ def _lab_rows(task: Task) -> Iterator[Row]:
     if task.data.lab == "arithmetic":
         found = lab.arithmetic("held_out", _LAB_ROWS, _LAB_SEED)
     else:
-        found = lab.facts() if task.data.lab == "facts" else world.yes_no()
+        found = lab.facts() if task.data.lab == "facts" else lab.yes_no()
     for index, problem in enumerate(found):
         yield Row({"id": problem.id, "question": problem.question, "answer": problem.answer}, index, f"row {index + 1}")
 

@@ -6,6 +6,9 @@ distributions and gradients.
 
 Students have random weights that every precision holds exactly. In fp64 and fp32 what differs by more than rounding is
 wrong; in half precision, what differs from fp64 by more than three times what the plain reading in that precision does.
+
+Shape letters: B problems, K teachers, T tokens, P points at which the belief is read, H query heads, G key heads (in
+gold_GV the rows that predict the gold answer), D width, V vocabulary.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 It is what the fast pass must match; `compact doctor` compares them on tiny students, which are made here too.
 
-Shapes: T tokens, N rows that predict, D width, V vocabulary, A gold-answer tokens, H query and G key heads, R branches.
+Shape letters: T tokens, N rows that predict, D width, V vocabulary, A gold-answer tokens, H query and G key
+heads, R branches.
 """
 
 from __future__ import annotations

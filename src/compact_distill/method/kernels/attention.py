@@ -5,8 +5,9 @@ All compute the same: torch's flash attention for CPUs over parts of the row (fp
 else, and sliding windows on a CPU). Which one a student gets is decided in `choose.py`; what it needs to know about a
 row is an `AttentionPlan`.
 
-Shapes: T rows, H query heads, G key heads (each shared by H / G query heads), D head size; a kernel takes query
-[1, H, T, D], key and value [1, G, T, D], and returns [1, T, H, D].
+Shape letters: T rows, H query heads, G key heads (each shared by H / G query heads), D head size; a kernel takes query
+[1, H, T, D], key and value [1, G, T, D], and returns [1, T, H, D]. Of rows that are turned by their positions: N rows,
+O all heads' numbers, E half a head. Of one part: Q rows that read, K rows that are read.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ A kernel is tried, forward and backward, at the student's own device, precision,
 definition in fp64 (`trial`). One that cannot be built, fails or differs is passed over, which is said once.
 `COMPACT_ATTENTION=loop|flex|varlen` takes one untried.
 
-Shapes: T rows, S rows of one segment, P places of its path (context, then own), H query heads, G key heads, D head
-size.
+Shape letters: T rows, S rows of one segment, P places of its path (context, then own), H query heads, G key heads, D
+head size.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Of most rows two numbers are read: the log-probability of the label (differentiable, unreduced: its weight is known only
 later), and the mean log-probability of the gold answer's tokens (the lens; not differentiable). Of a few rows, those
 that predict the gold answer, the whole distribution is.
+
+Shape letters: N rows with a label, G rows that predict the gold answer, M both (N first), C rows of a chunk, A
+gold-answer tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ factors. On a CPU it is read in tiles of tokens that stay in the cache.
 `patch_layers` changes the modules' forward in place; parameters and names stay as they are. Liger Kernel
 (arXiv 2410.10989) does the same with kernels for GPUs, Arctic Long Sequence Training (arXiv 2506.13996) has the tiles.
 
-Shapes: N tokens, D width, F width of the MLP's inner layer, R rank.
+Shape letters: N tokens, D width, F width of the MLP's inner layer, O outputs, R rank.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Only what is known is taken over (`Adapter.of`): peft's plain LoRA on an `nn.Lin
 none. Anything else (DoRA and other variants, quantised weights, biases of adapters, merged or disabled adapters, hooks)
 is left to peft.
 
-Shapes: N tokens, D inputs, O outputs, R rank.
+Shape letters: N tokens, D inputs, O outputs, R rank. A and B are peft's two factors.
 """
 
 from __future__ import annotations
