@@ -7,6 +7,7 @@ students that the pages name are a tiny one here. YAML blocks are read as what t
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import torch
 import typer.main
 import yaml
 
+import compact_distill
 from compact_distill.cli import app
 from compact_distill.config.file import config_from
 from compact_distill.evaluation.task import Task
@@ -141,6 +143,31 @@ def test_blocks_marked_as_run_run_in_their_order(page, place):
         _run("compact run run.yaml", place)
     for block in blocks_to_run(page):
         _run(block["text"], place, block["kind"])
+
+
+@pytest.mark.parametrize("name", ["ask", "run", "load_instances", "score", "evaluate", "write_report", "Trial"])
+def test_the_docstring_of_each_entrance_shows_a_run_that_works(name, place):
+    said = inspect.getdoc(getattr(compact_distill, name))
+    if name == "ask":  # it needs servers; tests/teachers asks small ones
+        assert 'ask(\n        "problems.jsonl",' in said
+        return
+    _run("compact run run.yaml", place)
+    (example,) = re.findall(r"```python\n(.*?)```", said, re.DOTALL)
+    if name == "evaluate":
+        example = (
+            example.replace('"csqa_likelihood"', '"sums"')
+            .replace('["sums"]', '["sums.jsonl"]', 1)
+            .replace("acc_norm", "accuracy")
+        )
+        (place / "sums.jsonl").write_text('{"id": "s", "question": "2 + 2?", "answer": "4"}\n')
+    _run(example, place, "python")
+
+
+def test_the_entrances_have_the_names_that_people_look_for():
+    from compact_distill import ask, evaluate, report, score
+
+    assert report.write_report is compact_distill.write_report  # `report` is the package of all that makes pages
+    assert all(callable(entrance) for entrance in (ask, score, evaluate, report.read_run))
 
 
 def test_a_score_of_ones_own_is_used_as_its_page_says(place):

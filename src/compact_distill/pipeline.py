@@ -174,6 +174,12 @@ def drift(config: RunConfig, base: str, out: Path, benchmarks: bool = True) -> P
 def run(config: RunConfig, discard: bool = False, verify: bool = False) -> RunFolder:
     """Run all stages; `discard` and `verify` as for `train`.
 
+    ```python
+    from compact_distill import load_config, run
+
+    print(run(load_config("run.yaml")).path)  # runs/compact
+    ```
+
     Raises:
         InputError: with everything that is wrong, before any work.
         RunError: the run folder is in use or damaged, too many requests to teachers got no answer, or training has

@@ -48,6 +48,13 @@ def load_instances(
 ) -> list[Instance]:
     """Load problems together with their rationales; everything joins on `id`, never on position.
 
+    ```python
+    from compact_distill import load_instances
+
+    for instance in load_instances("data.jsonl"):
+        print(instance.id, instance.answer, instance.teachers)  # 1 12 ('qwq', 'llama')
+    ```
+
     Args:
         source: training data, `{"id", "question", "answer", "rationales": [{"teacher", "text", ...}]}` or the published
             code's `{"Question", "CoT": [...], "Answer"}` (see `from_published`), from one or several inputs. With

@@ -44,6 +44,13 @@ class SideBySide:
 class Trial:
     """A run's base and student, loaded once, to be asked as often as one likes. Greedy decoding.
 
+    ```python
+    from compact_distill import Trial
+
+    (answers,) = Trial("runs/compact", max_new_tokens=8).ask(["Ann has 7 apples and buys 5 more. How many?"])
+    print(answers.base, answers.student, answers.gold, sep="\\n")  # gold: None where the run does not know it
+    ```
+
     Args:
         run: a run folder whose training has finished.
         max_new_tokens: most tokens of an answer.

@@ -48,6 +48,13 @@ def score(
 ) -> Iterator[ScoreRow]:
     """Yield one row of scores and weights a problem, in the order of the input.
 
+    ```python
+    from compact_distill import load_instances, load_student, score
+
+    for row in score(*load_student("HuggingFaceTB/SmolLM2-135M-Instruct"), load_instances("data.jsonl")):
+        print(row.id, row.teachers, row.weights)  # 1 ('qwq', 'llama') (0.98, 0.02)
+    ```
+
     Dropout is off; scores come in the model's own precision, at least fp32. With `normalise: running` all problems are
     read before the first row comes, and standardised by the statistics of all of them.
 

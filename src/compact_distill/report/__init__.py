@@ -66,7 +66,13 @@ def write_report(
 ) -> Path:
     """Write the report of a run, or one page that compares several.
 
-    As in `write_report(["runs/first"])`, or `write_report(["runs/first", "runs/second"], "compare.html")`.
+    ```python
+    from compact_distill import write_report
+
+    print(write_report(["runs/compact"]))  # runs/compact/report.html
+    ```
+
+    Several runs make one page: `write_report(["runs/first", "runs/second"], "compare.html")`.
 
     Args:
         runs: run folders, or what `read_run` made of them.
