@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from compact_distill.cli import app
 from compact_distill.config.file import load_config
 from compact_distill.errors import ConfigError, InputError
+from compact_distill.evaluation.result_files import write_result
 from compact_distill.students.load import load_student
 from compact_distill.study.arms import load_study
 from compact_distill.study.merge import main as merge_step
@@ -296,6 +297,29 @@ def test_mot_averages_its_branches_and_starts_each_round_from_the_average(write_
             change = (value - before[name]).unique()
             expected = moved if "q_proj" in name else 0.0
             assert change.tolist() == pytest.approx([expected] * len(change), abs=1e-5), name
+
+
+def test_the_best_single_teacher_is_chosen_on_the_tuning_rows_over_all_seeds(write_study, base, world):
+    path = write_study(base=base, arms={"one": {"single": "best"}}, seeds=[0, 1], tune=[str(world / "tune.jsonl")])
+    plan = prepared(path)
+    right = {"terse": (0.2, 0.4), "verbose": (0.5, 0.0), "erring": (0.1, 0.1), "foreign": (0.3, 0.2)}
+    runs = {}
+    for job in plan.jobs():
+        if job.name.startswith("train/"):
+            config = load_config(job.command()[2])
+            teacher, seed = Path(config.rationales[0]).stem.rpartition("-")[0], config.seed
+            runs[teacher, seed] = Path(config.output)
+            folder = plan.out / "tuning" / Path(config.output).relative_to(plan.out)
+            folder.mkdir(parents=True)
+            value = {"metric": "accuracy", "metrics": {"accuracy": {"value": right[teacher][seed]}}}
+            write_result(folder / "tune.json", {"format": 1, "result": value})
+        elif job.name.startswith("tune/"):
+            assert job.command() is None, "these rows were answered already"
+        elif job.name.startswith("one/"):
+            assert len(runs) == 8, "all singles come first"
+            assert job.command()[1] == "run"
+    assert plan.chosen == {"one": "terse"}, "0.3 on average; verbose was better on the first seed alone"
+    assert plan.runs["one"] == {seed: runs["terse", seed] for seed in (0, 1)}
 
 
 def test_with_a_budget_of_steps_every_arm_takes_as_many(write_study, base):

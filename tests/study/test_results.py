@@ -1,0 +1,119 @@
+"""What a study says of its runs: means, paired differences and corrected p, on answers written by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from compact_distill.errors import RunError
+from compact_distill.evaluation.result_files import write_result
+from compact_distill.study.arms import StudyConfig, make_study
+from compact_distill.study.results import Outcome, collect, describe, write_results
+from report.synthetic import make_run
+
+BASE = {"student": "s", "rationales": "r.jsonl"}
+ARMS = {"equal": {"weighting": "equal"}, "compact": {}, "verified": {"weighting": "verified"}}
+# By arm and seed: which of eight rows of the one benchmark were answered right.
+RIGHT = {
+    "equal": {0: "xx......", 1: "........"},
+    "compact": {0: "xxxxxxxx"},
+    "verified": {0: "xxx....."},
+}
+
+
+def answer(folder, marks, ids="abcdefgh"):
+    """Results of a student that got right what is marked."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    rows = [{"id": i, "verdict": "correct" if mark == "x" else "wrong"} for i, mark in zip(ids, marks, strict=True)]
+    (folder / "t.rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"kind": "generate", "name": "t"}
+    write_result(folder / "t.json", {"format": 1, "role": "learned", "task": task,
+                                     "result": {"samples": 1, "metric": "accuracy"}})  # fmt: skip
+
+
+@pytest.fixture
+def outcome(tmp_path):
+    study = make_study(StudyConfig(base=BASE, arms=ARMS, seeds=(0, 1)))
+    runs = {}
+    for arm, by_seed in RIGHT.items():
+        for seed, marks in by_seed.items():
+            run = make_run(tmp_path / arm / f"seed-{seed}", problems=3, epochs=1, students=())
+            shutil.rmtree(run / "eval")
+            answer(run / "eval" / "student", marks)
+            runs.setdefault(arm, {})[seed] = run
+    runs["verified"][1] = tmp_path / "not" / "there"
+    answer(tmp_path / "base", "x.......")
+    return Outcome(tmp_path, study, runs, {}, {"verified/seed-1": "it broke"}, {})
+
+
+def test_means_are_over_seeds_and_rows_and_differences_over_the_seeds_that_both_arms_have(outcome):
+    document, _ = collect(outcome)
+    assert document["base"]["learned"]["value"] == 1 / 8
+    assert {name: arm["learned"]["value"] for name, arm in document["arms"].items()} == {
+        "equal": 1 / 8, "compact": 1.0, "verified": 3 / 8,
+    }  # fmt: skip
+    assert document["arms"]["equal"]["tasks"]["t"]["by_seed"] == [2 / 8, 0.0]
+    assert list(document["arms"]["verified"]["runs"]) == ["0"], "the run that failed does not count"
+    differences = document["differences"]["equal"]
+    assert {name: found["learned"]["value"] for name, found in differences.items()} == {
+        "compact": 6 / 8, "verified": 1 / 8,
+    }  # fmt: skip
+    assert differences["compact"]["learned"]["seeds"] == 1
+    compact = document["differences"]["compact"]
+    assert {name: found["learned"]["value"] for name, found in compact.items()} == {
+        "equal": -6 / 8, "verified": -5 / 8,
+    }  # fmt: skip
+
+
+def test_p_is_exact_and_corrected_for_the_number_of_arms(outcome):
+    document, _ = collect(outcome)
+    # Six rows gained and none lost: 2 / 2^6; one gained: 1. Holm: the smaller one twice. Against compact 2 / 2^6 and
+    # 2 / 2^5: the smaller one twice, the larger one once, and not below the other.
+    found = {
+        reference: {name: (own["learned"]["p"], own["learned"]["p_holm"]) for name, own in differences.items()}
+        for reference, differences in document["differences"].items()
+    }
+    assert found == {
+        "equal": {"compact": (1 / 32, 1 / 16), "verified": (1.0, 1.0)},
+        "compact": {"equal": (1 / 32, 1 / 16), "verified": (1 / 16, 1 / 16)},
+    }
+
+
+def test_intervals_hold_the_mean_and_that_of_a_sure_thing_is_a_point(outcome):
+    arms = collect(outcome)[0]["arms"]
+    assert (arms["compact"]["learned"]["low"], arms["compact"]["learned"]["high"]) == (1.0, 1.0)
+    assert 0.0 <= arms["verified"]["learned"]["low"] < 3 / 8 < arms["verified"]["learned"]["high"] < 1.0
+
+
+def test_rows_are_shares_over_seeds(outcome):
+    rows = collect(outcome)[0]["rows"]["t"]
+    assert rows["ids"] == list("abcdefgh")
+    assert rows["arms"]["equal"] == [0.5, 0.5, 0, 0, 0, 0, 0, 0]
+
+
+def test_the_table_is_a_line_an_arm_and_benchmark(outcome):
+    document, costs = write_results(outcome)
+    with (outcome.out / "study.csv").open() as file:
+        lines = {(row["arm"], row["benchmark"]): row for row in csv.DictReader(file)}
+    assert set(lines) == {(arm, task) for arm in ("base", *ARMS) for task in ("all", "t")}
+    whole = lines["compact", "all"]
+    assert (whole["seeds"], whole["role"], float(whole["mean"])) == ("1", "learned", 1.0)
+    assert float(whole["minus_equal_mean"]) == 0.75
+    assert (float(whole["minus_equal_p"]), float(whole["minus_equal_p_holm"])) == (1 / 32, 1 / 16)
+    assert whole["minus_compact_mean"] == ""
+    assert lines["compact", "t"]["rows"] == "8"
+    text = "\n".join(describe(document, costs))
+    assert "+75.0" in text
+    assert "failed: verified/seed-1: it broke" in text
+    assert json.loads((outcome.out / "study.json").read_text()) == document
+    assert json.loads((outcome.out / "costs.json").read_text()) == costs
+
+
+def test_arms_that_were_not_asked_the_same_rows_are_not_compared(outcome):
+    answer(outcome.runs["compact"][0] / "eval" / "student", "xxxxxxxx", ids="abcdefgz")
+    with pytest.raises(RunError, match="was not asked the same rows of t"):
+        collect(outcome)
