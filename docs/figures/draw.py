@@ -1,6 +1,7 @@
-"""Draw the pictures of docs/method.md from example.json: python docs/figures/draw.py
+"""Draw the pictures of docs/method.md and docs/results.md: python docs/figures/draw.py
 
-The numbers are one problem's, as `compact score` and the gains of a run give them for a real student.
+example.json holds one problem's numbers, as `compact score` and the gains of a run give them for a real student;
+diagnosis.json what `compact diagnose` found (docs/results.md has the command).
 """
 
 from __future__ import annotations
@@ -82,6 +83,30 @@ def beliefs(example: dict) -> str:
     return svg(width, height - 20, "belief in the gold answer while reading", "".join(parts))
 
 
+def intervals(panels: Sequence[tuple[str, dict, float, float, float]]) -> str:
+    """Panels side by side: (title, estimates by name, left end, right end, where chance is), a row a name."""
+    left, wide, gap, row_height = 150, 280, 40, 24
+    names = list(panels[0][1])
+    bottom = 44 + len(names) * row_height
+    parts = [text(left - 10, 56 + i * row_height, name, anchor="end") for i, name in enumerate(names)]
+    for p, (title, found, low, high, chance) in enumerate(panels):
+        x0 = left + p * (wide + gap)
+        place = lambda value, x0=x0, low=low, high=high: x0 + wide * (value - low) / (high - low)  # noqa: E731
+        parts.append(text(x0, 24, title, bold=True))
+        for value in (low, chance, high):
+            stroke = SOFT if value == chance else "#e4e6e8"
+            x = place(value)
+            parts.append(f'<line x1="{x:.0f}" x2="{x:.0f}" y1="38" y2="{bottom}" stroke="{stroke}"/>')
+            parts.append(text(x, bottom + 16, f"{value:g}", anchor="middle", fill=SOFT))
+        for i, name in enumerate(names):
+            if name in found:
+                own, y = found[name], 52 + i * row_height
+                ends = f'x1="{place(own["low"]):.0f}" x2="{place(own["high"]):.0f}"'
+                parts.append(f'<line {ends} y1="{y}" y2="{y}" stroke="{RIGHT}" stroke-width="2"/>')
+                parts.append(f'<circle cx="{place(own["value"]):.0f}" cy="{y}" r="4" fill="{RIGHT}"/>')
+    return svg(left + len(panels) * (wide + gap), bottom + 30, panels[0][0], "".join(parts))
+
+
 def main() -> None:
     """Write the pictures."""
     example = json.loads((HERE / "example.json").read_text(encoding="utf-8"))
@@ -116,6 +141,12 @@ def main() -> None:
     }
     for name, picture in pictures.items():
         (OUT / f"method-{name}.svg").write_text(picture, encoding="utf-8")
+    found = json.loads((HERE / "diagnosis.json").read_text(encoding="utf-8"))
+    panels = [
+        ("goes with what helps (Spearman)", found["predicts"], -1.0, 1.0, 0.0),
+        ("tells right from wrong (AUC)", found["tells_right"], 0.0, 1.0, 0.5),
+    ]
+    (OUT / "results-diagnosis.svg").write_text(intervals(panels), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -121,6 +121,8 @@ def test_a_diagnosis_that_is_there_already_is_moved_aside(tmp_path):
     assert sorted(kept) == [10, 11], "the first is kept beside the second; the third says the same"
     assert json.loads((tmp_path / "diagnosis.json").read_text())["problems"] == 11
     assert len(list(tmp_path.glob("diagnosis.html*"))) == 2
+    cells = re.findall(r">([^<>]*)</text>", (tmp_path / "diagnosis.html").read_text())
+    assert "\u22121" in cells, "good against bad, in tenths: longer numbers would run into each other"
 
 
 def test_scores_that_know_nothing_explain_nothing():
@@ -169,6 +171,8 @@ def test_the_cost_is_told_before_the_work_starts(world, tmp_path, base, monkeypa
 def test_it_writes_a_page_and_the_numbers_behind_it(world, tmp_path, base):
     document = diagnose(config_from({**base, "output": str(tmp_path / "run")}), problems=3, validation=2)
     page = write_diagnosis(document, tmp_path / "diagnosis").read_text()
+    assert "diagnosis of student, before any training" in page, "a folder is shown by its name, not its path"
+    assert str(world) not in page
     assert json.loads((tmp_path / "diagnosis" / "diagnosis.json").read_text()) == document
     assert len(document["rationales"]) == 12
     for title in (

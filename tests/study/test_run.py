@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -394,16 +395,25 @@ def test_run_again_only_what_is_not_done_is_started(finished, capsys):
     assert "base started" not in told
 
 
-def killed_study(path, out, random_source):
-    """Run the command and kill it after a while; whether it had ended by itself."""
-    command = [*COMMAND, str(path), "--jobs", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def study_process(path, stop_after=None):
+    """Run the command to its end, or kill it so many seconds after its first step started.
+
+    Returns:
+        How long it went on from there, and whether it had ended by itself.
+    """
+    log = path.with_suffix(".log")
+    with log.open("w") as errors:
+        process = subprocess.Popen([*COMMAND, str(path), "--jobs", "2"], stdout=subprocess.DEVNULL, stderr=errors)
+    deadline = time.monotonic() + 120
+    while " started" not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    began = time.monotonic()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(random_source.uniform(8, 30))
+        process.wait(500 if stop_after is None else stop_after)
     ended = process.poll() is not None
     process.send_signal(signal.SIGKILL)
     process.wait()
-    return ended
+    return time.monotonic() - began, ended
 
 
 @pytest.mark.slow
@@ -411,8 +421,8 @@ def test_a_study_killed_five_times_ends_in_the_same_bytes_as_one_left_alone(base
     import yaml
 
     base["report"] = {"gains": False}
-    contents = []
-    for name, kills in (("killed", 5), ("alone", 0)):
+    contents, alone = [], 0.0
+    for name, kills in (("alone", 0), ("killed", 5)):
         keys = {
             "base": base,
             "output": str(tmp_path / name),
@@ -421,10 +431,13 @@ def test_a_study_killed_five_times_ends_in_the_same_bytes_as_one_left_alone(base
         }
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(keys, sort_keys=False))
+        # Seven steps, two at a time: a quarter of the whole is about a step. With this seed the five times add up to
+        # 0.69 of the whole, so that the study cannot be over before, however fast the machine is.
         random_source = random.Random(1)
-        ended = [killed_study(path, tmp_path / name, random_source) for _ in range(kills)]
-        assert not any(ended[:3]), "the study was over before it could be killed"
-        subprocess.run([*COMMAND, str(path), "--jobs", "2"], check=True, timeout=500)
+        times = [random_source.uniform(0.1, 1.0) * alone / 4 for _ in range(kills)]
+        assert not any(study_process(path, seconds)[1] for seconds in times), "it was over before it was killed"
+        alone, ended = study_process(path)
+        assert ended
         out = tmp_path / name
         kept = [out / "study.json", out / "study.csv", *out.glob("arms/*/*/scores.jsonl")]
         kept += [*out.glob("arms/*/*/student/*.safetensors"), *out.glob("arms/*/*/eval/student/*.rows.jsonl")]

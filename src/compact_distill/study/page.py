@@ -321,7 +321,8 @@ def diagnosis_page(document: Mapping[str, Any]) -> str:
     teachers = _intervals("teachers", "Which teacher helps this student", helped, fall, helps, 0.0)
     names = list(document["redundancy"])
     cells = [[_value(document["redundancy"][a][b]) for b in names] for a in names]
-    chart = heat_chart("Spearman, within problems", names, cells, show=_count, level=partial(_level, 1.0))
+    tenths = lambda value: number(round(value, 1))  # noqa: E731
+    chart = heat_chart("Spearman, within problems", names, cells, show=tenths, level=partial(_level, 1.0))
     table = Table(("score", *names), [(a, *row) for a, row in zip(names, cells, strict=True)])
     same = Figure("redundancy", "Which scores say the same", "Near 1 or -1: one of the two is enough.", [chart], table)
     chosen = document["coefficients"]
@@ -338,7 +339,7 @@ def diagnosis_page(document: Mapping[str, Any]) -> str:
             Section("teachers", "Teachers", "Whose rationales help", "", [teachers], tables[:1]),
         ],
         headline=_diagnosis_headline(document),
-        eyebrow=f"diagnosis of {document['student']}, before any training",
+        eyebrow=f"diagnosis of {student_name(document['student'])}, before any training",
         lede=f"{len(document['rationales'])} rationales of {plural(document['problems'], 'problem')}; the loss is that "
         f"of right rationales of {what}.",
     )
