@@ -6,8 +6,8 @@
     run             ask teachers -> verify -> join (without teachers: load) -> train -> evaluate -> report
     evaluate        base and student on the benchmarks, compared; how far the student moved
 
-A stage records a fingerprint of its inputs in the run folder. Run twice, the second run does nothing; with other
-inputs it redoes exactly the stages that they touch; stopped, it goes on where it was.
+A stage records a fingerprint of its inputs in the run folder. Run again, only stages whose inputs changed are redone;
+stopped, it goes on where it was.
 """
 
 from __future__ import annotations

@@ -130,3 +130,14 @@ def test_diagnose_writes_into_nothing_that_it_reads(compact, config, student, da
     for out in (student, student / "diagnosis", data):
         assert "must not be what is read" in compact("diagnose", config, "--out", out, code=2).stderr
     assert "but is a file" in compact("diagnose", config, "--out", config, code=2).stderr
+
+
+def test_what_a_diagnosis_prints_of_the_data_cannot_control_the_terminal(compact, config, monkeypatch):
+    from compact_distill.study import diagnose
+
+    monkeypatch.setattr(diagnose, "diagnose", lambda *_: {})
+    monkeypatch.setattr(diagnose, "describe", lambda _: ["teacher a\x1b[2J\u200eb"])
+    monkeypatch.setattr(diagnose, "write_diagnosis", lambda _, out: out / "p\x1b.html")
+    said = compact("diagnose", config).stdout
+    assert "teacher a\ufffd[2J\ufffdb" in said
+    assert "\x1b" not in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from compact_distill.errors import CompactError, ConfigError, DataError
@@ -119,3 +121,30 @@ def test_other_decoding_keeps_the_rest_and_is_checked():
     assert (task.samples, task.temperature, task.max_new_tokens) == (4, 0.8, 1024)
     with pytest.raises(ConfigError, match="temperature 0"):
         load_task("gsm8k").changed(samples=4)
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("where", ["prompt", "fields"])
+def test_a_template_that_never_ends_is_killed_and_told_for_each_row(tmp_path, monkeypatch, where):
+    monkeypatch.setattr("compact_distill.students.prompt._SECONDS", 2.0)
+    endless = f"{ENDLESS}{{{{ question }}}} {where}"
+    given = {"path": write(tmp_path / "t.jsonl", [row(0), row(1)])}
+    given |= {"fields": {"question": endless}} if where == "fields" else {}
+    task = Task(name="t", version=1, data=given, **({"prompt": endless} if where == "prompt" else {}))
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"line 1: template .* must end within 20 seconds[\s\S]*line 2: template"):
+        read_task(task)
+    assert time.monotonic() - started < 30
+
+
+def test_only_a_template_that_does_more_than_put_values_in_is_tried_apart(tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr("compact_distill.evaluation.task.ends_in_time", lambda *asked: tried.append(asked) or True)
+    data = {"path": write(tmp_path / "t.jsonl", [row(0), row(1)])}
+    for number, prompt in enumerate(
+        ("{{ question }} { % {x}", "{{ question | upper }} once", "{% if 1 %}b{% endif %}")
+    ):
+        read_task(Task(name="t", version=1, data=data, prompt=prompt))
+        assert len(tried) == number  # once each, whatever the rows

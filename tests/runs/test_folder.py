@@ -417,3 +417,20 @@ def test_content_hashes_follow_bytes_and_names(tmp_path):
 def test_reading_runs_needs_no_torch():
     code = "import sys, compact_distill.runs.folder; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("stages", [{}, {"train": {"inputs": "a", "finished": "then"}}])
+def test_a_manifest_whose_word_of_the_end_was_flipped_is_no_finished_run(tmp_path, stages, capsys):
+    with RunFolder.claim(tmp_path) as run:
+        run.update_manifest(stages=stages)
+        run.finish()
+    manifest = tmp_path / "manifest.json"
+    found = json.loads(manifest.read_text())
+    of = found["stages"]["train"] if stages else found  # of a stage that is damage, and the manifest is kept beside
+    of["finishee"] = of.pop("finished")
+    manifest.write_text(json.dumps(found))
+    with RunFolder.claim(tmp_path) as run:
+        assert run.manifest["finished"] is None
+        assert run.manifest["stages"] == {}
+    assert bool(list(tmp_path.glob("manifest.json.*"))) == bool(stages)
+    assert ("was damaged" in capsys.readouterr().err) == bool(stages)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 import models
-from compact_distill.students.identity import commit_of, hub_names, newest_commit, student_hash, weights_hash
+from compact_distill.config.file import config_from
+from compact_distill.errors import StudentError
+from compact_distill.students.identity import (
+    commit_of,
+    hub_names,
+    newest_commit,
+    pin_student,
+    student_hash,
+    weights_hash,
+)
 from compact_distill.students.load import check_student, load_student, load_tokenizer, pin
 
 OLD, NEW = "a" * 40, "b" * 40
@@ -116,3 +126,27 @@ def test_weights_in_memory_are_told_apart_by_value():
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad).add_(1e-6)
     assert weights_hash(model) != before
+
+
+@pytest.mark.parametrize("chain", [("a", "a"), ("a", "b", "a"), ("a", "b", "student")])
+def test_a_chain_of_adapters_is_an_error_and_never_followed(student, tmp_path, chain):
+    for name, base in pairwise(chain):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": str(tmp_path / base)})
+        )
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(b"x")
+    assert hub_names(tmp_path / "a") == []
+    with pytest.raises(StudentError, match="is an adapter itself"):
+        student_hash(tmp_path / "a")
+    config = config_from({"student": str(tmp_path / "a"), "rationales": "x", "output": str(tmp_path / "run")})
+    assert pin_student(config) == {}
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "null", '{"base_model_name_or_path": 3}', "{"])
+def test_a_damaged_adapter_configuration_is_told(tmp_path, content):
+    (tmp_path / "adapter_config.json").write_text(content)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
+    (message,) = check_student(tmp_path)
+    assert "must name base_model_name_or_path" in message
+    pin_student(config_from({"student": str(tmp_path), "rationales": "x", "output": str(tmp_path / "run")}))

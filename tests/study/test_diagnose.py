@@ -183,3 +183,17 @@ def test_it_writes_a_page_and_the_numbers_behind_it(world, tmp_path, base):
     ):
         assert title in page
     assert {"adaptability_lens", "adaptability_probe", "consensus_heads", "agreement"} <= set(document["predicts"])
+
+
+def test_a_diagnosis_that_is_there_is_moved_aside_and_told(tmp_path, capsys):
+    document = {"predicts": {}, "tells_right": {}, "teachers": {}}
+    out = tmp_path / "diagnosis"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compact_distill.study.diagnose.diagnosis_page", lambda found: f"page of {found['number']}")
+        for number in (1, 2, 2):  # the same again moves nothing
+            write_diagnosis({**document, "number": number}, out)
+    for name, first in (("diagnosis.html", "page of 1"), ("diagnosis.json", None)):
+        (aside,) = out.glob(f"{name}.*")
+        assert aside.read_text() == first if first else json.loads(aside.read_text())["number"] == 1
+        assert f"that one is now {aside}" in capsys.readouterr().err if first else True
+    assert (out / "diagnosis.html").read_text() == "page of 2"

@@ -20,7 +20,7 @@ from compact_distill.cli.work import (
     student_config,
 )
 from compact_distill.errors import ConfigError
-from compact_distill.runs.progress import say, show
+from compact_distill.runs.progress import printable, say, show
 
 if TYPE_CHECKING:
     from compact_distill.evaluation.side_by_side import SideBySide
@@ -222,15 +222,15 @@ def _show(answers: SideBySide) -> None:
     from rich.text import Text
 
     from compact_distill.evaluation.side_by_side import known
-    from compact_distill.report.drawing import clean, short
+    from compact_distill.report.drawing import short
 
     console = Console(soft_wrap=False)
-    console.print(Text(clean(answers.question), style="bold"))
+    console.print(Text(printable(answers.question), style="bold"))
     width = max(30, (console.width - 3) // 2)
     pair = [("base", answers.base), ("student", answers.student)]
-    console.print(Columns([Panel(Text(clean(text)), title=name, width=width) for name, text in pair]))
+    console.print(Columns([Panel(Text(printable(text)), title=name, width=width) for name, text in pair]))
     for line in known(answers):
-        console.print(Text(f"  {clean(short(' '.join(line.split()), 340))}"))
+        console.print(Text(f"  {printable(short(' '.join(line.split()), 340))}"))
 
 
 def report(

@@ -339,8 +339,8 @@ def diagnose(
     check_folder(out, run_config.student, *run_config.rationales)
     document = study.diagnose(run_config, problems, validation)
     for line in study.describe(document):
-        print(line)
-    print(f"page: {study.write_diagnosis(document, out)}")
+        show(line)
+    show(f"page: {study.write_diagnosis(document, out)}")
 
 
 def _listed(values: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ The built-in ones are the files of `tasks/`. A user's own is such a file, or jus
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
@@ -18,8 +19,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from compact_distill.config.yaml import messages, parse
 from compact_distill.errors import ConfigError, nearest
+from compact_distill.students.prompt import ends_in_time
 
 _ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)  # prompts are plain text
+_PROGRAM = """
+import json, sys
+from jinja2.sandbox import SandboxedEnvironment
+template, fields = json.loads(sys.stdin.read())
+SandboxedEnvironment().from_string(template).render(fields)
+"""
+_PLAIN = re.compile(r"(?:(?!\{[{%])[\s\S]|\{\{\s*[\w.]+\s*\}\})*")  # nothing but text and values
+_ENDS: dict[str, bool] = {}  # whether a template ended when it was tried
 _FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet")
 TEXT_SUFFIXES = (".txt", ".md")
 """Files of plain text: a text ends where a line is empty."""
@@ -223,7 +233,15 @@ def check_template(template: str) -> str:
 
 
 def render(template: str, fields: Mapping[str, Any]) -> str:
-    """Fill in a template. Raises ValueError where it names what the fields do not hold, or fails otherwise."""
+    """Fill in a template. Raises ValueError where it names what the fields do not hold, never ends, or fails otherwise.
+
+    It is a user's program, or a stranger's: what it is first filled in with is tried in a process that is killed after
+    20 seconds, unless it only puts values in.
+    """
+    if not _PLAIN.fullmatch(template) and template not in _ENDS:
+        _ENDS[template] = ends_in_time(_PROGRAM, json.dumps([template, fields], default=str))
+    if not _ENDS.get(template, True):
+        raise ValueError(f"template {template!r:.80} must end within 20 seconds, but did not; write it without loops")
     try:
         return _compiled(template).render(fields)
     except Exception as error:  # a template may do anything to a value

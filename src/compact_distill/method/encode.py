@@ -29,28 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LEXICON: tuple[str, ...] = (
-    "therefore",
-    "thus",
-    "hence",
-    "so",
-    "consequently",
-    "wait",
-    "but",
-    "however",
-    "although",
-    "first",
-    "second",
-    "finally",
-    "specifically",
-    "in summary",
-    "basically",
-    "let",
-    "assuming",
-    "suppose",
-    "hmm",
-    "okay",
-    "note",
-)
+    "therefore", "thus", "hence", "so", "consequently", "wait", "but", "however", "although", "first", "second",
+    "finally", "specifically", "in summary", "basically", "let", "assuming", "suppose", "hmm", "okay", "note",
+)  # fmt: skip
 
 # The first word of the text, of a line, and of a sentence (after . ! or ? and white space).
 _STARTS = re.compile(r"(?:\A|(?<=\n)|(?<=[.!?]\s))[^\S\n]*(\S+)")
@@ -211,8 +192,7 @@ class Encoder:
             if split.answer is not None
             for text in (self._lead(split.reasoning) + split.reasoning, f"{before}{split.answer}{after}")
         )
-        encoded = self.tokenizer(list(pieces), **_PIECE)["input_ids"] if pieces else []
-        length_of = {text: len(ids) for text, ids in zip(pieces, encoded, strict=True)}
+        length_of = dict(zip(pieces, self._token_counts(list(pieces), **_PIECE), strict=True))
         prompts = self._prompt_lengths([instance.question for instance in instances])
         for instance, splits, prompt in zip(instances, found, prompts, strict=True):
             lengths: list[int | None] = []
@@ -255,7 +235,13 @@ class Encoder:
         if not tokenizer.chat_template or names_special_token(tokenizer, written):
             return [len(self.encode_prompt(question)) for question in questions]
         prompts = [prompt_text(tokenizer, each, text.template_options, text.close_thinking) for each in asked]
-        return [len(ids) for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+        return self._token_counts(prompts, add_special_tokens=False)
+
+    def _token_counts(self, texts: list[str], **options: Any) -> list[int]:
+        """How many tokens each text has: their ids never become lists, which costs a third of the time."""
+        self.tokenizer("", **options)  # sets whether a special token that is written out is one; cuts and pads nothing
+        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [len(encoding) for encoding in encoded]
 
     def _found(self, instance: Instance) -> list[FoundAnswer]:
         """Reasoning and answer of each rationale; where the text is the answer itself, there is no reasoning."""

@@ -379,6 +379,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = manifest["format"]
+        manifest.setdefault("finished", None)  # one that does not say so has not finished
         for record in manifest["stages"].values():
             str(record["inputs"]), record["finished"], record.setdefault("summary", {}).items()
             for size, digest in record.setdefault("outputs", {}).values():

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.config.models import RunConfig
-from compact_distill.errors import RunError
+from compact_distill.errors import RunError, StudentError
 from compact_distill.runs.files import content_hash, fingerprint
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import say
-from compact_distill.students.load import adapter_base, pin, revision_of, split_revision
+from compact_distill.students.load import adapter_base, adapter_on_adapter, pin, revision_of, split_revision
 
 _FILES = (
     "config.json",
@@ -45,6 +45,9 @@ def student_hash(student: str | Path) -> str:
     """SHA-256 of what a student computes with: of an adapter folder its base's too; of a hub name its commit.
 
     Checkpoints below the folder, its README, notes of the training and the like do not count.
+
+    Raises:
+        StudentError: an adapter whose base is an adapter, perhaps itself.
     """
     folder = Path(student)
     if not folder.is_dir():
@@ -52,6 +55,8 @@ def student_hash(student: str | Path) -> str:
     files = _model_files(folder)
     stamps = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     base = adapter_base(folder)
+    if base is not None and adapter_base(base) is not None:
+        raise StudentError(adapter_on_adapter(folder, base))
     return fingerprint([_files_hash(stamps), None if base is None else student_hash(base)])
 
 
@@ -59,7 +64,7 @@ def hub_names(student: str | Path) -> list[str]:
     """The hub models that a student is loaded from: itself, or the base under an adapter; without revisions."""
     if Path(student).is_dir():
         base = adapter_base(student)
-        return [] if base is None else hub_names(base)
+        return [] if base is None or Path(base).is_dir() else [split_revision(base)[0]]
     return [split_revision(student)[0]]
 
 
@@ -84,7 +89,7 @@ def pin_student(config: RunConfig) -> dict[str, str]:
         known = RunFolder.open(config.output).manifest.get("student", {}).get("commits", {})
     commits: dict[str, str] = {}
     # What keeps a student or the hub from being read is told by check_student, in its own words.
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         for name in hub_names(config.student):
             pin(name, known.get(name))
             commit = commit_of(config.student) if split_revision(config.student)[1] else known.get(name)

@@ -173,12 +173,17 @@ def _safetensors_fault(file: Path) -> str | None:
     return None if size == expected else f"has {size} bytes, not {expected}; copy or download it again"
 
 
+def adapter_on_adapter(folder: Path, base: str) -> str:
+    """What to say of an adapter whose base is an adapter, perhaps itself: nothing follows such a chain."""
+    return f"base model of adapter {folder}: {base} is an adapter itself; merge it into its own base first"
+
+
 def _check_adapter(folder: Path) -> list[str]:
     try:
         base = _adapter_and_base(folder)[1]
         if (Path(base) / _ADAPTER).is_file():
-            return [f"base model of adapter {folder}: {base} is an adapter itself; merge it into its own base first"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            return [adapter_on_adapter(folder, base)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"{folder / _ADAPTER} must name base_model_name_or_path ({error}); save the adapter again with peft"]
     if not (folder / _ADAPTER_WEIGHTS).is_file():  # peft would then open a pickle
         return [f"adapter folder {folder} holds no {_ADAPTER_WEIGHTS}; save the adapter again with peft"]

@@ -243,7 +243,7 @@ def _render_apart(
         )
     except (ValueError, TypeError):
         return None  # told by the rendering that follows
-    if _ends(request):
+    if ends_in_time(_PROGRAM, request):
         return None
     return (
         f"chat template did not end within {_SECONDS:g} seconds on {messages[-1]['content']!r:.60}; "
@@ -251,11 +251,15 @@ def _render_apart(
     )
 
 
-@lru_cache(maxsize=64)
-def _ends(request: str) -> bool:
+@lru_cache(maxsize=256)
+def ends_in_time(program: str, request: str) -> bool:
+    """Whether a program that gets `request` on its stdin ends within 20 seconds, in a process that is killed then.
+
+    Whether it fails is not asked: that is told by doing the same here.
+    """
     try:
         subprocess.run(
-            [sys.executable, "-P", "-c", _PROGRAM], input=request, capture_output=True, text=True, timeout=_SECONDS
+            [sys.executable, "-P", "-c", program], input=request, capture_output=True, text=True, timeout=_SECONDS
         )
     except subprocess.TimeoutExpired:
         return False

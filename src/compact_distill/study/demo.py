@@ -24,7 +24,7 @@ from compact_distill.lab import student as lab
 from compact_distill.records import Instance, Problem, Verdict
 from compact_distill.runs.files import atomic_write, json_line
 from compact_distill.runs.folder import RunFolder
-from compact_distill.runs.progress import duration, say
+from compact_distill.runs.progress import duration, printable, say
 from compact_distill.study.arms import StudyConfig, make_study
 from compact_distill.study.page import headline, write_page
 from compact_distill.study.results import describe, write_results
@@ -177,7 +177,7 @@ def show(result: DemoResult, console: Console | None = None) -> None:
     """Print what the demo found: the study's table, weights over time, where everything is."""
     console = console or Console()
     for line in describe(result.study, result.costs):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
     weights = Table(title="COMPACT: mean weight of each teacher, by epoch", title_justify="left")
     weights.add_column("teacher")
     for epoch in range(max(map(len, result.weights.values()))):
@@ -187,6 +187,9 @@ def show(result: DemoResult, console: Console | None = None) -> None:
     console.print(weights)
     console.print(_EXPLANATION, soft_wrap=True)
     console.print(result.verdict, style="bold", soft_wrap=True)
-    console.print(f"Everything is in {result.output}; it took {duration(result.seconds)}.", soft_wrap=True)
-    console.print(f"The study: {result.comparison}", soft_wrap=True)
-    console.print(f"The report of COMPACT's run: {result.report}", soft_wrap=True)
+    for line in (
+        f"Everything is in {result.output}; it took {duration(result.seconds)}.",
+        f"The study: {result.comparison}",
+        f"The report of COMPACT's run: {result.report}",
+    ):
+        console.print(printable(line), soft_wrap=True, markup=False)
