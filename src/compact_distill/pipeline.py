@@ -182,8 +182,7 @@ def run(config: RunConfig, discard: bool = False, verify: bool = False) -> RunFo
 
     Raises:
         InputError: with everything that is wrong, before any work.
-        RunError: the run folder is in use or damaged, too many requests to teachers got no answer, or training has
-            left the numbers.
+        RunError: the folder is in use or damaged, too many requests got no answer, or training left the numbers.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; running it again goes on from there.
     """
     prepared = prepare(config)
