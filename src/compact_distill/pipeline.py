@@ -176,7 +176,6 @@ def run(config: RunConfig, discard: bool = False, verify: bool = False) -> RunFo
 
     ```python
     from compact_distill import load_config, run
-
     print(run(load_config("run.yaml")).path)  # runs/compact
     ```
 

@@ -15,7 +15,7 @@ from compact_distill.data import ExportCounts, export_instances
 from compact_distill.data.write import ProblemSize, optimizer_steps, preview, used_rows
 from compact_distill.errors import DataError
 from compact_distill.method.encode import Encoder
-from compact_distill.records import Instance, Rationale, Verdict
+from compact_distill.records import AnswerFrom, Instance, Rationale, RationaleStatus, Verdict
 
 TEXTS = ["So 7.\nThe answer is 7.", "no statement", "long " * 200 + "\nThe answer is 8.", ""]
 
@@ -57,6 +57,11 @@ def test_answers_that_were_inferred_are_counted_and_shown_apart():
         ["u", "1", "1", "1", "0"],
         ["v", "1", "0", "0", "1"],
     ]
+    assert (
+        str(shown).splitlines()[5].startswith("no_answer: ended by themselves without a word that could be the answer")
+    )
+    answered = ProblemSize(("t",), (RationaleStatus.OK,), (AnswerFrom.STATED,), 5, (7,))
+    assert "no_answer" not in str(preview([answered], train, 100))
 
 
 def test_what_the_data_says_in_numbers_is_kept_and_nothing_else_of_it():

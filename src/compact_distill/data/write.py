@@ -21,6 +21,12 @@ if TYPE_CHECKING:  # what is read of it stands in the fields alone
     from compact_distill.method.encode import EncodedProblem
 
 
+_NO_ANSWER = (
+    'no_answer: ended by themselves without a word that could be the answer ("There is no definitive answer."); they '
+    "count as not right, are not trained on, and are not among the unparsed"
+)
+
+
 @dataclass(frozen=True)
 class TeacherPreview:
     """One teacher's rationales: how many have which status, and of those that take part the lengths (tokens) and the
@@ -62,6 +68,7 @@ class Preview:
         lines = [
             f"problems: {self.problems}{left}",
             *text_table(rows),
+            *([_NO_ANSWER] if RationaleStatus.NO_ANSWER in shown else []),
             f"tokens an epoch: {self.tokens_per_epoch}, of them prompts: {self.prompt_tokens}",
             f"optimizer steps: {self.steps} in {self.epochs:g} epochs",
         ]

@@ -138,7 +138,7 @@ def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYT
     html = page(
         short(run.name, 60),
         sections,
-        eyebrow=f"Report of the run {clean(', '.join(place[1:])) if place[0] == 'arms' else run.name}",
+        eyebrow=f"Report of the run {clean(', '.join(place[1:])) if place[0] == 'arms' else f'“{run.name}”'}",
         headline=top.verdict,
         lede=about(run),
         cards=top.cards,
