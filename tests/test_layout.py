@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import transformers
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "compact_distill"
 FILES = sorted(PACKAGE.rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 # Not by a file of their name: records have no behaviour, mathworker runs as a program (tests/answers/test_compare.py).
 MIRRORED = 0.9
@@ -74,6 +77,53 @@ def test_every_module_of_the_method_says_what_its_shape_letters_mean():
             elif not legend:
                 silent[path.name] = ["no legend"]
     assert silent == {}
+
+
+def test_each_term_of_the_papers_abstract_is_a_name_of_the_method():
+    """Multi-dimensional compatibility: consensus, adaptability, difficulty; weights made of them; one loss."""
+    method = PACKAGE / "method"
+    files = {path.stem for path in method.glob("*.py")}
+    assert files >= {"encode", "packing", "passes", "forward", "outputs", "scores", "weights", "loss", "score"}
+    names = {node.name for path, node in functions() if path.parent == method}
+    assert names >= {"consensus", "adaptability", "difficulty", "compatibility_weights", "aggregate", "thinking_spans"}
+
+
+def test_no_name_of_a_file_stands_three_times():
+    names = [path.stem for path in FILES if path.name != "__init__.py"]
+    assert {name for name in names if names.count(name) > 2} == set()
+
+
+def test_the_layers_are_the_folders_and_modules_that_exist():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = {name for layer in contracts[0]["layers"] for name in layer.split(" : ")}
+    there = {path.stem for path in PACKAGE.glob("*.py") if path.name != "__init__.py"}
+    assert layers == there | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def test_what_is_imported_is_what_the_project_declares_and_all_of_it():
+    project = PROJECT["project"]
+
+    def named(requirements: list[str]) -> set[str]:
+        names = {re.match(r"[\w.\-]+", text)[0].lower().replace("-", "_") for text in requirements}
+        return {"yaml" if name == "pyyaml" else name for name in names}
+
+    needed = named(project["dependencies"])
+    extras = project["optional-dependencies"]
+    optional = named([text for name in ("lm-eval", "ray", "trackio", "png", "serve") for text in extras[name]])
+    found = set()
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add((node.module or "").split(".")[0])
+    found -= {"compact_distill", "__future__", *sys.stdlib_module_names}
+    brought = {"huggingface_hub", "markupsafe", "pyarrow", "safetensors", "tokenizers", "httpx", "sympy"}
+    found -= brought | {"latex2sympy2_extended"}  # by those that are listed
+    assert found <= needed | optional, found - needed - optional
+    assert needed <= found, needed - found
 
 
 def test_nine_modules_of_ten_have_a_test_file_of_their_name():

@@ -384,7 +384,7 @@ def test_a_crashed_run_ends_with_the_weights_and_trace_of_one_that_was_not(confi
             raise RuntimeError("the machine lost power")
         return training_step(trainer, *arguments, **named)
 
-    training_step = pipeline.fit.__globals__["CompactTrainer"].training_step
+    training_step = pipeline.train_student.__globals__["CompactTrainer"].training_step
     with monkeypatch.context() as patch:
         patch.setattr("compact_distill.training.trainer.CompactTrainer.training_step", crash)
         with pytest.raises(RuntimeError, match="lost power"):

@@ -48,7 +48,7 @@ from compact_distill.teachers.stages import joined, plan, rationales, teachers_i
 from compact_distill.training.callbacks import require_complete
 from compact_distill.training.export import push_card, write_card
 from compact_distill.training.prepare import Prepared, prepare, read_exam, read_instances, read_sources
-from compact_distill.training.run import fit, read_gains
+from compact_distill.training.run import read_gains, train_student
 
 
 def validate_run(config: RunConfig) -> list[str]:
@@ -240,7 +240,7 @@ def _train(prepared: Prepared, folder: RunFolder, discard: bool, verify: bool) -
     _for_the_report(folder, "data", shown, folder.data_path, lambda: _data_rows(prepared), verify)
     if not done:
         with folder.stage("train", inputs, folder.training_outputs, prepared.made_of) as summary:
-            summary.update(fit(prepared, folder))
+            summary.update(train_student(prepared, folder))
     if config.report.gains:
         epochs = folder.stage_summary("train").get("epochs", 1.0)
         gain_rows = lambda: read_gains(prepared, folder.student_path, epochs)  # noqa: E731

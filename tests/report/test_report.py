@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from compact_distill.cli import app
 from compact_distill.evaluation.result_files import write_result
-from compact_distill.report import is_current, write_report
+from compact_distill.report import is_current, page, write_report
+from compact_distill.report import read as reading
 from report.synthetic import make_run
 
 
@@ -32,6 +33,17 @@ def test_report_writes_the_page_and_prints_the_main_figures(runs):
     assert (runs[0] / "report.html").read_text().startswith("<!doctype html>")
     assert result.stdout.startswith("The student got better at gsm8k (+13.0 percentage points)")
     assert result.stdout.endswith(f"report: {runs[0] / 'report.html'}\n")
+
+
+def test_a_report_reads_each_file_once_and_renders_its_page_once(runs, monkeypatch):
+    read, rendered = [], []
+    rows, fragment = reading.readable_rows, page.fragment
+    monkeypatch.setattr(reading, "readable_rows", lambda path: read.append(path) or rows(path))
+    monkeypatch.setattr(page, "fragment", lambda name, **values: rendered.append(name) or fragment(name, **values))
+    compact("report", runs[0])
+    assert {path.name for path in read} >= {"data.jsonl", "scores.jsonl", "training_log.jsonl"}
+    assert len(read) == len(set(read))
+    assert rendered == ["page.html.jinja"]
 
 
 def test_report_of_several_runs_compares_them_and_exports(runs, tmp_path):

@@ -104,7 +104,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for data, runs and results.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of student, problems, teachers and training.")] = 0,
 ) -> None:
-    """Run the embedded world, end to end.
+    """Run a generated arithmetic task, end to end.
 
     Makes a small student and four teachers, trains COMPACT, plain averaging and averaging of the right rationales
     from the same start with as many steps, and examines all on new problems and on what the student knew before.

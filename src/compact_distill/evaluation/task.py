@@ -42,7 +42,7 @@ class _Definition(BaseModel):
 
 
 class TaskData(_Definition):
-    """Where a task's rows are: a file, a `datasets` folder or a hub name (`path`), or the embedded world (`lab`).
+    """Where a task's rows are: a file, a `datasets` folder or a hub name (`path`), or the generated world (`lab`).
 
     `fields` makes the row's id, question, answer and text where they have other names; each is a Jinja template
     that sees the row's fields and its number `row` (from 0).

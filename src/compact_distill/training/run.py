@@ -40,7 +40,7 @@ _GAIN_TOKENS = 1_000_000
 _LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def fit(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
+def train_student(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
     """Train, going on from the newest complete checkpoint in the run folder, and save the student there.
 
     With `eval.every_epoch` the student sits the exam after each epoch.
