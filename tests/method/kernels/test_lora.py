@@ -128,6 +128,35 @@ def test_dropout_keeps_the_mean_and_drops_its_share() -> None:
     assert (mean - 1).abs().max() < 5 * (0.1 / 0.9 / (count * 16)) ** 0.5
 
 
+def test_random_bits_go_on_where_a_tile_ended_and_repeat() -> None:
+    whole = lora.random_bits(1000, 7, 0)
+    parts = [lora.random_bits(count, 7, start) for start, count in ((0, 1), (1, 299), (300, 700))]
+    assert torch.equal(torch.cat(parts), whole)
+    # By hand, in Python's integers: a counter, and twice: xor with itself shifted (signed), times an odd number.
+    signed = lambda z: (z + 2**63) % 2**64 - 2**63  # noqa: E731
+    z = signed(7 + 3 * -7046029254386353131)
+    z = signed((z ^ (z >> 32)) * -4658895280553007687)
+    z = signed((z ^ (z >> 29)) * -7723592293110705685)
+    assert whole[3].item() == z
+
+
+def test_random_bits_are_uniform_and_unrelated() -> None:
+    n = 100_000
+    for seed in (0, 1, 2**62 + 12345, -5):
+        bits = lora.random_bits(n, seed, 0)
+        assert len(bits.unique()) == n
+        levels = bits.view(torch.int16).view(n, 4).double()
+        counts = torch.stack([torch.histc(levels[:, lane], 64, -(2**15), 2**15) for lane in range(4)])
+        expected = n / 64
+        chi_square = ((counts - expected) ** 2 / expected).sum(1)
+        assert (chi_square < 63 + 5 * (2 * 63) ** 0.5).all()  # 63 degrees of freedom
+        assert (chi_square > 63 - 5 * (2 * 63) ** 0.5).all()
+        other = lora.random_bits(n, seed + 1, 0).view(torch.int16).view(n, 4).double()
+        columns = [*levels.t(), *levels.roll(1, 0).t(), *levels.roll(144, 0).t(), *other.t()]
+        related = torch.corrcoef(torch.stack(columns)) - torch.eye(16, dtype=torch.float64)
+        assert related.abs().max() < 6 / n**0.5
+
+
 def test_every_projection_and_every_step_has_a_mask_of_its_own() -> None:
     layer = adapted(dropout=0.5)
     attention = layer.self_attn

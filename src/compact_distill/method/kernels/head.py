@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-# Rows of a chunk: enough for a fast matmul, few enough for its logits to stay near the processor.
-CHUNK_ROWS = 128
+# Rows of a chunk: enough for fast matrix products. Its logits are one piece of memory (49,152 words: 48 MiB in fp32).
+CHUNK_ROWS = 256
 # A trained head keeps this many probabilities a pass for its backward (16 MiB in fp32), and computes the others again.
 # A frozen one (LoRA) keeps none: its gradient is known, up to a factor a row, when the logits are.
 KEEP_NUMBERS = 2**22

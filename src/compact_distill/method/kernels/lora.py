@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -29,6 +30,7 @@ from compact_distill.method.kernels.attention import Rotary
 # Tokens of a tile on a CPU: enough for fast matrix products, few enough that what lies between them stays small.
 TILE_ROWS = 384
 Settings = tuple[float, int, int]  # of an adapter: scale, drops of 65,536, seed
+_GOLDEN = -7046029254386353131  # 2^64 over the golden ratio, as a signed integer
 _LEVELS = 2**16  # a dropout rate is a multiple of 1 / 65,536: four random decisions a random integer
 
 
@@ -58,7 +60,8 @@ class Adapter:
         if len(names) != 1 or names[0] in module.lora_variant or module.use_dora.get(names[0], False):
             return None
         a, b, dropout = (part[names[0]] for part in (module.lora_A, module.lora_B, module.lora_dropout))
-        if not (is_plain(a) and is_plain(b) and a.bias is None and b.bias is None and _is_dropout(dropout)):
+        simple = type(dropout) in (nn.Dropout, nn.Identity) and not has_hooks(dropout)
+        if not (simple and is_plain(a) and is_plain(b) and a.bias is None and b.bias is None):
             return None
         if not is_plain(module.base_layer) or any(p.requires_grad for p in module.base_layer.parameters()):
             return None
@@ -76,8 +79,7 @@ class Adapter:
 
 def is_lora(module: nn.Module) -> bool:
     """Whether a module is peft's LoRA of a linear layer, and no other kind."""
-    kind = type(module)
-    return kind.__name__ == "Linear" and kind.__module__ == "peft.tuners.lora.layer"
+    return (type(module).__module__, type(module).__name__) == ("peft.tuners.lora.layer", "Linear")
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -87,27 +89,20 @@ def is_plain(module: nn.Module) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody listens to a module's calls."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
-def _is_dropout(module: nn.Module) -> bool:
-    return type(module) in (nn.Dropout, nn.Identity) and not has_hooks(module)
+    kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(kinds)
 
 
 def tiles(rows_ND: Tensor) -> list[slice]:
     """Tiles of tokens: some on a CPU, one elsewhere."""
-    rows = len(rows_ND)
-    size = TILE_ROWS if rows_ND.device.type == "cpu" else max(rows, 1)
-    return [slice(start, start + size) for start in range(0, rows, size)]
+    size = TILE_ROWS if rows_ND.device.type == "cpu" else max(len(rows_ND), 1)
+    return [slice(start, start + size) for start in range(0, len(rows_ND), size)]
 
 
 def autocast_dtype(states: Tensor) -> torch.dtype | None:
     """The precision that autocast wants for products of `states`; None where it is off or leaves them alone (fp64)."""
-    device = states.device.type
-    on = torch.is_autocast_enabled(device) and states.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if on else None
+    on = torch.is_autocast_enabled(states.device.type) and states.dtype != torch.float64
+    return torch.get_autocast_dtype(states.device.type) if on else None
 
 
 @dataclass(frozen=True)
@@ -147,9 +142,8 @@ class Input:
     @property
     def kept(self) -> list[Tensor]:
         """What the backward keeps of it."""
-        if self._normed is None:
-            return [cast(Tensor, self._x_ND)]
-        return [self._normed.states_ND, self._normed.weight_D, self._normed.scale_N1]
+        normed = self._normed
+        return [cast(Tensor, self._x_ND)] if normed is None else [normed.states_ND, normed.weight_D, normed.scale_N1]
 
     @classmethod
     def of(cls, kept: Sequence[Tensor], offset: float) -> Input:
@@ -165,9 +159,7 @@ def lora_forward(self: Any, states: Tensor, *args: Any, **kwargs: Any) -> Tensor
     adapter = None if args or kwargs else Adapter.of(self)
     if adapter is None:
         return cast(Tensor, type(self).forward(self, states, *args, **kwargs))
-    base = self.base_layer
-    (out,) = project(states, [(base.weight, base.bias, adapter)])
-    return out
+    return project(states, [(self.base_layer.weight, self.base_layer.bias, adapter)])[0]
 
 
 Linear = tuple[Tensor, Tensor | None, Adapter | None]  # weight, bias and adapter of a projection
@@ -208,12 +200,13 @@ class LowRank:
     """
 
     def __init__(self, a_RD: Tensor, b_OR: Tensor, settings: Settings, autocast: torch.dtype | None) -> None:
-        scale, self._dropped, seed = settings
+        scale, self._dropped, self._seed = settings
         dtype = autocast or a_RD.dtype
         self._factors = a_RD, b_OR
         self.a_RD, self.b_OR = a_RD.to(dtype), b_OR.to(dtype)
         self.scale = scale * _LEVELS / (_LEVELS - self._dropped)  # so that the mean stays, whatever was dropped
-        self._generator = torch.Generator(a_RD.device).manual_seed(seed) if self._dropped else None
+        self._drawn = 0
+        self._generator = torch.Generator(a_RD.device).manual_seed(self._seed) if a_RD.device.type != "cpu" else None
         self._grad_a_RD, self._grad_b_OR = torch.zeros_like(self.a_RD), torch.zeros_like(self.b_OR)
 
     @property
@@ -251,12 +244,33 @@ class LowRank:
 
     def keep(self, x_ND: Tensor) -> Tensor | None:
         """1 where an input of this tile stays, 0 where it is dropped; None where all stay."""
-        if self._generator is None:
+        if not self._dropped:
             return None
-        draws = torch.empty(-(-x_ND.numel() // 4), dtype=torch.int64, device=x_ND.device)
-        draws.random_(-(2**63), None, generator=self._generator)
+        start, count = self._drawn, -(-x_ND.numel() // 4)
+        self._drawn += count
+        if self._generator is None:
+            draws = random_bits(count, self._seed, start)
+        else:
+            draws = torch.empty(count, dtype=torch.int64, device=x_ND.device)
+            draws.random_(-(2**63), None, generator=self._generator)
         levels_ND = draws.view(torch.int16)[: x_ND.numel()].view(x_ND.shape)
         return torch.ge(levels_ND, self._dropped - _LEVELS // 2, out=torch.empty_like(x_ND))
+
+
+def random_bits(count: int, seed: int, start: int) -> Tensor:
+    """`count` random int64 of the sequence `seed`, from `start` on: a counter, mixed twice as splitmix64 does it.
+
+    On a CPU torch's own generator knows one thread; this is elementwise (Steele et al. 2014, section 3).
+    """
+    offset = (seed + start * _GOLDEN + 2**63) % 2**64 - 2**63
+    bits = _counters(1 << (count - 1).bit_length())[:count] + offset
+    bits.bitwise_xor_(bits >> 32).mul_(-4658895280553007687)
+    return bits.bitwise_xor_(bits >> 29).mul_(-7723592293110705685)
+
+
+@lru_cache(maxsize=32)
+def _counters(count: int) -> Tensor:
+    return torch.arange(count) * _GOLDEN
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -296,8 +310,7 @@ class Projection:
         if self._low_rank is not None:
             self._low_rank.backward(grad_NO, x_ND, cast(Tensor, low_NR), grad_x_ND)
         if self.grad_weight is not None:  # the first tile fills it
-            beta = 0.0 if self._empty else 1.0
-            torch.addmm(self.grad_weight, grad_NO.t(), x_ND, beta=beta, out=self.grad_weight)
+            torch.addmm(self.grad_weight, grad_NO.t(), x_ND, beta=float(not self._empty), out=self.grad_weight)
             self._empty = False
         return grad_x_ND
 
