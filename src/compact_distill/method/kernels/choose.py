@@ -251,13 +251,13 @@ def _errors(kernel: Kernel, case: Case) -> Iterator[float]:
     def outputs(function: Kernel, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         with torch.no_grad():
             return [
-                function(*(tensor.to(device, dtype) for tensor in tensors), plan, scale, window)
-                for tensors, plan in ((inputs, row), (probes, follow))
+                function(query.to(device, dtype), key.to(device, dtype), value.to(device, dtype), plan, scale, window)
+                for (query, key, value), plan in ((inputs, row), (probes, follow))
             ]
 
     def gradients(function: Kernel, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-        leaves = [tensor.detach().to(device, dtype).requires_grad_() for tensor in inputs]
-        out = function(*leaves, row, scale, window)
+        query, key, value = leaves = [tensor.detach().to(device, dtype).requires_grad_() for tensor in inputs]
+        out = function(query, key, value, row, scale, window)
         return list(torch.autograd.grad(out, leaves, upstream.to(device, dtype)))
 
     for read in (outputs, gradients):
