@@ -6,8 +6,7 @@
     run             ask teachers -> verify -> join (without teachers: load) -> train -> evaluate -> report
     evaluate        base and student on the benchmarks, compared; how far the student moved
 
-A stage records a fingerprint of its inputs in the run folder. Run again, only stages whose inputs changed are redone;
-stopped, it goes on where it was.
+A stage records a fingerprint of its inputs. Run again, only what has changed is redone, and what was stopped goes on.
 """
 
 from __future__ import annotations
