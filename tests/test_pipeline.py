@@ -156,7 +156,7 @@ def test_a_run_writes_what_the_report_reads(configure):
 def trains(configure, monkeypatch):
     """Whether a run with these changes would train, after one with none."""
     trained = []
-    monkeypatch.setattr(pipeline, "fit", lambda *args: trained.append(1) or {})
+    monkeypatch.setattr(pipeline, "train_student", lambda *args: trained.append(1) or {})
     monkeypatch.setattr(pipeline, "_data_rows", lambda prepared: [])
 
     def run(**changes) -> bool:
@@ -237,7 +237,7 @@ def test_a_student_of_other_inputs_is_moved_aside_and_can_be_taken_back(configur
     assert same(load_file(aside / "student" / "adapter_model.safetensors"), old)
     assert not (again.student_path / "my notes").exists()
     assert {row["step"] for row in again.read_scores()} == {0}
-    monkeypatch.setattr(pipeline, "fit", None)  # nothing is trained to take it back
+    monkeypatch.setattr(pipeline, "train_student", None)  # nothing is trained to take it back
     back = load_config(aside / "config.yaml", {"output": str(folder.path)})
     assert same(weights(pipeline.train(back)), old)
     assert "taken back" in capsys.readouterr().err
@@ -609,7 +609,7 @@ def test_what_only_the_report_wants_does_not_fail_the_training(configure, capsys
     assert "gains: gains.jsonl could not be written" in said
     assert not folder.gains_path.exists()
     monkeypatch.undo()
-    monkeypatch.setattr(pipeline, "fit", None)  # the student is there; only what is missing is done
+    monkeypatch.setattr(pipeline, "train_student", None)  # the student is there; only what is missing is done
     again = pipeline.train(configure(train={"max_steps": 1}))
     assert again.gains_path.exists()
     assert again.data_path.exists()

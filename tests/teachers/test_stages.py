@@ -194,7 +194,7 @@ def test_a_run_that_broke_in_any_stage_goes_on_from_there(configure, servers, mo
     targets = {
         "generate": "compact_distill.teachers.stages._verify",  # all answers are in, the stage after is not
         "join": "compact_distill.teachers.training_data.json_line",
-        "train": "compact_distill.pipeline.fit",
+        "train": "compact_distill.pipeline.train_student",
     }
 
     def breaks(*_, **__):

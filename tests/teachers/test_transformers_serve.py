@@ -183,7 +183,7 @@ def test_one_run_with_two_real_servers_trains_a_student_stopped_and_resumed_at_e
         "compact_distill.teachers.stages._verify",
         "compact_distill.teachers.training_data.json_line",
         "compact_distill.pipeline.load_instances",
-        "compact_distill.pipeline.fit",
+        "compact_distill.pipeline.train_student",
         "compact_distill.training.trainer.CompactTrainer.save_model",
     ]
     for stage in stages:
