@@ -270,7 +270,7 @@ def random_bits(count: int, seed: int, start: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _counters(count: int) -> Tensor:
-    return torch.arange(count) * _GOLDEN
+    return torch.arange(count, device="cpu") * _GOLDEN
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
