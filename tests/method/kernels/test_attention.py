@@ -101,11 +101,20 @@ def fake_varlen_attn(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, wind
     return torch.cat(outputs)
 
 
+def fake_varlen_attn_of_torch_2_11(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size):
+    """The same before torch 2.12: heads share keys without being told."""
+    grouped = query.shape[1] != key.shape[1]
+    return fake_varlen_attn(
+        query, key, value, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window_size, enable_gqa=grouped
+    )
+
+
 @pytest.mark.parametrize("window", [None, 1, 3])
-def test_the_varlen_call_says_what_the_loop_does(window, monkeypatch):
+@pytest.mark.parametrize("fake", [fake_varlen_attn, fake_varlen_attn_of_torch_2_11])
+def test_the_varlen_call_says_what_the_loop_does(fake, window, monkeypatch):
     import torch.nn.attention.varlen as varlen
 
-    monkeypatch.setattr(varlen, "varlen_attn", fake_varlen_attn)
+    monkeypatch.setattr(varlen, "varlen_attn", fake)
     query, key, value = inputs()
     plan = AttentionPlan(SEGMENTS)
     out = varlen_kernel(query, key, value, plan, 0.3, window)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from inspect import signature
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -268,9 +269,14 @@ def varlen_kernel(
         longest_k,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **_grouped(varlen_attn, query.shape[1] != key.shape[1]),
     )
     return cast(Tensor, out)[None]
+
+
+def _grouped(varlen_attn: Callable[..., Any], grouped: bool) -> dict[str, bool]:
+    """How to say that heads share keys: a parameter since torch 2.12; before it needed no saying."""
+    return {"enable_gqa": grouped} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 
 def _varlen_index(plan: AttentionPlan, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:
