@@ -27,13 +27,14 @@ PROMPT_TOKENS = (40, 110)
 def make_model(arguments: argparse.Namespace) -> Qwen2ForCausalLM:
     """A student of random weights."""
     torch.manual_seed(0)
+    heads = arguments.width // 64
     config = Qwen2Config(
         vocab_size=arguments.vocabulary,
         hidden_size=arguments.width,
         intermediate_size=arguments.width * 8 // 3,
         num_hidden_layers=arguments.layers,
-        num_attention_heads=arguments.width // 64,
-        num_key_value_heads=max(1, arguments.width // 256),
+        num_attention_heads=heads,
+        num_key_value_heads=max(shared for shared in range(1, max(heads // 4, 1) + 1) if heads % shared == 0),
         tie_word_embeddings=True,
         eos_token_id=list(range(int(END_SHARE * arguments.vocabulary))),
         pad_token_id=0,
