@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class CompactError(Exception):
@@ -34,6 +35,12 @@ class StudentError(InputError):
 
 class RunError(CompactError):
     """A run that started and cannot go on (too many bad rows, a damaged run folder, a lock held)."""
+
+
+def short(value: Any) -> str:
+    """A value as an error message shows it, in at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

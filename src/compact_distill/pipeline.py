@@ -35,10 +35,10 @@ from compact_distill.evaluation.examine import (
 )
 from compact_distill.evaluation.result_files import checkpoint_label, damaged_results
 from compact_distill.method.score import score
-from compact_distill.records import RationaleStatus
+from compact_distill.records import RationaleStatus, score_fields
 from compact_distill.report import is_current, write_report
 from compact_distill.runs.environment import accelerator, hardware, versions
-from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line, score_fields
+from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import progress, progress_over, say
 from compact_distill.students.identity import pin_student

@@ -1,4 +1,4 @@
-"""Frozen records that cross module boundaries, and the legend of tensor shapes.
+"""Frozen records that cross module boundaries, what all that is closed has in common, the legend of tensor shapes.
 
 Shape suffixes used across the package:
 
@@ -16,7 +16,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
+
+
+class Closing:
+    """Base of what must be closed when its user is done with it: a `with` block does it, however the block ends."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what is held."""
+        raise NotImplementedError(f"{type(self).__name__} must say how it is closed")
 
 
 class Verdict(StrEnum):
@@ -110,3 +124,17 @@ class ScoreRow:
     weights: tuple[float, ...]
     statuses: tuple[RationaleStatus, ...]
     extra_scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+
+
+def score_fields(row: ScoreRow) -> dict[str, Any]:
+    """A row of scores as `compact score` and the trace write it; `extra_scores` only where users registered some."""
+    extra = {name: list(values) for name, values in row.extra_scores.items()}
+    return {
+        "id": row.id,
+        "teachers": list(row.teachers),
+        "consensus": list(row.consensus),
+        "adaptability": list(row.adaptability),
+        "difficulty": list(row.difficulty),
+        "weights": list(row.weights),
+        **({"extra_scores": extra} if extra else {}),
+    }

@@ -19,7 +19,7 @@ from compact_distill.config.models import EvalConfig, RunConfig
 from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation import examine as examine_module
 from compact_distill.evaluation.examine import evaluate, results_name
-from compact_distill.evaluation.result_files import compare_results, read_result, read_rows
+from compact_distill.evaluation.result_files import compare_results, read_attempts, read_result
 from compact_distill.runs.files import is_aside
 from compact_distill.runs.folder import RunFolder
 from compact_distill.students.identity import student_hash
@@ -88,7 +88,7 @@ def test_a_run_examines_base_and_student_and_measures_the_drift(configure, stude
     assert after["student"]["hash"] == student_hash(folder.student_path)
     assert (base["student"]["step"], after["student"]["step"], after["student"]["epoch"]) == (0, 4, 2.0)
     assert [base["role"], read_result(evals / "student" / "even.json")["role"]] == ["learned", "retained"]
-    assert read_rows(evals / "base" / "sums.rows.jsonl") != read_rows(evals / "student" / "sums.rows.jsonl")
+    assert read_attempts(evals / "base" / "sums.rows.jsonl") != read_attempts(evals / "student" / "sums.rows.jsonl")
     changes = read_result(evals / "changes.json")
     assert [change["task"] for change in changes["changes"]] == ["even", "sums"]
     assert changes["changes"][1] == compare_results(evals / "base", evals / "student", "sums", seed=42)
@@ -268,8 +268,8 @@ def test_the_curve_while_training_reaches_the_reporters_and_leaves_the_training_
     rest = [logs for logs in Listener.heard if logs not in curve]
     assert [{k: v for k, v in logs.items() if "second" not in k and k != "train_runtime"} for logs in rest] == without
     assert any("weight/t0" in logs and "adaptability/t1" in logs and "weight_entropy" in logs for logs in without)
-    last = read_rows(watched.eval_path / "checkpoint-4" / "sums.rows.jsonl")
-    assert last == read_rows(watched.eval_path / "student" / "sums.rows.jsonl")
+    last = read_attempts(watched.eval_path / "checkpoint-4" / "sums.rows.jsonl")
+    assert last == read_attempts(watched.eval_path / "student" / "sums.rows.jsonl")
 
 
 def test_a_run_retains_choices_and_texts_too_and_its_curve_shows_them(configure, files, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from compact_distill.config.models import TextConfig
 from compact_distill.errors import InputError, RunError, StudentError
 from compact_distill.evaluation.harness import Subject, describe, evaluate_task
-from compact_distill.evaluation.result_files import read_result, read_rows
+from compact_distill.evaluation.result_files import read_attempts, read_result
 from compact_distill.evaluation.statistics import wilson
 from compact_distill.evaluation.task import Task
 from compact_distill.evaluation.task_rows import TaskRow, TaskRows
@@ -84,7 +84,7 @@ def test_verdicts_parse_failures_and_truncations_are_counted_beside_the_accuracy
         "completion_tokens": sum(len(r) for r in replies if isinstance(r, str)) + 18,
     }
     assert describe(document) == ("sums, base: 50.0 % correct (18.8 to 81.2) of 6 rows, 2 unparsed, 2 truncated")
-    rows = read_rows(tmp_path / "base" / "sums.rows.jsonl")
+    rows = read_attempts(tmp_path / "base" / "sums.rows.jsonl")
     assert [r["id"] for r in rows] == [f"p{n}" for n in range(6)]
     assert [r["verdict"] for r in rows] == ["correct", "correct", "wrong", "unparsed", "correct", "unparsed"]
     assert [r["parsed_by"] for r in rows] == ["statement", "last_number", "statement", None, "statement", None]
@@ -127,7 +127,7 @@ def test_the_mean_over_samples_is_pass_at_1(tmp_path):
     document = evaluate_task(Script(replies), BASE, rows_of(3, task), tmp_path)
     assert document["result"]["accuracy"] == 0.5
     assert document["result"]["attempts"] == 6
-    assert [(r["id"], r["sample"]) for r in read_rows(tmp_path / "sums.rows.jsonl")] == [
+    assert [(r["id"], r["sample"]) for r in read_attempts(tmp_path / "sums.rows.jsonl")] == [
         (f"p{n}", s) for n in range(3) for s in range(2)
     ]
 
@@ -214,7 +214,7 @@ def test_rows_without_reply_make_no_result(tmp_path):
 def test_text_of_a_model_cannot_break_the_files(tmp_path):
     hostile = 'The answer is 1.\u2028{"id": "p9"}\n</script>\x00\ud800'
     evaluate_task(Script([hostile]), BASE, rows_of(1), tmp_path)
-    rows = read_rows(tmp_path / "sums.rows.jsonl")
+    rows = read_attempts(tmp_path / "sums.rows.jsonl")
     assert len(rows) == 1
     assert rows[0]["text"] == hostile
 
@@ -235,7 +235,7 @@ def test_the_student_writes_what_its_generator_writes(tmp_path, tiny):
     document = evaluate_task(writer, BASE, rows, tmp_path)
     assert document["decoding"]["stop"] == ["\nQuestion:"]
     assert document["student"]["prompt_template"] == TextConfig().prompt_template
-    for attempt in read_rows(tmp_path / "sums.rows.jsonl"):
+    for attempt in read_attempts(tmp_path / "sums.rows.jsonl"):
         prompt = tokenizer(f"Question: {attempt['question']}\nAnswer:")["input_ids"]
         alone = Generator(model, tokenizer, writer.decoding(document_decoding(document)))([prompt])[0]
         assert (attempt["text"], attempt["completion_tokens"]) == (alone.text, alone.tokens)

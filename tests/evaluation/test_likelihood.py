@@ -13,7 +13,7 @@ import torch
 from compact_distill.errors import ConfigError, DataError, InputError, StudentError
 from compact_distill.evaluation.harness import Subject, describe, evaluate_task
 from compact_distill.evaluation.likelihood import LikelihoodMeasure, Passage, plan_passes, read_passages
-from compact_distill.evaluation.result_files import compare_results, describe_changes, read_rows
+from compact_distill.evaluation.result_files import compare_results, describe_changes, read_attempts
 from compact_distill.evaluation.statistics import share_of_rows
 from compact_distill.evaluation.task import Task, load_task
 from compact_distill.evaluation.task_rows import TaskRows, read_task
@@ -115,7 +115,7 @@ def test_choices_are_scored_as_by_hand(tmp_path, tiny):
     model, tokenizer = tiny
     rows = choice_rows(tmp_path)
     document = evaluate_task(StudentWriter(model, tokenizer), BASE, rows, tmp_path, role="retained")
-    attempts = read_rows(tmp_path / "places.rows.jsonl")
+    attempts = read_attempts(tmp_path / "places.rows.jsonl")
     gold_nats = gold_tokens = 0.0
     for row, attempt in zip(rows.rows, attempts, strict=True):
         context = tokenizer(f"Question: {row.question}\nAnswer:")["input_ids"]
@@ -194,7 +194,7 @@ def test_texts_are_measured_in_nats_a_token_and_bits_a_byte(tmp_path, tiny):
     texts = ["Ann has 7 apples.", "Größe: 3 boxes with 4 pens — so 12."]
     document = evaluate_task(StudentWriter(model, tokenizer), BASE, text_rows(tmp_path, texts), tmp_path)
     nats, tokens, size = 0.0, 0, 0
-    for text, attempt in zip(texts, read_rows(tmp_path / "texts.rows.jsonl"), strict=True):
+    for text, attempt in zip(texts, read_attempts(tmp_path / "texts.rows.jsonl"), strict=True):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         own = -alone(model, [begin], ids)
@@ -220,7 +220,7 @@ def test_a_long_text_is_read_in_windows_and_every_token_is_predicted_once(tmp_pa
     assert len(measure.passages[-1].context) + len(measure.passages[-1].continuations[0]) - 1 == 50
     evaluate_task(StudentWriter(model, tokenizer), BASE, rows, tmp_path)
     expected = -sum(alone(model, p.context, p.continuations[0]) for p in measure.passages)
-    assert read_rows(tmp_path / "texts.rows.jsonl")[0]["nats"] == pytest.approx(expected, abs=1e-9)
+    assert read_attempts(tmp_path / "texts.rows.jsonl")[0]["nats"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_plain_file_is_a_task_whose_texts_stand_between_empty_lines(tmp_path):
@@ -251,7 +251,7 @@ def test_two_students_are_compared_on_every_measure(tmp_path, tiny):
             writer, Subject(name, name, name), text_rows(tmp_path, ["So it is.", "Not at all", "12"]), tmp_path / name
         )
     found = compare_results(tmp_path / "base", tmp_path / "student", "places")
-    rows = [read_rows(tmp_path / name / "places.rows.jsonl") for name in ("base", "student")]
+    rows = [read_attempts(tmp_path / name / "places.rows.jsonl") for name in ("base", "student")]
     for metric in ("acc", "acc_norm"):
         change = found["metrics"][metric]
         assert change["gained"] == sum(b[metric] > a[metric] for a, b in zip(*rows, strict=True))
@@ -377,7 +377,7 @@ def test_lm_eval_gives_the_same_numbers_on_each_row_of_csqa(tmp_path, data_folde
         for row in rows.rows
     ]
     samples = by_lm_eval(model, tokenizer, "multiple_choice", asked, chat)
-    attempts = read_rows(tmp_path / "csqa_likelihood.rows.jsonl")
+    attempts = read_attempts(tmp_path / "csqa_likelihood.rows.jsonl")
     assert len(samples) == len(attempts) == 20
     for sample, attempt in zip(samples, attempts, strict=True):
         assert list(attempt["nats"].values()) == pytest.approx([-float(r[0][0]) for r in sample["resps"]], abs=1e-8)
@@ -394,7 +394,7 @@ def test_lm_eval_gives_the_same_likelihood_of_each_text(tmp_path):
     rows = text_rows(tmp_path, texts, window=64)
     document = evaluate_task(StudentWriter(tiny_model("llama", eos_token_id=0), tokenizer), BASE, rows, tmp_path)
     samples = by_lm_eval(model, tokenizer, "loglikelihood_rolling", [{"text": text} for text in texts])
-    attempts = read_rows(tmp_path / "texts.rows.jsonl")
+    attempts = read_attempts(tmp_path / "texts.rows.jsonl")
     for sample, attempt in zip(samples, attempts, strict=True):
         assert attempt["nats"] == pytest.approx(-float(sample["bits_per_byte"][0]), abs=1e-8)
         assert attempt["bytes"] == sample["bits_per_byte"][1]

@@ -16,7 +16,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from compact_distill.evaluation.harness import Subject, evaluate_task
-from compact_distill.evaluation.result_files import read_rows
+from compact_distill.evaluation.result_files import read_attempts
 from compact_distill.evaluation.task import load_task
 from compact_distill.evaluation.task_rows import read_task
 from compact_distill.evaluation.writers import StudentWriter
@@ -159,7 +159,7 @@ def test_both_give_the_same_score_on_each_row(tmp_path, data, chat):
         rows = read_task(load_task(f"{name}={data[name]}").changed(max_new_tokens=LIMIT))
         evaluate_task(StudentWriter(model, tokenizer), Subject("s", "s", "0"), rows, tmp_path)
         samples = peers[f"compact_{name}{suffix}"]
-        for row, attempt in zip(rows.rows, read_rows(tmp_path / f"{name}.rows.jsonl"), strict=True):
+        for row, attempt in zip(rows.rows, read_attempts(tmp_path / f"{name}.rows.jsonl"), strict=True):
             sample = samples[row.id]
             attempts[row.id] = attempt
             prompt = StudentWriter(model, tokenizer).encoder.encode_prompt(row.prompt)

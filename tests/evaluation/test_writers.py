@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from compact_distill.cli import app
 from compact_distill.errors import ConfigError, RunError
 from compact_distill.evaluation.harness import Subject, evaluate_task
-from compact_distill.evaluation.result_files import read_result, read_rows
+from compact_distill.evaluation.result_files import read_attempts, read_result
 from compact_distill.evaluation.task import Task
 from compact_distill.evaluation.task_rows import TaskRow, TaskRows
 from compact_distill.evaluation.writers import ServedWriter
@@ -49,7 +49,7 @@ def test_a_served_student_is_asked_every_row_with_its_decoding_and_seed(tmp_path
     assert document["result"]["accuracy"] == 1
     assert document["result"]["truncated"] == 2
     assert document["student"]["base_url"] == server.url
-    assert [a["completion_tokens"] for a in read_rows(tmp_path / "sums.rows.jsonl")] == [7] * 6
+    assert [a["completion_tokens"] for a in read_attempts(tmp_path / "sums.rows.jsonl")] == [7] * 6
     assert len({body["seed"] for body in bodies}) == 6
     for body in bodies:
         assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("m", 0.5, 0.9, 9)
@@ -143,7 +143,7 @@ def test_fewer_rows_more_samples_and_the_old_limit_again_ask_only_for_what_was_n
         before = len(server.seen)
         evaluate_task(writer, SUBJECT, rows_of(5), tmp_path)
         assert bodies_asked(server, before) == []
-    assert len(read_rows(tmp_path / "sums.rows.jsonl")) == 5
+    assert len(read_attempts(tmp_path / "sums.rows.jsonl")) == 5
 
 
 def test_one_start_with_other_settings_does_not_throw_paid_replies_away(tmp_path):

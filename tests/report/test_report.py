@@ -37,8 +37,8 @@ def test_report_writes_the_page_and_prints_the_main_figures(runs):
 
 def test_a_report_reads_each_file_once_and_renders_its_page_once(runs, monkeypatch):
     read, rendered = [], []
-    rows, fragment = reading.readable_rows, page.fragment
-    monkeypatch.setattr(reading, "readable_rows", lambda path: read.append(path) or rows(path))
+    rows, fragment = reading.read_jsonl, page.fragment
+    monkeypatch.setattr(reading, "read_jsonl", lambda path, **how: read.append(path) or rows(path, **how))
     monkeypatch.setattr(page, "fragment", lambda name, **values: rendered.append(name) or fragment(name, **values))
     compact("report", runs[0])
     assert {path.name for path in read} >= {"data.jsonl", "scores.jsonl", "training_log.jsonl"}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
+import subprocess
+import sys
 
 import pytest
 
 from compact_distill.errors import RunError
-from compact_distill.runs.files import is_aside, move_aside, output_problem, seed_of
+from compact_distill.runs.files import Lock, is_aside, json_lines, move_aside, output_problem, read_jsonl, seed_of
 from compact_distill.runs.folder import RunFolder
 
 
@@ -76,3 +80,50 @@ def test_a_name_that_the_system_does_not_allow_is_told(tmp_path, name):
     assert "cannot be used: File name too long" in output_problem(tmp_path / name)
     with pytest.raises(RunError, match="File name too long"):
         RunFolder.claim(tmp_path / name)
+
+
+LINES = b'\xef\xbb\xbf{"a": 1}\n\nnonsense\n[1]\n{"b": 2, "b": 3}\n\xff{}\r\n{"c": "\xe2\x80\xa8"}\n{"torn": 1}'
+
+
+def test_every_damaged_line_is_told_with_its_place_and_what_becomes_of_it_is_the_readers_to_say(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(LINES)
+    damaged = []
+    assert list(read_jsonl(path, at_damage=damaged.append)) == [{"a": 1}, {"b": 3}, {"c": "\u2028"}]
+    assert [(line.number, line.wrong.split(";")[0]) for line in damaged] == [
+        (3, "broken JSON at column 1: Expecting value"),
+        (4, "must be an object like {...}, got [1]"),
+        (6, f"not UTF-8: byte 0xff at position 0 of the line, {LINES.index(0xFF, 3)} of the file"),
+    ]
+    assert list(read_jsonl(path, at_damage="stop")) == [{"a": 1}]
+    with pytest.raises(RunError, match=r"rows.jsonl, line 3: broken JSON"):
+        list(read_jsonl(path))
+    assert list(read_jsonl(tmp_path / "none.jsonl")) == []
+
+
+def test_what_others_wrote_may_lack_its_last_line_end_and_may_not_name_a_key_twice():
+    lines = list(json_lines(io.BytesIO(LINES), by_hand=True))
+    assert lines[-1] == (8, LINES.rindex(b"{"), {"torn": 1}, "")
+    assert [line.number for line in lines if "'b' stands twice" in line.wrong] == [5]
+    (only,) = json_lines(io.BytesIO('{"a": 1}\n'.encode("utf-16")), by_hand=True)
+    assert only.wrong.startswith("is UTF-16")
+
+
+def test_a_shared_lock_is_held_by_every_process_that_was_given_it_and_waited_for_as_long_as_asked(tmp_path):
+    lock = Lock(tmp_path / "lock", tmp_path, shared=True)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.fileno(),))
+    lock.close()
+    with pytest.raises(RunError, match=f"written by process {os.getpid()} on"):
+        Lock(tmp_path / "lock", tmp_path, shared=True, patience=0.1)
+    child.communicate(b"\n", timeout=60)
+    with Lock(tmp_path / "lock", tmp_path, shared=True, patience=60.0):
+        pass
+
+
+def test_a_lock_that_is_not_shared_ends_with_its_own_process(tmp_path):
+    lock = Lock(tmp_path / "lock", tmp_path)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.fileno(),))
+    lock.close()
+    with Lock(tmp_path / "lock", tmp_path):
+        pass
+    child.communicate(b"\n", timeout=60)

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from compact_distill.errors import RunError
 from compact_distill.records import RationaleStatus, ScoreRow
 from compact_distill.runs.files import (
-    ScoreTrace,
     atomic_write,
     content_hash,
     cut_torn_line,
@@ -25,7 +24,7 @@ from compact_distill.runs.files import (
     output_problem,
     read_jsonl,
 )
-from compact_distill.runs.folder import RunFolder
+from compact_distill.runs.folder import RunFolder, ScoreTrace
 
 
 def row(name: str) -> ScoreRow:
@@ -167,7 +166,7 @@ def trained(path, weights="old", inputs="a"):
     with run.stage("train", inputs, run.training_outputs):
         (run.student_path / "checkpoint-3").mkdir(parents=True)
         (run.student_path / "model.safetensors").write_text(weights)
-        with run.trace() as trace:
+        with ScoreTrace(run.scores_path) as trace:
             trace.append([row("p")], epoch=0, step=0)
     for folder in ("base", "student", "checkpoint-3"):
         (run.eval_path / folder).mkdir(parents=True, exist_ok=True)
@@ -325,17 +324,17 @@ def test_a_torn_line_longer_than_a_block_is_cut(tmp_path):
 def test_a_broken_line_inside_a_trace_is_an_error_with_its_number(tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_text('{"step": 0}\nnonsense\n{"step": 1}\n')
-    with pytest.raises(RunError, match="line 2: must be JSON"):
+    with pytest.raises(RunError, match="line 2: broken JSON"):
         list(read_jsonl(path))
     path.write_text("[1]\n")
-    with pytest.raises(RunError, match="line 1: must be a JSON object"):
+    with pytest.raises(RunError, match="line 1: must be an object"):
         list(read_jsonl(path))
 
 
 def test_a_killed_writer_leaves_only_whole_rows(tmp_path):
     code = f"""
         from compact_distill.records import RationaleStatus, ScoreRow
-        from compact_distill.runs.files import ScoreTrace
+        from compact_distill.runs.folder import ScoreTrace
         trace = ScoreTrace({str(tmp_path / "scores.jsonl")!r})
         step = 0
         while True:

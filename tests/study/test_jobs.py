@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +9,7 @@ import time
 
 import pytest
 
+from compact_distill.runs.files import Lock
 from compact_distill.study.jobs import StudyStep, run_jobs
 
 FINE = ["platform:python_version"]
@@ -44,12 +43,12 @@ def test_a_step_that_cannot_be_made_fails_alone(tmp_path):
 
 
 SLEEPER = """
-import fcntl, os, sys
+import sys
 from pathlib import Path
-from compact_distill.study.jobs import StudyStep, run_jobs
-lock = os.open(sys.argv[1] + "/lock", os.O_RDWR | os.O_CREAT)
-fcntl.flock(lock, fcntl.LOCK_EX)
-run_jobs([StudyStep("wait", lambda: ["signal:pause"])], 1, {}, Path(sys.argv[1]), lock)
+from compact_distill.study.jobs import StudyStep, hold, run_jobs
+out = Path(sys.argv[1])
+with hold(out) as lock:
+    run_jobs([StudyStep("wait", lambda: ["signal:pause"])], 1, {}, out / "logs", lock)
 """
 
 
@@ -62,12 +61,5 @@ def test_a_step_ends_with_the_study_that_started_it_and_gives_the_lock_back(tmp_
     time.sleep(1.0)
     study.send_signal(number)
     study.wait(120)
-    lock = os.open(tmp_path / "lock", os.O_RDWR)
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            assert time.monotonic() < deadline, "a step still holds the lock of a study that was killed"
-            time.sleep(0.1)
+    with Lock(tmp_path / ".study.lock", tmp_path, shared=True, patience=120.0):
+        pass

@@ -158,7 +158,7 @@ def test_bad_input_is_one_clear_error_before_any_work(what, write_study, base, w
     assert told in errors[0]
     assert "Traceback" not in result.output
     made = {Path(file).name for file in {str(file) for file in out.rglob("*")} - before}
-    assert made <= {".lock", "inputs.json"}, "nothing was begun"
+    assert made <= {".study.lock", "inputs.json"}, "nothing was begun"
 
 
 def test_a_study_that_was_refused_can_be_mended_in_its_folder(write_study, base):

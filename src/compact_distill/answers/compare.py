@@ -17,12 +17,11 @@ from enum import StrEnum
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock, Timer
-from types import TracebackType
 
 from compact_distill.answers.numbers import as_latex, parse_loosely, parse_number
 from compact_distill.answers.stated import MAX_CHARACTERS, tidy
 from compact_distill.errors import RunError
-from compact_distill.records import Verdict
+from compact_distill.records import Closing, Verdict
 
 _PROGRAM = Path(__file__).with_name("mathworker.py")
 _START_SECONDS = 60.0  # importing sympy on a busy machine
@@ -147,7 +146,7 @@ def _words(text: str) -> list[str]:
     return _WORD_SIGNS.sub(" ", text).casefold().split()
 
 
-class Verifier:
+class Verifier(Closing):
     """Compares answers with gold answers: at once where `compare_answers` can tell, else in a pool of processes.
 
     The processes start with the first pair that needs one. Use it as a context manager, or call `close`. It may be
@@ -172,14 +171,6 @@ class Verifier:
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verify")
-
-    def __enter__(self) -> Verifier:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End all worker processes, also those that hang. A closed verifier still decides what needs no worker."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from compact_distill.data.read import Faults, Row, raise_if_any, read_rows, short
-from compact_distill.errors import DataError
+from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
+from compact_distill.errors import DataError, short
 from compact_distill.records import AnswerFrom, Instance, Problem, Rationale, Verdict
 
 Source = str | Path

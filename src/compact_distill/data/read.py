@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from compact_distill.errors import DataError
+from compact_distill.errors import DataError, short
+from compact_distill.runs.files import json_lines, unique_keys
 from compact_distill.runs.progress import say
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(?:/[A-Za-z0-9][\w.\-]*)?(?::[\w.\-]+)?")
@@ -62,12 +63,6 @@ def raise_if_any(inputs: Iterable[Faults]) -> None:
         raise DataError(messages)
 
 
-def short(value: Any) -> str:
-    """A value as an error message shows it, in at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row: its fields, its place among the rows (from 0), and where a user finds it ("line 3")."""
@@ -102,9 +97,7 @@ def read_rows(source: str | Path, split: str, faults: Faults) -> Iterator[Row]:
         number = 0
         for index, (where, fields) in enumerate(rows):
             number = index + 1
-            if not isinstance(fields, dict):
-                faults.add(where, f"must be an object like {{...}}, got {short(fields)}; write one object a line")
-            elif _has_half_pair(fields):
+            if _has_half_pair(fields):
                 faults.add(
                     where, "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character; remove it"
                 )
@@ -121,7 +114,7 @@ def read_rows(source: str | Path, split: str, faults: Faults) -> Iterator[Row]:
         faults.add("", f"cannot be read: {error.strerror or error}; check the path and its permissions")
 
 
-def _read_file(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
+def _read_file(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a file of any kind that is read; one of another kind is a single fault."""
     with path.open("rb") as file:
         start = file.read(8)
@@ -142,7 +135,7 @@ def _open(path: Path, packed: bool) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path, "rb")) if packed else path.open("rb")
 
 
-def _read_csv(path: Path, packed: bool, separator: str, faults: Faults) -> Iterator[tuple[str, Any]]:
+def _read_csv(path: Path, packed: bool, separator: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     with _open(path, packed) as file:
         lines = csv.DictReader(codecs.getreader("utf-8-sig")(file), delimiter=separator, strict=True)
         try:
@@ -158,7 +151,7 @@ def _read_csv(path: Path, packed: bool, separator: str, faults: Faults) -> Itera
             faults.add(f"line {lines.line_num}", f"broken CSV: {error}; mend the line")
 
 
-def _read_json(path: Path, packed: bool, faults: Faults) -> Iterator[tuple[str, Any]]:
+def _read_json(path: Path, packed: bool, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     with _open(path, packed) as file:
         first = next((line for line in file if line.removeprefix(codecs.BOM_UTF8).strip()), b"")
     text = first.removeprefix(codecs.BOM_UTF8).strip()
@@ -174,7 +167,7 @@ def _read_json(path: Path, packed: bool, faults: Faults) -> Iterator[tuple[str, 
     with _open(path, packed) as file:
         whole = file.read()
     try:
-        found = json.loads(whole.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+        found = json.loads(whole.decode("utf-8-sig"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         if _is_json(text):  # a line of JSONL, though no object
             return _read_jsonl(path, packed, faults)
@@ -199,43 +192,16 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _read_jsonl(path: Path, packed: bool, faults: Faults) -> Iterator[tuple[str, Any]]:
-    offset = 0
-    # A binary file splits its lines at "\n" only; text methods would also split at U+2028 inside a string.
-    with _open(path, packed) as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"line {number}"
-            if number == 1 and line.startswith(_UTF16):
-                faults.add(where, "is UTF-16; save the file as UTF-8")
-                return
-            content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if content.strip():
-                try:
-                    yield where, json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
-                except UnicodeDecodeError as error:
-                    column = error.start + len(line) - len(content)
-                    faults.add(
-                        where,
-                        f"not UTF-8: byte 0x{content[error.start]:02x} at position {column} of the line, "
-                        f"{offset + column} of the file; save the file as UTF-8",
-                    )
-                except json.JSONDecodeError as error:
-                    faults.add(where, f"broken JSON at column {error.colno}: {error.msg}; write one object a line")
-                except (ValueError, RecursionError) as error:
-                    faults.add(where, f"unreadable JSON: {error}; mend the line")
-            offset += len(line)
+def _read_jsonl(path: Path, packed: bool, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _open(path, packed) as file:
+        for line in json_lines(file, by_hand=True):
+            if line.wrong:
+                faults.add(f"line {line.number}", line.wrong)
+            else:
+                yield f"line {line.number}", line.row
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {twice!r} stands twice in one object")
-    return fields
-
-
-def _read_parquet(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
+def _read_parquet(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -250,7 +216,7 @@ def _read_parquet(path: Path, faults: Faults) -> Iterator[tuple[str, Any]]:
         faults.add("", f"not a readable Parquet file: {error}; write it again")
 
 
-def _read_folder(path: Path, split: str, faults: Faults) -> Iterator[tuple[str, Any]]:
+def _read_folder(path: Path, split: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         faults.add("", "is a folder, but not one that `datasets` saved (save_to_disk); give a file in it instead")
         return
@@ -270,7 +236,7 @@ def _read_folder(path: Path, split: str, faults: Faults) -> Iterator[tuple[str, 
         yield f"row {number}", fields
 
 
-def _read_hub(name: str, split: str, faults: Faults) -> Iterator[tuple[str, Any]]:
+def _read_hub(name: str, split: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     from datasets import load_dataset
 
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from compact_distill.evaluation.statistics import (
     mcnemar,
     share_of_rows,
 )
-from compact_distill.records import Verdict
+from compact_distill.records import Closing, Verdict
 from compact_distill.runs.files import (
     atomic_write,
     content_hash,
@@ -28,6 +28,7 @@ from compact_distill.runs.files import (
     is_aside,
     json_line,
     move_aside,
+    read_jsonl,
 )
 from compact_distill.runs.progress import say
 
@@ -121,18 +122,11 @@ def put_aside(path: Path, why: str) -> None:
         say(f"{path} is now {move_aside(path).name} ({why}); rename it to take it back")
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The attempts of a result, in order. Raises RunError for a line that is no JSON object."""
-    rows = []
-    for number, line in enumerate(_lines(Path(path)), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RunError(f"{path}, line {number}: must be JSON ({error}); evaluate again") from error
-        if not isinstance(row, dict):
-            raise RunError(f"{path}, line {number}: must be a JSON object, got {line[:60]!r}; evaluate again")
-        rows.append(row)
-    return rows
+def read_attempts(path: str | Path) -> list[dict[str, Any]]:
+    """The attempts of a result, in order. Raises RunError where the file is missing or a line is no JSON object."""
+    if not Path(path).is_file():
+        raise RunError(f"{path} is missing; evaluate again")
+    return list(read_jsonl(path))
 
 
 def tasks_done(folder: str | Path) -> list[str]:
@@ -140,16 +134,7 @@ def tasks_done(folder: str | Path) -> list[str]:
     return sorted(path.stem for path in Path(folder).glob("*.json"))
 
 
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        # Not by text methods, which would also split at U+2028 inside a text.
-        with path.open(encoding="utf-8", newline="\n") as file:
-            yield from file
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}; evaluate again") from error
-
-
-class Partial:
+class Partial(Closing):
     """Replies of an evaluation under way, one a line: what came back, and which request it answers.
 
     Lines that answer no request (of other settings, or damaged) are not lost: the file is moved aside first.
@@ -171,7 +156,7 @@ class Partial:
         self._requests = requests
         self.found: dict[int, dict[str, Any]] = {}
         cut_torn_line(path)
-        lines = list(_replies(path))
+        lines = _replies(path)
         mine = {index_of[request]: fields for request, fields in lines if request in index_of}
         foreign = len(mine) < len(lines)
         if foreign:
@@ -195,10 +180,8 @@ class Partial:
             self._file.write(json_line({"request": sealed(self._requests[index], fields), **fields}))
             self._file.flush()
 
-    def __enter__(self) -> Partial:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
@@ -207,19 +190,23 @@ def sealed(request: str, fields: Mapping[str, Any]) -> str:
     return f"{request}:{fingerprint(fields)[:16]}"
 
 
-def _replies(path: Path) -> Iterator[tuple[str | None, dict[str, Any]]]:
+def _replies(path: Path) -> list[tuple[str | None, dict[str, Any]]]:
     """(request, what came back) of each line of a partial file or of a rows file; None: damaged, or of no request."""
-    for line in _lines(path) if path.is_file() else ():
-        try:
-            fields = json.loads(line)
-            request, _, _ = (stamp := str(fields.pop("request"))).rpartition(":")
-            if "completion_tokens" in fields:  # a row of a finished evaluation
-                names = ("text", "finished", "prompt_tokens", "completion_tokens")
-                fields = {name.removeprefix("completion_"): fields[name] for name in names}
-            whole = stamp == sealed(request, fields)
-        except (ValueError, AttributeError, KeyError, TypeError):
-            whole = False
-        yield (request, fields) if whole else (None, {})
+    damaged: list[object] = []
+    found = [_reply(row) for row in read_jsonl(path, at_damage=damaged.append)]
+    return [*found, *((None, {}) for _ in damaged)]
+
+
+def _reply(fields: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    try:
+        request, _, _ = (stamp := str(fields.pop("request"))).rpartition(":")
+        if "completion_tokens" in fields:  # a row of a finished evaluation
+            names = ("text", "finished", "prompt_tokens", "completion_tokens")
+            fields = {name.removeprefix("completion_"): fields[name] for name in names}
+        whole = stamp == sealed(request, fields)
+    except (ValueError, AttributeError, KeyError, TypeError):
+        whole = False
+    return (request, fields) if whole else (None, {})
 
 
 @dataclass(frozen=True)
@@ -326,7 +313,7 @@ def compare_results(before: Path, after: Path, task: str, seed: int = 42) -> dic
     first, second = results
     _same(first, second, before, after)
     kind, samples = first["task"]["kind"], first["result"]["samples"]
-    one, other = (measures(kind, read_rows(rows_path(folder, task)), samples) for folder in (before, after))
+    one, other = (measures(kind, read_attempts(rows_path(folder, task)), samples) for folder in (before, after))
     found = {name: one[name].change(other[name], seed) for name in one}
     main = second["result"]["metric"]
     changes = {name: change for name, change in found.items() if change is not None}

@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from compact_distill.report.drawing import clean, spaced
-from compact_distill.report.read import RunData, UsedProblem, readable_rows, sample_name
+from compact_distill.report.read import RunData, UsedProblem, sample_name
 from compact_distill.report.trace import Trace
+from compact_distill.runs.files import read_jsonl
 
 _EPOCHS = 12  # shown per problem
 _UNIT = 100  # gains are stored in hundredths of a nat
@@ -153,13 +154,13 @@ def read_gains(run: RunData) -> Gains:
     path = run.path / "gains.jsonl"
     found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     sample: list[float] = []
-    damaged = 0
-    for row in readable_rows(path) if path.exists() else ():
+    damaged: list[object] = []
+    for row in read_jsonl(path, at_damage=damaged.append):
         try:
-            name, student = clean(row["id"]), clean(row["student"])  # type: ignore[index]
-            packed = dict(_packed_gains(row, run.problems.get(name)))  # type: ignore[arg-type]
+            name, student = clean(row["id"]), clean(row["student"])
+            packed = dict(_packed_gains(row, run.problems.get(name)))
         except (KeyError, TypeError, ValueError, IndexError):
-            damaged += 1
+            damaged.append(row)
             continue
         found.setdefault(name, {})[student] = packed
         if len(sample) < 1_000_000:
@@ -169,7 +170,7 @@ def read_gains(run: RunData) -> Gains:
         for by_teacher in by_student.values():
             for packed in by_teacher.values():
                 _merge(packed, scale * _UNIT * _VISIBLE)
-    return Gains(found, scale, damaged)
+    return Gains(found, scale, len(damaged))
 
 
 def _merge(steps: dict[str, Any], least: float) -> None:

@@ -18,6 +18,7 @@ from compact_distill.errors import InputError, RunError
 from compact_distill.report.drawing import UNITS, clean, plural
 from compact_distill.report.page import content_stamp
 from compact_distill.report.trace import Trace, arrange_trace
+from compact_distill.runs.files import read_jsonl
 from compact_distill.runs.folder import RunFolder
 
 _Made = TypeVar("_Made")
@@ -218,36 +219,22 @@ def read_run(path: str | Path) -> RunData:
     return data
 
 
-def readable_rows(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Objects of a JSONL file, None for a damaged line; a last line without its end does not count."""
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            yield row if isinstance(row, dict) else None
-
-
 def _made(path: Path, holds: str, make: Callable[[dict[str, Any]], _Made], missing: list[str]) -> Iterator[_Made]:
     if not path.exists():
         missing.append(f"{path.name} is missing: no {holds}")
         return
-    damaged = count = 0
-    for row in readable_rows(path):
+    damaged: list[object] = []
+    count = 0
+    for row in read_jsonl(path, at_damage=damaged.append):
         try:
-            made = make(row) if row is not None else None
+            made = make(row)
         except (KeyError, TypeError, ValueError, AttributeError):
-            made = None
-        if made is None:
-            damaged += 1
-        else:
-            count += 1
-            yield made
+            damaged.append(row)
+            continue
+        count += 1
+        yield made
     if damaged:
-        missing.append(f"{path.name} has {plural(damaged, 'damaged line')}, left out")
+        missing.append(f"{path.name} has {plural(len(damaged), 'damaged line')}, left out")
     elif not count:
         missing.append(f"{path.name} is empty: no {holds}")
 
@@ -282,9 +269,7 @@ def _costs(folder: Path) -> dict[str, dict[str, float]]:
     """What each teacher's store says was paid: answers, tokens in and out, money where it is known."""
     totals: dict[str, dict[str, float]] = {}
     for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else ():
-        for row in readable_rows(path):
-            if row is None:
-                continue
+        for row in read_jsonl(path, at_damage=lambda line: None):
             nothing = dict.fromkeys(("answers", "prompt_tokens", "completion_tokens"), 0.0)
             total = totals.setdefault(clean(row.get("teacher", path.stem)), nothing)
             total["answers"] += 1

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, ClassVar, Self
+from typing import IO, Any, ClassVar, Literal, NamedTuple
 
-from compact_distill.errors import RunError
-from compact_distill.records import ScoreRow
+from compact_distill.errors import RunError, short
+from compact_distill.records import Closing
 from compact_distill.runs.progress import say
 
 
@@ -41,44 +42,56 @@ def atomic_write(path: str | Path, keep: bool = False) -> Iterator[IO[str]]:
     sync_folder(path.parent)
 
 
-class Lock:
+class Lock(Closing):
     """One writer at a time: an exclusive lock on a file, which the system gives back however the process ends.
 
     Args:
         path: the lock's own file; it names the holder.
         guarded: what is written under it, for the message.
+        shared: whether processes that are given `fileno()` hold it too, until the last of them has ended.
+        patience: seconds to wait for another holder to end.
 
     Raises:
         RunError: another process holds it, or this one does already.
         OSError: the file cannot be written.
     """
 
-    # POSIX locks are not handed to forked children, so a killed writer's workers hold nothing; but they do not keep
-    # a process from taking the same lock twice. This does.
+    # lockf's lock is not handed to children, so a killed writer's workers hold nothing; flock's lock is, which is what
+    # `shared` asks for. The former does not keep a process from taking the same lock twice: this does.
     _taken: ClassVar[set[Path]] = set()
 
-    def __init__(self, path: Path, guarded: Path) -> None:
+    def __init__(self, path: Path, guarded: Path, shared: bool = False, patience: float = 0.0) -> None:
         import fcntl
 
         self._key = path.parent.resolve() / path.name
         if self._key in self._taken:
             raise RunError(f"{guarded} is being written by this very process; close it there first")
         self._file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise RunError(
-                f"{guarded} is being written by {holder}; wait for it, stop it, or choose another `output:`"
-            ) from error
+        take, until = fcntl.flock if shared else fcntl.lockf, time.monotonic() + patience
+        while True:
+            try:
+                take(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() < until:
+                    time.sleep(0.2)
+                    continue
+                self._file.seek(0)
+                holder = self._file.read().strip() or "another process"
+                self._file.close()
+                raise RunError(
+                    f"{guarded} is being written by {holder}; wait for it, stop it, or choose another `output:`"
+                ) from error
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()
         self._taken.add(self._key)
 
-    def release(self) -> None:
+    def fileno(self) -> int:
+        """The descriptor that a child process must be given to hold a shared lock too."""
+        return self._file.fileno()
+
+    def close(self) -> None:
         """Let the next writer in."""
         self._taken.discard(self._key)
         self._file.close()
@@ -142,36 +155,95 @@ def json_line(row: Mapping[str, Any]) -> str:
     return line + "\n"
 
 
-def read_jsonl(path: str | Path, until_damage: bool = False) -> Iterator[dict[str, Any]]:
+class JsonLine(NamedTuple):
+    """A line of a JSONL file: its number (from 1), where it begins (bytes), its object, and what is wrong with it.
+
+    One of the last two is empty.
+    """
+
+    number: int
+    offset: int
+    row: dict[str, Any]
+    wrong: str
+
+
+def json_lines(file: IO[bytes], by_hand: bool = False) -> Iterator[JsonLine]:
+    """Every line of a JSONL file but blank ones, whole or damaged: what a damaged one means is the caller's to say.
+
+    Args:
+        file: UTF-8, open for reading bytes; a byte-order mark is allowed, lines end with LF or CRLF.
+        by_hand: whether others wrote it. Then the last line may lack its end, where in a file of ours a crash tore it
+            and it does not count; and a key that stands twice in an object is a mistake.
+    """
+    offset = 0
+    # A binary file splits its lines at "\n" only; text methods would also split at U+2028 inside a string.
+    for number, line in enumerate(file, start=1):
+        if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            yield JsonLine(number, offset, {}, "is UTF-16; save the file as UTF-8")
+            return
+        if not by_hand and not line.endswith(b"\n"):
+            return
+        mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
+        if line[mark:].strip():
+            yield JsonLine(number, offset, *_parsed(line, mark, offset, by_hand))
+        offset += len(line)
+
+
+def _parsed(line: bytes, mark: int, offset: int, by_hand: bool) -> tuple[dict[str, Any], str]:
+    try:
+        row = json.loads(line[mark:].decode("utf-8"), object_pairs_hook=unique_keys if by_hand else None)
+    except UnicodeDecodeError as error:
+        at = mark + error.start
+        place = f"position {at} of the line, {offset + at} of the file"
+        return {}, f"not UTF-8: byte 0x{line[at]:02x} at {place}; save the file as UTF-8"
+    except json.JSONDecodeError as error:
+        return {}, f"broken JSON at column {error.colno}: {error.msg}; write one object a line"
+    except (ValueError, RecursionError) as error:
+        return {}, f"unreadable JSON: {error}; mend the line"
+    if not isinstance(row, dict):
+        return {}, f"must be an object like {{...}}, got {short(row)}; write one object a line"
+    return row, ""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError where a key stands twice in it."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} stands twice in one object")
+    return fields
+
+
+def read_jsonl(
+    path: str | Path, at_damage: Literal["raise", "stop"] | Callable[[JsonLine], None] = "raise"
+) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL file of ours, in order, none where there is no file; a last line without its end is no row yet.
 
     Args:
         path: the file.
-        until_damage: end at a line that is no JSON object, as if the file ended there.
+        at_damage: what to do at a line that is no JSON object: raise, stop as if the file ended there, or leave it out
+            and call this with it.
 
     Raises:
-        RunError: such a line, otherwise.
+        RunError: such a line, with "raise".
     """
     path = Path(path)
     if not path.exists():
         return
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
+        for line in json_lines(file):
+            if not line.wrong:
+                yield line.row
+            elif at_damage == "raise":
+                raise RunError(f"{path}, line {line.number}: {line.wrong}")
+            elif at_damage == "stop":
                 return
-            try:
-                row = json.loads(line)
-                wrong = None if isinstance(row, dict) else f"must be a JSON object, got {line[:60]!r}"
-            except (ValueError, RecursionError) as error:
-                wrong = f"must be JSON ({error})"
-            if wrong and until_damage:
-                return
-            if wrong:
-                raise RunError(f"{path}, line {number}: {wrong}; mend or remove the line")
-            yield row
+            else:
+                at_damage(line)
 
 
-class StepLog:
+class StepLog(Closing):
     """JSONL that grows row by row; rows hold the optimizer step ("step") they belong to, so it can be cut there."""
 
     def __init__(self, path: str | Path) -> None:
@@ -195,7 +267,7 @@ class StepLog:
         if not self.path.exists():
             return 0
         with atomic_write(self.path) as file:
-            for row in read_jsonl(self.path, until_damage=True):
+            for row in read_jsonl(self.path, at_damage="stop"):
                 if row.get("step", step) < step:
                     file.write(json_line(row))
                 else:
@@ -208,47 +280,12 @@ class StepLog:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Sync and close the file; the next `append` opens it again."""
         if self._file is not None:
             self.sync()
             self._file.close()
             self._file = None
-
-
-class ScoreTrace(StepLog):
-    """The trace: scores and weights, one line per problem and epoch.
-
-    A line is a `ScoreRow` plus "epoch" and "step": how many epochs and optimizer steps were done when the problem was
-    read. A resume from step N calls `truncate(N)`: what came later will be read again.
-    """
-
-    def append(self, rows: Iterable[ScoreRow], *, epoch: float, step: int) -> None:
-        """Add rows that were read when `epoch` epochs and `step` optimizer steps were done."""
-        now = {"epoch": round(epoch, 6), "step": step}
-        self.write({**now, **score_fields(row), "statuses": list(row.statuses)} for row in rows)
-
-
-def score_fields(row: ScoreRow) -> dict[str, Any]:
-    """A row of scores as `compact score` and the trace write it; `extra_scores` only where users registered some."""
-    extra = {name: list(values) for name, values in row.extra_scores.items()}
-    return {
-        "id": row.id,
-        "teachers": list(row.teachers),
-        "consensus": list(row.consensus),
-        "adaptability": list(row.adaptability),
-        "difficulty": list(row.difficulty),
-        "weights": list(row.weights),
-        **({"extra_scores": extra} if extra else {}),
-    }
 
 
 def fingerprint(value: Any) -> str:
@@ -330,48 +367,13 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def outputs_record(run: Path, files: Iterable[Path]) -> dict[str, list[Any]]:
-    """What a stage wrote, by path below the run folder: size and hash."""
-    return {file.relative_to(run).as_posix(): [file.stat().st_size, content_hash(file)] for file in sorted(files)}
-
-
-def damage_of(run: Path, record: Mapping[str, Any], verify: bool) -> dict[str, str]:
-    """What of a finished stage's outputs is no longer as its record has it: file and what is wrong with it."""
-    wrong: dict[str, str] = {}
-    for name, (size, digest) in (record.get("outputs") or {}).items() if record.get("finished") else ():
-        file = run / name
-        if not file.is_file():
-            wrong[name] = "is missing"
-        elif (found := file.stat().st_size) != size:
-            wrong[name] = f"has {found} bytes, not {size}"
-        elif verify and content_hash(file) != digest:
-            wrong[name] = "has other contents than were written"
-    return wrong
-
-
 def new_manifest() -> dict[str, Any]:
     """The manifest of a run that has not begun."""
     return {"format": FORMAT, "started": now(), "finished": None, "stages": {}}
 
 
-class _Damaged(RunError):
-    pass
-
-
-def manifest_to_go_on_with(path: Path, ours: bool) -> tuple[dict[str, Any], bool]:
-    """A run's manifest and whether it stands in the file; a new one for a new folder, or where ours is damaged."""
-    if not path.is_file():
-        if ours:
-            say(f"{path} is gone; a new one is begun. What it alone proved is done again; rationales are kept")
-        return new_manifest(), False
-    try:
-        return read_manifest(path), True
-    except _Damaged:
-        if not ours:  # nobody has written a run here
-            raise
-        aside = move_aside(path)
-        say(f"{path} was damaged; it is now {aside.name}. What it alone proved is done again; rationales are kept")
-        return new_manifest(), False
+class DamagedManifest(RunError):
+    """A manifest that cannot be read back."""
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -387,7 +389,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _Damaged(
+        raise DamagedManifest(
             f"{path} is damaged ({error!r}); `compact run` with this output starts a new one and keeps what is there, "
             "or choose another `output:`"
         ) from error

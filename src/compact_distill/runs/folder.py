@@ -26,33 +26,34 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from compact_distill.errors import RunError
+from compact_distill.records import Closing, ScoreRow, score_fields
 from compact_distill.runs.files import (
+    DamagedManifest,
     Lock,
-    ScoreTrace,
+    StepLog,
     atomic_write,
-    damage_of,
+    content_hash,
     dated_name,
     is_aside,
     is_ours,
     json_line,
-    manifest_to_go_on_with,
+    move_aside,
     new_manifest,
     now,
     output_problem,
-    outputs_record,
     read_jsonl,
     read_manifest,
 )
+from compact_distill.runs.progress import say
 
 _OF_STUDENT = ("data", "train", "gains", "eval")  # stages whose files `set_aside` moves
 _BASE_RESULTS = "base"  # of eval/: they are of the untrained student
 
 
-class RunFolder:
+class RunFolder(Closing):
     """A run folder, open for reading (`RunFolder.open`) or, by one process at a time, for writing (`RunFolder.claim`).
 
     Use a claimed folder in a `with` block; leaving it gives the lock back.
@@ -112,12 +113,12 @@ class RunFolder:
         try:
             for leftover in path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink()
-            manifest, known = manifest_to_go_on_with(path / "manifest.json", ours)
+            manifest, known = _manifest_to_go_on_with(path / "manifest.json", ours)
             run = cls(path, lock, manifest)
             if not known:
                 run._save_manifest()
         except BaseException:
-            lock.release()
+            lock.close()
             raise
         return run
 
@@ -128,18 +129,10 @@ class RunFolder:
         known = (path / "manifest.json").is_file()
         return _Follower(path, None, read_manifest(path / "manifest.json") if known else new_manifest())
 
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Give the lock back. Nothing can be written afterwards."""
         if self._lock is not None:
-            self._lock.release()
+            self._lock.close()
             self._lock = None
 
     def write_config(self, text: str) -> None:
@@ -200,7 +193,9 @@ class RunFolder:
         self._save_manifest()
 
     def _record_outputs(self, record: dict[str, Any], files: Iterable[Path]) -> None:
-        record["outputs"] = outputs_record(self.path, files)
+        record["outputs"] = {
+            file.relative_to(self.path).as_posix(): [file.stat().st_size, content_hash(file)] for file in sorted(files)
+        }
 
     def training_outputs(self) -> list[Path]:
         """What training leaves when it ends: the student, without its checkpoints, and how it got there."""
@@ -221,7 +216,17 @@ class RunFolder:
             stage: its name.
             verify: read the files whole and compare their hashes; else only that they are there, and their sizes.
         """
-        return damage_of(self.path, self.manifest["stages"].get(stage, {}), verify)
+        wrong: dict[str, str] = {}
+        record = self.manifest["stages"].get(stage, {})
+        for name, (size, digest) in (record.get("outputs") or {}).items() if record.get("finished") else ():
+            file = self.path / name
+            if not file.is_file():
+                wrong[name] = "is missing"
+            elif (found := file.stat().st_size) != size:
+                wrong[name] = f"has {found} bytes, not {size}"
+            elif verify and content_hash(file) != digest:
+                wrong[name] = "has other contents than were written"
+        return wrong
 
     def put_damage_aside(self, names: Iterable[str]) -> Path | None:
         """Move damaged files out of the way of those that will be written in their place; returns where they are."""
@@ -314,11 +319,6 @@ class RunFolder:
                 count += 1
         return count
 
-    def trace(self) -> ScoreTrace:
-        """The trace of scores, open to append to."""
-        self._must_write()
-        return ScoreTrace(self.scores_path)
-
     def read_scores(self) -> Iterator[dict[str, Any]]:
         """Rows of the trace, in the order of training; none where it does not exist yet."""
         return read_jsonl(self.scores_path)
@@ -361,3 +361,32 @@ class _Follower(RunFolder):
 
     def _save_manifest(self) -> None:
         pass
+
+
+def _manifest_to_go_on_with(path: Path, ours: bool) -> tuple[dict[str, Any], bool]:
+    """A run's manifest and whether it stands in the file; a new one for a new folder, or where ours is damaged."""
+    if not path.is_file():
+        if ours:
+            say(f"{path} is gone; a new one is begun. What it alone proved is done again; rationales are kept")
+        return new_manifest(), False
+    try:
+        return read_manifest(path), True
+    except DamagedManifest:
+        if not ours:  # nobody has written a run here
+            raise
+        aside = move_aside(path)
+        say(f"{path} was damaged; it is now {aside.name}. What it alone proved is done again; rationales are kept")
+        return new_manifest(), False
+
+
+class ScoreTrace(StepLog):
+    """The trace: scores and weights, one line per problem and epoch.
+
+    A line is a `ScoreRow` plus "epoch" and "step": how many epochs and optimizer steps were done when the problem was
+    read. A resume from step N calls `truncate(N)`: what came later will be read again.
+    """
+
+    def append(self, rows: Iterable[ScoreRow], *, epoch: float, step: int) -> None:
+        """Add rows that were read when `epoch` epochs and `step` optimizer steps were done."""
+        now = {"epoch": round(epoch, 6), "step": step}
+        self.write({**now, **score_fields(row), "statuses": list(row.statuses)} for row in rows)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from compact_distill.errors import ConfigError, RunError
+from compact_distill.errors import ConfigError
+from compact_distill.runs.files import Lock
 from compact_distill.runs.progress import duration, say
 
 # The study holds the other end of each step's standard input: it is closed when the study ends, even by kill -9.
@@ -54,7 +53,7 @@ class StudyStep:
 
 
 def run_jobs(
-    jobs: Sequence[StudyStep], at_once: int, environment: Mapping[str, str], logs: Path, lock: int | None = None
+    jobs: Sequence[StudyStep], at_once: int, environment: Mapping[str, str], logs: Path, lock: Lock | None = None
 ) -> dict[str, str]:
     """Run steps, `at_once` at a time, each as soon as what it needs is done; one that fails does not stop the others.
 
@@ -63,7 +62,7 @@ def run_jobs(
         at_once: how many processes.
         environment: set for the processes, unless the user set it.
         logs: folder of what they print.
-        lock: a file that stays open in the processes, so that its lock holds as long as one of them lives.
+        lock: a shared one; the processes hold it too, so that it holds as long as one of them lives.
 
     Returns:
         For each step that failed, why: the last line that it printed, or what it needed.
@@ -103,9 +102,8 @@ def run_jobs(
     return failed
 
 
-@contextlib.contextmanager
-def hold(out: Path) -> Iterator[int]:
-    """Hold a study's lock, which its processes hold as well; wait for those of a killed study to end.
+def hold(out: Path) -> Lock:
+    """A study's lock, which its processes hold as well; waits for those of a killed study to end.
 
     Raises:
         ConfigError: the folder holds other files than a study's.
@@ -114,26 +112,13 @@ def hold(out: Path) -> Iterator[int]:
     if out.exists() and not (out / "inputs.json").exists() and any(not p.name.startswith(".") for p in out.iterdir()):
         raise ConfigError(f"output must be new, empty or a study's folder, but {out} holds other files; choose another")
     out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        started = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() - started > _LOCK_SECONDS:
-                    raise RunError(f"{out} is in use by another study; wait for it or stop it") from None
-                time.sleep(0.2)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    return Lock(out / ".study.lock", out, shared=True, patience=_LOCK_SECONDS)
 
 
 class _Processes:
     """The processes that run now."""
 
-    def __init__(self, environment: Mapping[str, str], logs: Path, lock: int | None) -> None:
+    def __init__(self, environment: Mapping[str, str], logs: Path, lock: Lock | None) -> None:
         self._environment = dict(environment)
         self._logs = logs
         self._lock = lock
@@ -163,7 +148,7 @@ class _Processes:
                     stderr=subprocess.STDOUT,
                     env=self._environment,
                     start_new_session=True,  # so that Ctrl-C in the terminal reaches it once, through stop()
-                    pass_fds=() if self._lock is None else (self._lock,),
+                    pass_fds=() if self._lock is None else (self._lock.fileno(),),
                 )
                 self._running.add(process)
             code = process.wait()

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from compact_distill.errors import RunError
 from compact_distill.evaluation.examine import ROLES
-from compact_distill.evaluation.result_files import read_rows, rows_path
+from compact_distill.evaluation.result_files import read_attempts, rows_path
 from compact_distill.records import Verdict
 from compact_distill.report.charts import Mark, Point, heat_chart, interval_chart, scatter_chart
 from compact_distill.report.drawing import DASH, Table, listed, number, percent, plural, points, short
@@ -231,7 +231,7 @@ def _written(out: Path, arm: Mapping[str, Any], task: str) -> dict[str, list[dic
     found: dict[str, list[dict[str, Any]]] = {}
     for seed, run in arm["runs"].items():
         with contextlib.suppress(RunError):  # a study is read again when one of its runs is gone
-            for row in read_rows(rows_path(out / run / "eval" / "student", task)):
+            for row in read_attempts(rows_path(out / run / "eval" / "student", task)):
                 text = str(row.get("text") or "")
                 shown = {"text": text[:_LONGEST] + (" [...]" if len(text) > _LONGEST else ""), "seed": seed}
                 shown |= {key: str(row.get(key, "?")) for key in ("question", "gold", "answer")}

@@ -21,8 +21,8 @@ from compact_distill.evaluation.examine import ROLES
 from compact_distill.evaluation.result_files import (
     main_value,
     measures,
+    read_attempts,
     read_result,
-    read_rows,
     result_path,
     rows_path,
     tasks_done,
@@ -181,7 +181,7 @@ def _results(folder: Path) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]
     for task in tasks_done(folder):
         document = read_result(result_path(folder, task))
         if document["role"] in ROLES:
-            yield document, read_rows(rows_path(folder, task))
+            yield document, read_attempts(rows_path(folder, task))
 
 
 def _likelihoods(folders: Sequence[Path]) -> dict[str, Any]:

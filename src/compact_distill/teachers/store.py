@@ -3,7 +3,9 @@
 A row is appended by one system call before its answer counts, so a killed process loses only what was in flight; new
 verdicts alone replace the file, whole.
 A lock keeps a second process out. Lines that are torn, broken or do not fit their digest are moved aside and asked
-again.
+again. Every other JSONL file is read by `runs.files.json_lines`; this one is not, because a line of it is more than its
+JSON: it counts only with its digest, a resume over a million of them reads the fields before the texts alone, and a row
+is found again by its offset.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compact_distill.errors import DataError, RunError
-from compact_distill.records import AnswerFrom, Verdict
+from compact_distill.records import AnswerFrom, Closing, Verdict
 from compact_distill.runs.files import Lock, json_line, sync_folder
 
 
@@ -189,7 +191,7 @@ class StoreReader:
                 offset += len(line)
 
 
-class Store(StoreReader):
+class Store(StoreReader, Closing):
     """A store that this process alone writes. Use it as a context manager."""
 
     def __init__(self, folder: Path, teacher: str) -> None:
@@ -215,15 +217,9 @@ class Store(StoreReader):
             super().__init__(folder, teacher)
         except BaseException:
             os.close(self._file)
-            self._lock.release()
+            self._lock.close()
             raise
         self.damaged = moved
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def append(self, row: StoredRow) -> None:
         """Write one row, whole or not at all; when this returns, a kill cannot lose it.
@@ -268,7 +264,7 @@ class Store(StoreReader):
             self.sync()
         finally:
             os.close(self._file)
-            self._lock.release()
+            self._lock.close()
 
     def _replace(self, lines: Iterable[bytes]) -> None:
         fresh = self.path.with_suffix(".jsonl.new")

@@ -31,7 +31,7 @@ from compact_distill.method.passes import Job, LengthGroupedSampler, ProblemData
 from compact_distill.method.score import score_row
 from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, ScoreRow
-from compact_distill.runs.files import ScoreTrace
+from compact_distill.runs.folder import ScoreTrace
 from compact_distill.training.arguments import CompactConfig
 from compact_distill.training.callbacks import (
     STATE,

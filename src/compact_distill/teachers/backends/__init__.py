@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +12,7 @@ from typing import IO, Any
 from compact_distill.config.teachers import GenerationConfig, RayConfig, TeacherConfig
 from compact_distill.errors import ConfigError, DataError, InputError
 from compact_distill.lab import pool
+from compact_distill.runs.files import json_lines
 from compact_distill.teachers.ask import Limits
 from compact_distill.teachers.protocol import (
     FaultKind,
@@ -114,16 +114,11 @@ class FileTeacher:
         self._file: IO[bytes] | None = None
         self._offsets: dict[tuple[str, int], int] = {}
         wrong = []
-        offset = 0
         try:
             with self._path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    try:
-                        if line.strip():
-                            self._note(json.loads(line), offset)
-                    except (ValueError, RecursionError) as error:
-                        wrong.append(f"teacher {name}: {path}, line {number}: {error}")
-                    offset += len(line)
+                for line in json_lines(file, by_hand=True):
+                    if reason := line.wrong or self._note(line.row, line.offset):
+                        wrong.append(f"teacher {name}: {path}, line {line.number}: {reason}")
         except OSError as error:
             raise DataError(f"teacher {name}: {path} must be readable: {error.strerror}; check `path`") from None
         if wrong:
@@ -142,24 +137,24 @@ class FileTeacher:
         if self._file is None:
             self._file = self._path.open("rb")
         self._file.seek(offset)
-        row = json.loads(self._file.readline())
+        row = next(json_lines(self._file, by_hand=True)).row
         return TeacherAnswer(text=row["text"], reasoning=row.get("reasoning") or "", model=row.get("model"))
 
     async def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
-    def _note(self, row: object, offset: int) -> None:
-        if not isinstance(row, dict):
-            raise ValueError("each line must be a JSON object; write one rationale a line")
+    def _note(self, row: Mapping[str, Any], offset: int) -> str:
+        """Note where a rationale stands; returns what is wrong with it."""
         if row.get("teacher", self.name) != self.name:
-            return
+            return ""
         problem, sample = row.get("id"), row.get("sample", 0)
         if not isinstance(problem, str) or not isinstance(row.get("text"), str) or not isinstance(sample, int):
-            raise ValueError("id and text must be strings and sample a number; write {id, text, sample}")
+            return "id and text must be strings and sample a number; write {id, text, sample}"
         if (problem, sample) in self._offsets:
-            raise ValueError(f"problem {problem!r}, sample {sample} stands twice; keep one of them")
+            return f"problem {problem!r}, sample {sample} stands twice; keep one of them"
         self._offsets[problem, sample] = offset
+        return ""
 
 
 class LabTeacher:
