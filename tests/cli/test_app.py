@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from compact_distill import pipeline
-from compact_distill.cli.work import load
+from compact_distill.cli.training import load
 from compact_distill.errors import RunError
 
 COMMANDS = (
@@ -151,3 +153,31 @@ def test_a_moved_run_folder_is_used_where_it_stands(tmp_path, capsys):
 def test_a_card_is_not_written_over_the_rows(compact, data, tmp_path):
     rows = tmp_path / "rows.jsonl"
     assert "must not be the file of the rows" in compact("export", data, rows, "--card", rows, code=2).stderr
+
+
+def test_env_shows_versions_and_no_secret_path_or_name(compact, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    text = compact("env").stdout
+    assert f"torch: {importlib.metadata.version('torch')}\n" in text
+    assert re.search(r"^cores: \d+$", text, flags=re.M)
+    for private in ("sk-very-secret", str(Path.home()), os.getcwd(), sys.prefix, os.uname().nodename + "\n"):
+        assert private not in text
+
+
+def test_the_doctor_prints_a_table_and_env_names_its_last_result(compact, monkeypatch, tmp_path):
+    from compact_distill.method import doctor
+    from compact_distill.method.doctor import AGREES, DIFFERS, Finding
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "doctor: not run; try: compact doctor\n" in compact("env").stdout
+    found = [Finding("loop", "fp32", AGREES, 1e-7, 2e-7, 0.1)]
+    monkeypatch.setattr(doctor, "examine", lambda device, student, seconds: iter(found))
+    said = compact("doctor", "--device", "cpu").stdout
+    assert "1 agrees; training uses flash (full attention, fp32), loop (sliding windows, fp32)" in said
+    assert re.search(r"doctor: 1 agrees; training uses .*\(\d{4}-\d\d-\d\d, CPU, torch ", compact("env").stdout)
+    found.append(Finding("flash", "fp32", DIFFERS, 0.5, 0.5, 0.1, "a gradient"))
+    assert "differs" in compact("doctor", "--device", "cpu", code=1).stdout
+    assert "doctor: 1 agrees, 1 differs" in compact("env").stdout
+    assert "--device must be auto, cpu or cuda, got 'tpu'" in compact("doctor", "--device", "tpu", code=2).stderr
+    (tmp_path / "compact-distill" / "doctor.json").write_text("[]")
+    assert "doctor: not run" in compact("env").stdout

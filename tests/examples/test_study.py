@@ -12,8 +12,8 @@ import pytest
 from compact_distill import load_instances
 from compact_distill.evaluation.result_files import write_result
 from compact_distill.study.arms import load_study
+from compact_distill.study.findings import Outcome, write_results
 from compact_distill.study.page import write_page
-from compact_distill.study.results import Outcome, write_results
 from report.synthetic import make_run
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "study"

@@ -25,7 +25,7 @@ from compact_distill.report.drawing import (
     spread,
     ticks,
 )
-from compact_distill.report.page import with_colours
+from compact_distill.report.html import with_colours
 
 
 def test_ticks_are_round_and_inside():

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from compact_distill.cli import app
 from compact_distill.evaluation.result_files import write_result
-from compact_distill.report import is_current, page, write_report
+from compact_distill.report import html, is_current, write_report
 from compact_distill.report import read as reading
 from report.synthetic import make_run
 
@@ -37,9 +37,9 @@ def test_report_writes_the_page_and_prints_the_main_figures(runs):
 
 def test_a_report_reads_each_file_once_and_renders_its_page_once(runs, monkeypatch):
     read, rendered = [], []
-    rows, fragment = reading.read_jsonl, page.fragment
+    rows, fragment = reading.read_jsonl, html.fragment
     monkeypatch.setattr(reading, "read_jsonl", lambda path, **how: read.append(path) or rows(path, **how))
-    monkeypatch.setattr(page, "fragment", lambda name, **values: rendered.append(name) or fragment(name, **values))
+    monkeypatch.setattr(html, "fragment", lambda name, **values: rendered.append(name) or fragment(name, **values))
     compact("report", runs[0])
     assert {path.name for path in read} >= {"data.jsonl", "scores.jsonl", "training_log.jsonl"}
     assert len(read) == len(set(read))

@@ -20,9 +20,9 @@ from compact_distill.errors import ConfigError, InputError
 from compact_distill.evaluation.result_files import write_result
 from compact_distill.students.load import load_student
 from compact_distill.study.arms import load_study
+from compact_distill.study.findings import describe, write_results
 from compact_distill.study.merge import main as merge_step
 from compact_distill.study.merge import merge_students
-from compact_distill.study.results import describe, write_results
 from compact_distill.study.run import Plan, _same_study, run_study
 
 EQUAL = {"weighting": "equal", "consistency": 0}

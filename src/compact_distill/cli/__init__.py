@@ -1,4 +1,4 @@
-"""The `compact` command: its errors and exit codes, and its commands in the order of work.
+"""The `compact` command: its errors and exit codes, its commands in the order of work, and those about the machine.
 
 Results go to stdout, progress to stderr.
 """
@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from compact_distill.cli import results, work
-from compact_distill.errors import CompactError, InputError
+from compact_distill.cli import evaluation, training
+from compact_distill.errors import CompactError, ConfigError, InputError
 from compact_distill.runs.progress import say, show
 
 __all__ = ["app"]
@@ -110,26 +110,83 @@ def main(
     warnings.simplefilter("ignore", FutureWarning)
 
 
+def env() -> None:
+    """Print versions and hardware.
+
+    For bug reports; no paths, user names or keys.
+
+    \b
+    Example:
+      compact env
+    """
+    from compact_distill.runs.environment import hardware, last_doctor, versions
+
+    for name, value in {**versions(), **hardware(), "doctor": last_doctor()}.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        show(f"{name}: {shown or 'none'}")
+
+
+def doctor(
+    student: Annotated[
+        str | None, typer.Option(help="Hub name or folder: check at this student's own heads, sizes and norms.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto: the accelerator where there is one.")] = "auto",
+    seconds: Annotated[float, typer.Option(min=1, help="Start no further check after so many seconds.")] = 110.0,
+) -> None:
+    """Check that this machine computes what it should.
+
+    Every kernel against its definition, and tiny students of every architecture in one pass, in two phases and with
+    probes against a plain reading branch by branch, forward and backward, in each precision. Says which kernels
+    training will use. Ends with 1 where something differs.
+
+    \b
+    Example:
+      compact doctor --student Qwen/Qwen2.5-0.5B
+    """
+    import torch
+
+    from compact_distill.method import doctor as exam
+    from compact_distill.runs.environment import store_doctor
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device must be auto, cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda needs a GPU that torch sees; torch.cuda.is_available() is False; use cpu")
+    where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if student is not None:
+        exam.require_student(student)
+    findings = []
+    show(exam.heading())
+    for finding in exam.examine(where, student, seconds):
+        findings.append(finding)
+        show(exam.line(finding))
+    summary = exam.summary(findings, exam.training_uses(where, student))
+    show(f"\n{summary}")
+    store_doctor(summary, torch.cuda.get_device_name() if where.type == "cuda" else "CPU")
+    if any(finding.verdict == "differs" for finding in findings):
+        raise typer.Exit(1)
+
+
 _COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": work.demo,
-    "init": work.init,
-    "validate": work.validate,
-    "generate": work.generate,
-    "verify": work.verify,
-    "teachers": work.teachers,
-    "score": results.score,
-    "train": work.train,
-    "run": work.run,
-    "diagnose": work.diagnose,
-    "study": work.study,
-    "eval": results.evaluate,
-    "drift": results.drift,
-    "compare": results.compare,
-    "export": results.export,
-    "report": results.report,
-    "try": results.try_out,
-    "doctor": results.doctor,
-    "env": results.env,
+    "demo": training.demo,
+    "init": training.init,
+    "validate": training.validate,
+    "generate": training.generate,
+    "verify": training.verify,
+    "teachers": training.teachers,
+    "score": evaluation.score,
+    "train": training.train,
+    "run": training.run,
+    "diagnose": training.diagnose,
+    "study": training.study,
+    "eval": evaluation.evaluate,
+    "drift": evaluation.drift,
+    "compare": evaluation.compare,
+    "export": evaluation.export,
+    "report": evaluation.report,
+    "try": evaluation.try_out,
+    "doctor": doctor,
+    "env": env,
 }
 
 for name, command in _COMMANDS.items():

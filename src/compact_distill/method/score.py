@@ -1,4 +1,4 @@
-"""Read rationales with a student that is not being trained: their scores and weights, and where beliefs rise.
+"""`compact score`: a student reads rationales without being trained on them. What it computes is in scores.py.
 
 One loop reads; `score` (what `compact score` does) and `gains` (for the report) take from it what they want.
 Shape letters: B problems, K teachers, P points at which the belief is read.

@@ -1,4 +1,4 @@
-"""Multi-Dimensional Evaluator: what the student's pass yielded, to named scores [B, K] and to weights.
+"""Multi-Dimensional Evaluator: the formulas of the scores, from what the student's pass yielded to [B, K] and weights.
 
 A score is a function from `StudentOutputs` to a [B, K] tensor. Three are the paper's; `register_score` adds others,
 whose coefficients the config names under `compatibility.extra_scores`.

@@ -12,7 +12,7 @@ What other pages are built with stands on its own, in three modules:
     drawing        `Figure`, `Table`, `Key`: what stands in a page; `Sheet`: SVG by hand
     charts         bars with intervals (`interval_chart` of `Mark`), `line_chart` of `Line`, `scatter_chart` of `Point`,
                    `heat_chart`, `stack_chart`, `ridge_chart`
-    page           `page`: headline, `Card`, `Check`, `Section` -> one HTML file; `export_figures`: CSV, SVG, PNG
+    html           `page`: headline, `Card`, `Check`, `Section` -> one HTML file; `export_figures`: CSV, SVG, PNG
 
 A page of your own, as the study's:
 
@@ -33,7 +33,7 @@ from typing import Any
 from compact_distill.errors import InputError
 from compact_distill.report.drawing import DASH, UNITS, Table, measured, moved, number, percent, short
 from compact_distill.report.headline import headline, weight_shares
-from compact_distill.report.page import check_export, content_stamp, export_figures
+from compact_distill.report.html import check_export, content_stamp, export_figures
 from compact_distill.report.pages import (
     compare_page,
     compare_sections,

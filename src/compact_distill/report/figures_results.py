@@ -23,7 +23,7 @@ from compact_distill.report.charts import (
     stack_chart,
 )
 from compact_distill.report.drawing import UNITS, Chart, Key, Table, moved, number, spaced, whole_percent, whole_points
-from compact_distill.report.page import Drawn, figure
+from compact_distill.report.html import Drawn, figure
 from compact_distill.report.read import RIGHT, WRONG, RunData, TaskResult, UsedRationale
 from compact_distill.report.trace import Floats
 

@@ -21,7 +21,7 @@ from compact_distill.report.drawing import (
     share_text,
     whole_percent,
 )
-from compact_distill.report.page import Drawn, figure
+from compact_distill.report.html import Drawn, figure
 from compact_distill.report.read import RIGHT, WRONG, RunData
 from compact_distill.report.trace import Floats, Trace, Trend, mean_sem, spearman, weight_trend
 

@@ -26,7 +26,7 @@ from compact_distill.report.drawing import (
 )
 from compact_distill.report.figures_results import final_results
 from compact_distill.report.figures_weights import verdicts_PK
-from compact_distill.report.page import Card
+from compact_distill.report.html import Card
 from compact_distill.report.read import RIGHT, WRONG, PairedChange, RunData
 from compact_distill.report.trace import mean_sem
 from compact_distill.runs.progress import duration

@@ -33,7 +33,7 @@ from compact_distill.report.drawing import (
 )
 from compact_distill.report.explorer import pack_explorer, read_gains
 from compact_distill.report.headline import about, headline, most_trusted, stage_seconds, weight_shares
-from compact_distill.report.page import Drawn, Section, figure, figures_of, fragment, page
+from compact_distill.report.html import Drawn, Section, figure, figures_of, fragment, page
 from compact_distill.report.read import PairedChange, RunData, TaskResult, read_changes
 from compact_distill.report.signatures import signatures
 from compact_distill.runs.progress import duration

@@ -16,7 +16,7 @@ import yaml
 
 from compact_distill.errors import InputError, RunError
 from compact_distill.report.drawing import UNITS, clean, plural
-from compact_distill.report.page import content_stamp
+from compact_distill.report.html import content_stamp
 from compact_distill.report.trace import Trace, arrange_trace
 from compact_distill.runs.files import read_jsonl
 from compact_distill.runs.folder import RunFolder

@@ -13,7 +13,7 @@ import numpy as np
 from compact_distill.report.drawing import number, percent, plural, share_text, short
 from compact_distill.report.figures_results import log_number
 from compact_distill.report.figures_weights import lengths_PK, pair_sums, verdicts_PK
-from compact_distill.report.page import Check
+from compact_distill.report.html import Check
 from compact_distill.report.read import RIGHT, WRONG, RunData
 from compact_distill.report.trace import Floats, Trace, rank_correlation
 

@@ -26,8 +26,8 @@ from compact_distill.runs.files import atomic_write, json_line
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import duration, printable, say
 from compact_distill.study.arms import StudyConfig, make_study
+from compact_distill.study.findings import describe, write_results
 from compact_distill.study.page import headline, write_page
-from compact_distill.study.results import describe, write_results
 from compact_distill.study.run import run_study
 
 # All settings of the scores stand here, so that the demo stays what it is when defaults move; docs/results.md has why

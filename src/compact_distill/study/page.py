@@ -20,10 +20,10 @@ from compact_distill.evaluation.result_files import read_attempts, rows_path
 from compact_distill.records import Verdict
 from compact_distill.report.charts import Mark, Point, heat_chart, interval_chart, scatter_chart
 from compact_distill.report.drawing import DASH, Table, listed, number, percent, plural, points, short
-from compact_distill.report.page import Card, Figure, Section, fragment, page
+from compact_distill.report.html import Card, Figure, Section, fragment, page
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.progress import duration
-from compact_distill.study.results import REFERENCES
+from compact_distill.study.findings import REFERENCES
 from compact_distill.study.weights import weight_section
 
 _SHOWN, _LONGEST = 12, 2000  # problems for each pair of arms; characters of a text

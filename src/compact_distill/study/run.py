@@ -33,9 +33,9 @@ from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import say
 from compact_distill.students.identity import student_hash
 from compact_distill.study.arms import BEST, MOT_STEPS, Arm, Study
+from compact_distill.study.findings import Outcome, tune_value
 from compact_distill.study.jobs import StudyStep, hold, run_jobs
 from compact_distill.study.material import Workshop, arm_problems, exam_key, slug
-from compact_distill.study.results import Outcome, tune_value
 from compact_distill.training.prepare import prepare, read_exam, read_instances
 
 _FORMAT = 1

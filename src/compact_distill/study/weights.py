@@ -15,7 +15,7 @@ from compact_distill.evaluation.statistics import area, over_seeds_and_rows, ran
 from compact_distill.records import Verdict
 from compact_distill.report.charts import Mark, interval_chart
 from compact_distill.report.drawing import Table
-from compact_distill.report.page import Figure, Section
+from compact_distill.report.html import Figure, Section
 from compact_distill.report.trace import arrange_trace, weight_trend
 from compact_distill.runs.files import read_jsonl
 from compact_distill.runs.folder import RunFolder

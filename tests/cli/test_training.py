@@ -1,13 +1,9 @@
-"""Commands that do or prepare work: what each prints, and every error at once."""
+"""Commands that lead to a student: what each prints, and every error at once."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import re
 import sys
-from pathlib import Path
 
 from compact_distill import pipeline
 from compact_distill.config.file import load_config
@@ -85,15 +81,6 @@ def test_train_and_run_print_where_the_result_is(compact, config, tmp_path):
     assert RunFolder.open(tmp_path / "run").manifest["finished"]
 
 
-def test_env_shows_versions_and_no_secret_path_or_name(compact, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
-    text = compact("env").stdout
-    assert f"torch: {importlib.metadata.version('torch')}\n" in text
-    assert re.search(r"^cores: \d+$", text, flags=re.M)
-    for private in ("sk-very-secret", str(Path.home()), os.getcwd(), sys.prefix, os.uname().nodename + "\n"):
-        assert private not in text
-
-
 def test_a_files_own_errors_are_told_before_the_hub_is_asked_for_the_student(compact, config, monkeypatch):
     config.write_text(config.read_text() + "\nconsistancy: 0.1\n")
 
@@ -105,25 +92,6 @@ def test_a_files_own_errors_are_told_before_the_hub_is_asked_for_the_student(com
     said = compact("validate", config, code=2).stderr
     places = [said.index(text) for text in ("did you mean 'consistency'", "asking the hub", "no such model")]
     assert places == sorted(places)
-
-
-def test_the_doctor_prints_a_table_and_env_names_its_last_result(compact, monkeypatch, tmp_path):
-    from compact_distill.method import doctor
-    from compact_distill.method.doctor import AGREES, DIFFERS, Finding
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert "doctor: not run; try: compact doctor\n" in compact("env").stdout
-    found = [Finding("loop", "fp32", AGREES, 1e-7, 2e-7, 0.1)]
-    monkeypatch.setattr(doctor, "examine", lambda device, student, seconds: iter(found))
-    said = compact("doctor", "--device", "cpu").stdout
-    assert "1 agrees; training uses flash (full attention, fp32), loop (sliding windows, fp32)" in said
-    assert re.search(r"doctor: 1 agrees; training uses .*\(\d{4}-\d\d-\d\d, CPU, torch ", compact("env").stdout)
-    found.append(Finding("flash", "fp32", DIFFERS, 0.5, 0.5, 0.1, "a gradient"))
-    assert "differs" in compact("doctor", "--device", "cpu", code=1).stdout
-    assert "doctor: 1 agrees, 1 differs" in compact("env").stdout
-    assert "--device must be auto, cpu or cuda, got 'tpu'" in compact("doctor", "--device", "tpu", code=2).stderr
-    (tmp_path / "compact-distill" / "doctor.json").write_text("[]")
-    assert "doctor: not run" in compact("env").stdout
 
 
 def test_diagnose_writes_into_nothing_that_it_reads(compact, config, student, data):

@@ -1,4 +1,4 @@
-"""Commands that show or give away results."""
+"""Commands that read a student, a run or its data, and train nothing."""
 
 from __future__ import annotations
 

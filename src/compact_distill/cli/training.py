@@ -1,4 +1,4 @@
-"""Commands that do or prepare work (ask teachers, train, all of it, studies), and the options that commands share."""
+"""Commands that lead from a configuration to a student, one or a study of many; the options that commands share."""
 
 from __future__ import annotations
 
@@ -303,8 +303,8 @@ def study(
       compact study my-study.yaml --arms compact,equal --seeds 0 --set student=my-student
     """
     from compact_distill.study.arms import load_study
+    from compact_distill.study.findings import describe, write_results
     from compact_distill.study.page import write_page
-    from compact_distill.study.results import describe, write_results
     from compact_distill.study.run import run_study
 
     asked = load_study(study_file, overrides(settings), data).only(_listed(arms), _numbers(seeds))

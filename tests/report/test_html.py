@@ -18,10 +18,10 @@ from html.parser import HTMLParser
 import pytest
 
 from compact_distill.errors import InputError
-from compact_distill.report import page as pages
+from compact_distill.report import html as pages
 from compact_distill.report import read_run, write_report
 from compact_distill.report.drawing import NARROW, WIDE, Chart, Sheet, Table
-from compact_distill.report.page import Figure, Section, rows
+from compact_distill.report.html import Figure, Section, rows
 from compact_distill.report.pages import run_page, run_sections
 from report.hostile import poison
 from report.synthetic import make_run

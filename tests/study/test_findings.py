@@ -11,7 +11,7 @@ import pytest
 from compact_distill.errors import RunError
 from compact_distill.evaluation.result_files import write_result
 from compact_distill.study.arms import StudyConfig, make_study
-from compact_distill.study.results import Outcome, collect, describe, write_results
+from compact_distill.study.findings import Outcome, collect, describe, write_results
 from report.synthetic import make_run
 
 BASE = {"student": "s", "rationales": "r.jsonl"}

@@ -1,4 +1,4 @@
-"""Commands that show and hand on what came out (benchmarks, scores, exports, reports), or what this machine is."""
+"""Commands that read a student, a run or its data as they are: benchmarks, scores, exports, reports. None trains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compact_distill.cli.work import (
+from compact_distill.cli.training import (
     RunsArgument,
     SetOption,
     TaskOption,
@@ -310,60 +310,3 @@ def score(
     given = {**overrides(settings), "student": student, "rationales": data}
     summary = pipeline.score_file(load_config(config, given) if config else config_from({}, given), out)
     show(f"wrote {out}: {summary}")
-
-
-def env() -> None:
-    """Print versions and hardware.
-
-    For bug reports; no paths, user names or keys.
-
-    \b
-    Example:
-      compact env
-    """
-    from compact_distill.runs.environment import hardware, last_doctor, versions
-
-    for name, value in {**versions(), **hardware(), "doctor": last_doctor()}.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        show(f"{name}: {shown or 'none'}")
-
-
-def doctor(
-    student: Annotated[
-        str | None, typer.Option(help="Hub name or folder: check at this student's own heads, sizes and norms.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto: the accelerator where there is one.")] = "auto",
-    seconds: Annotated[float, typer.Option(min=1, help="Start no further check after so many seconds.")] = 110.0,
-) -> None:
-    """Check that this machine computes what it should.
-
-    Every kernel against its definition, and tiny students of every architecture in one pass, in two phases and with
-    probes against a plain reading branch by branch, forward and backward, in each precision. Says which kernels
-    training will use. Ends with 1 where something differs.
-
-    \b
-    Example:
-      compact doctor --student Qwen/Qwen2.5-0.5B
-    """
-    import torch
-
-    from compact_distill.method import doctor as exam
-    from compact_distill.runs.environment import store_doctor
-
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device must be auto, cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda needs a GPU that torch sees; torch.cuda.is_available() is False; use cpu")
-    where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    if student is not None:
-        exam.require_student(student)
-    findings = []
-    show(exam.heading())
-    for finding in exam.examine(where, student, seconds):
-        findings.append(finding)
-        show(exam.line(finding))
-    summary = exam.summary(findings, exam.training_uses(where, student))
-    show(f"\n{summary}")
-    store_doctor(summary, torch.cuda.get_device_name() if where.type == "cuda" else "CPU")
-    if any(finding.verdict == "differs" for finding in findings):
-        raise typer.Exit(1)
