@@ -115,7 +115,10 @@ INFERRED, STATED = AnswerFrom.INFERRED, AnswerFrom.STATED
         ("It takes 4 hours, which is 4 * 60 = 240 minutes.", "240", "240"),
         ("So 40.\n\nI hope this helps!", "40", "40"),
         ("The St. Bernard weighs 80 kg.", "80", "80"),
+        ("The latest time she can start is 2:00 pm.", "2", "2"),
         # yes or no at either end
+        ("It means a stock company. Yes, Canon Inc. is a Kabushiki gaisha.", "yes", "yes"),
+        ("It is a city. No, the U.S. has it, as do Ken Griffey Jr. and others.", "yes", "no"),
         ("Yes, it is common in the north.", "yes", "yes"),
         ("No. Babies do not shave.", "yes", "no"),
         ("**Yes**, frost comes in May.", "yes", "yes"),

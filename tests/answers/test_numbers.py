@@ -181,6 +181,23 @@ def test_a_number_compares_by_value(answer: str | None, gold: str, verdict: Verd
         ("6 dollars!", "6", CORRECT),
         ("18!", "18!", CORRECT),
         ("$3!$", "3", CORRECT),
+        # a unit of one letter behind a space, squared ones, inches, whole hours
+        ("506 m", "506", CORRECT),
+        ("3600 g.", "3600", CORRECT),
+        ("x = 2.5 L", "2.5", CORRECT),
+        ("507 m", "506", WRONG),
+        ("60 cm2", "60", CORRECT),
+        ("60cm3", "60", CORRECT),
+        ("60 cm2", "602", WRONG),
+        ("49 inches squared", "49", CORRECT),
+        ("20 square meters", "20", CORRECT),
+        ("7 meters cubed", "343", WRONG),
+        ("7 squared", "7", UNPARSED),
+        ('67"', "67", CORRECT),
+        ("67″", "67", CORRECT),
+        ("2:00 pm", "2", CORRECT),
+        ("2:00", "2", CORRECT),
+        ("3:00 p.m.", "2", WRONG),
         # words
         ("seventeen", "17", CORRECT),
         ("Seventeen eggs.", "17", CORRECT),
@@ -223,7 +240,13 @@ def test_numbers_are_read_as_people_write_them(answer: str, gold: str, verdict: 
     assert compare_answers(answer, gold) is verdict
 
 
-@pytest.mark.parametrize(("answer", "gold"), [("x+y=5", "5"), ("5", "x+y=5"), ("5x = 10", "10"), ("19!", "18")])
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        *(("x+y=5", "5"), ("5", "x+y=5"), ("5x = 10", "10"), ("19!", "18")),
+        *(("7m", "7"), ("$5 m", "5"), ("2 k", "2"), ("2:30", "2"), ("5'7\"", "5")),
+    ],
+)
 def test_what_only_holds_the_number_is_left_undecided(answer: str, gold: str) -> None:
     assert compare_answers(answer, gold) is None
 

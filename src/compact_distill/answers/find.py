@@ -25,7 +25,9 @@ from compact_distill.records import AnswerFrom, Instance, RationaleStatus
 _CLOSING_CHARACTERS = 600  # of a closing sentence; a longer one is none that states a result
 # A sentence ends at its sign before white space; a decimal point has a digit after it, an abbreviation is none.
 _SENTENCE_START = re.compile(
-    r"(?<=[.!?])(?<!\bSt\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMt\.)(?<!\bvs\.)[\"')\]*_]*\s+|\n+"
+    r"(?<=[.!?])(?<!\bSt\.)(?<!\bDr\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMt\.)(?<!\bvs\.)"
+    r"(?<!\b(?:Inc|Ltd)\.(?=\s[a-z]))(?<!\b(?:Jr|Sr|Co)\.(?=\s[a-z]))(?<!\b[A-Z]\.[A-Z]\.(?=\s[a-z]))(?<!\b(?:e\.g|i\.e)\.)"
+    r"[\"')\]*_]*\s+|\n+"
 )
 _ENDED = re.compile(r"(?:[.!?。！？]|\\\]|\$\$)[\"'”’)\]}*_$\\\s]*\Z")
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -35,7 +37,7 @@ _NUMBER = re.compile(
     r"(?:(?:\d+\s*)?\\[dt]?frac\{\d+\}\{\d+\}|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+(?:\.\d+)?)?|\.\d+)"
     r"(?:\\?%|[A-Za-z]+)?"
 )
-_PART_OF_MORE = re.compile(r"\s*(?:[\^_{]|\\(?![\])])|:\d|\*\*\w)")
+_PART_OF_MORE = re.compile(r"\s*(?:[\^_{]|\\(?![\])])|:(?!00\b)\d|\*\*\w)")
 _SIGNS = re.compile(r"[$€£¥]")
 _POLITE = re.compile(
     r"\s(?:I hope|hope (?:this|that|it)|let me know|please let me know|feel free|thank you|thanks|is there anything)"

@@ -55,6 +55,12 @@ _REPEATING = re.compile(
 _DECIMAL_COMMA = re.compile(
     r"([-+]?[$€£]?\s?(?:\d{1,3}(?:[. ]\d{3})+|\d+)),(\d{1,2}|\d{4,}|(?<=[. ]\d{3},)\d+|(?<=\b0,)\d+)(?![\d.,])"
 )
+# Read where a number is expected: a unit of one letter behind a space, a squared one, inches, whole hours. "$5 m" are
+# millions, "7m" may be algebra.
+_LOOSE_UNIT = re.compile(
+    r"([^$€£¥]*\d)(?:\s+[gmlLsh]|\s?[cdmk]?m[23]|\s?[\"”″]|:00(?:\s?[ap]\.?m\.?)?|\s+(?:[cmk]?m|(?:centi|milli|kilo)?met(?:er|re)s?"
+    r"|in|inch(?:es)?|ft|feet|foot|yd|yards?|miles?|units?)\s+(?:squared|cubed))\.?",
+)
 _VARIABLE_IN_SUM = re.compile(r"(?<![A-Za-z\\])(?!a\s+[a-z]{2})[A-Za-z](?![A-Za-z])")
 _NAME = re.compile(r"\s*\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?\s*")
 _ONES = (
@@ -165,9 +171,12 @@ def _as_fraction(decimal: re.Match[str]) -> str:
 
 
 def parse_loosely(text: str) -> Number | None:
-    """A number where one is expected: also `3,14` (where that cannot be thousands), an exclaimed `18!`, or in words."""
+    """A number where one is expected: `3,14` (where it cannot be thousands), an exclaimed `18!`, `7 m`, or in words."""
     if text.endswith("!"):
         return parse_number(text.rstrip("!"))
+    measured = _LOOSE_UNIT.fullmatch(text) if len(text) <= _MAX_CHARACTERS else None
+    if measured:
+        return parse_number(measured[1])
     comma = _DECIMAL_COMMA.match(text)
     if comma:
         return parse_number(f"{re.sub('[. ]', '', comma[1])}.{comma[2]}{text[comma.end() :]}")
