@@ -200,6 +200,64 @@ def test_the_site_builds_without_a_warning(tmp_path):
         assert "fonts.googleapis.com" not in html.read_text(encoding="utf-8")
 
 
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def steps(workflow: Path) -> list[str]:
+    jobs = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"].values()
+    return [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+
+
+def test_the_workflows_run_commands_that_this_repository_has():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    arguments = set(re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(), re.M))
+    group = typer.main.get_command(app)
+    lines = [line for workflow in WORKFLOWS for step in steps(workflow) for line in step.splitlines()]
+    assert [line for line in lines if line.startswith((".ci/", "make ", "docker "))] == [
+        "make wheel",
+        ".ci/run",
+        'docker build -t compact --build-arg "PIP_FLAGS=--extra-index-url https://download.pytorch.org/whl/cpu" .',
+        "docker run --rm compact --version",
+        "docker run --rm compact env",
+    ]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert "wheel" in targets
+    assert "PIP_FLAGS" in arguments
+    assert "env" in group.commands
+
+
+def test_the_workflows_test_every_python_that_the_package_names():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (matrix,) = [
+        job["strategy"]["matrix"]["python"]
+        for workflow in WORKFLOWS
+        for job in yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"].values()
+        if "strategy" in job
+    ]
+    assert matrix == re.findall(r"Python :: (3\.\d+)", text)
+    assert f'requires-python = ">={matrix[0]}"' in text
+
+
+@pytest.mark.parametrize(
+    ("tag", "entry", "cited", "publishes"),
+    [
+        ("v1.2.3", "1.2.3 (2026-12-01)", "1.2.3", True),
+        ("v1.2.4", "1.2.3 (2026-12-01)", "1.2.3", False),
+        ("v1.2.3", "1.2.3 (not released yet)", "1.2.3", False),
+        ("v1.2.3", "1.2.3 (2026-12-01)", "1.2.2", False),
+    ],
+)
+def test_a_tag_publishes_only_where_changelog_and_citation_name_its_version(tmp_path, tag, entry, cited, publishes):
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "p"\nversion = "1.2.3"\n')
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## Unreleased\n\n## {entry}\n")
+    (tmp_path / "CITATION.cff").write_text(f"cff-version: 1.2.0\nversion: {cited}\n")
+    check = steps(ROOT / ".github" / "workflows" / "publish.yml")[0]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "GITHUB_REF_NAME": tag, "PATH": path}
+    done = subprocess.run(["bash", "-eo", "pipefail", "-c", check], cwd=tmp_path, env=environment, check=False)
+    assert (done.returncode == 0) is publishes
+
+
 def test_the_citation_names_the_packages_version():
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
     assert f"version: {version}" in (ROOT / "CITATION.cff").read_text().splitlines()

@@ -292,3 +292,39 @@ def test_two_thousand_problems_open_in_under_2_s(visit, tmp_path):
         visit(path)
         times.append(time.monotonic() - start)
     assert min(times) < 2, times
+
+
+BROKEN_WORDS = """[...document.querySelectorAll('td bdi')].flatMap(cell => {
+    const text = cell.firstChild, broken = []
+    for (const word of (text?.data ?? '').matchAll(/[^ ]{1,40}(?= |$)/g)) {
+        const range = document.createRange()
+        range.setStart(text, word.index)
+        range.setEnd(text, word.index + word[0].length)
+        if (new Set([...range.getClientRects()].map(r => r.top)).size > 1) broken.push(word[0])
+    }
+    return broken
+})"""
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_no_name_in_the_table_of_settings_is_broken_over_lines(visit, tmp_path, viewport):
+    best = {"weighting": {"best": "rank_surprisal"}, "train": {"lr_scheduler_type": "cosine_with_min_lr"}}
+    named = {
+        "compact": {},
+        "equal_weights_with_consistency": {"weighting": "equal"},
+        "surprisal": best,
+        "d": {},
+        "e": {},
+    }
+    runs = [
+        make_run(tmp_path / name, problems=4, config={"compatibility": {"temperature": n, "local_steps": n}, **given})
+        for n, (name, given) in enumerate(named.items())
+    ]
+    page = visit(write_report(runs, tmp_path / "compare.html"), viewport, ready=False)
+    shown = page.locator("#settings td bdi").all_inner_texts()
+    assert {"train.lr_scheduler_type", "compatibility.temperature", "cosine_with_min_lr", "rank_surprisal"} <= set(
+        shown
+    )
+    assert "output" not in shown
+    assert page.evaluate(BROKEN_WORDS) == []
+    assert fits(page)

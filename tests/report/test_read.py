@@ -61,6 +61,14 @@ def test_a_missing_file_is_named_and_the_rest_is_reported(run, name):
     assert "<h1>" in page
 
 
+def test_a_run_that_was_never_examined_says_so_once(run):
+    remove(run / "eval")
+    assert [line for line in read_run(run).missing if "eval" in line] == [
+        "eval/ holds no results: whether the student got better is unknown; "
+        "name benchmarks under `eval:` and run `compact eval`"
+    ]
+
+
 @pytest.mark.parametrize("name", [name for name in FILES if "." in name])
 def test_any_single_file_is_enough_for_a_page(whole, tmp_path, name):
     (tmp_path / "eval").mkdir()

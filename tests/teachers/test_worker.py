@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from compact_distill.records import Verdict
 from compact_distill.teachers.store import RowStatus
 from teachers.conftest import teacher
@@ -63,7 +65,19 @@ def test_each_kind_of_answer_has_its_status_and_is_asked_once_but_for_empty_ones
     assert outcome[0].statuses == Counter(a[1] for a in answers.values())
 
 
-def test_an_empty_reply_is_asked_again_and_costs_no_row(ask, problems, stored, quick):
+NOTHING = {
+    "null": says(None),
+    "spaces": says("  "),
+    "no text": says(""),
+    "no parts": says([]),
+    "a part without text": says([{"type": "text", "text": ""}]),
+    "thinking without a thought": says("<think>\n\n</think>\n"),
+    "an end that the server does not explain": says("", finish_reason=None),
+}
+
+
+@pytest.mark.parametrize("reply", NOTHING.values(), ids=NOTHING)
+def test_an_empty_reply_is_asked_again_and_costs_no_row(ask, problems, stored, quick, reply):
     emptied: set[str] = set()
 
     def slips(body, number):
@@ -71,12 +85,29 @@ def test_an_empty_reply_is_asked_again_and_costs_no_row(ask, problems, stored, q
         if question in emptied:
             return right(body, number)
         emptied.add(question)
-        return says("  ")
+        return reply
 
     with Server(slips) as server:
-        ask(teacher(server.url), problems(3), max_retries=0)
-        assert Counter(questions(server)) == {p.question: 2 for p in problems(3)}
-    assert [row.status for row in stored()] == [RowStatus.OK] * 3
+        ask(teacher(server.url), problems(2), max_retries=0)
+        assert Counter(questions(server)) == {p.question: 2 for p in problems(2)}
+    assert [row.status for row in stored()] == [RowStatus.OK] * 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        (says("", finish_reason="length"), RowStatus.TRUNCATED),
+        (says("", finish_reason="content_filter"), RowStatus.REFUSED),
+        (says(None, reasoning_content="two and two"), RowStatus.UNPARSED),  # a thought is something
+        (says("?"), RowStatus.NO_ANSWER),
+    ],
+    ids=["cut", "filtered", "thought", "one sign"],
+)
+def test_a_reply_that_says_why_it_is_short_is_asked_once(ask, problems, stored, quick, reply, status):
+    with Server(lambda body, number: reply) as server:
+        ask(teacher(server.url), problems(1), max_retries=0)
+        assert len([q for q in questions(server) if q == problems(1)[0].question]) == 1
+    assert [row.status for row in stored()] == [status]
 
 
 def wrong_until(n):

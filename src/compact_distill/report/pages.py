@@ -257,9 +257,9 @@ def compared(names: Sequence[str], paired: Sequence[Mapping[str, Any]]) -> list[
 
 
 def differing_settings(runs: Sequence[RunData]) -> Table:
-    """Settings that are not the same in all runs, one column a run."""
+    """Settings that are not the same in all runs, one column a run; where a run lies is none that matters."""
     settings_of = [{name: plain(value) for name, value in flat(run.settings, "", ".")} for run in runs]
-    keys = sorted({key for settings in settings_of for key in settings})
+    keys = sorted({key for settings in settings_of for key in settings} - {"output"})
     rows = [
         (key, *(settings.get(key, DASH) for settings in settings_of))
         for key in keys

@@ -195,8 +195,9 @@ def read_run(path: str | Path) -> RunData:
     if not run.gains_path.exists():
         missing.append("gains.jsonl is missing: the explorer shows no gains in the texts")
     results = _results(run.eval_path, missing)
-    changes = read_changes(_json(run.eval_path / "changes.json", "comparison of before and after", missing), missing)
-    drift = _json(run.eval_path / "drift.json", "drift", missing).get("sets", ())
+    gaps = missing if run.eval_path.is_dir() else []  # where nothing was examined, the line above is enough
+    changes = read_changes(_json(run.eval_path / "changes.json", "comparison of before and after", gaps), missing)
+    drift = _json(run.eval_path / "drift.json", "drift", gaps).get("sets", ())
     data = RunData(
         path=path,
         name=clean(path.resolve().name),
@@ -304,7 +305,8 @@ def _results(folder: Path, missing: list[str]) -> list[TaskResult]:
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
             missing.append(f"eval/{clean(path.parent.name)}/{clean(path.name)} cannot be read, left out")
     if not results:
-        missing.append("eval/ holds no results: whether the student got better is unknown; run `compact eval`")
+        remedy = "name benchmarks under `eval:` and run `compact eval`"
+        missing.append(f"eval/ holds no results: whether the student got better is unknown; {remedy}")
     return results
 
 

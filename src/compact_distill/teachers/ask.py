@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from compact_distill.teachers.answer import split_reasoning
 from compact_distill.teachers.protocol import (
     FATAL,
     FINAL,
@@ -227,8 +228,8 @@ class Requester:
 
 
 def is_empty(answer: TeacherAnswer) -> bool:
-    """Whether nothing came although nothing was refused and no limit was reached: a busy server's slip."""
-    nothing = not answer.text.strip() and not answer.reasoning.strip()
+    """Whether nothing came, or empty thinking tags alone, although nothing was refused and no limit was reached."""
+    nothing = not any(split_reasoning(answer.text, answer.reasoning))
     return nothing and not answer.refused and finish(answer.finish_reason) is Finish.WHOLE
 
 
