@@ -86,6 +86,8 @@ def test_every_block_of_commands_says_whether_it_is_run(page):
     text = page.read_text(encoding="utf-8")
     for block in _FENCED.finditer(text):
         assert block["kind"] == "yaml" or mark(text, block), f"no mark before:\n{block['text']}"
+    # A command that is only indented would have no place for a mark.
+    assert not re.findall(r"^ {4}(?:vllm|make|compact|python|pip|bash|torchrun|ray) .*", _FENCED.sub("", text), re.M)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
