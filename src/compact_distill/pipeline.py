@@ -63,7 +63,7 @@ def dry_run(prepared: Prepared) -> Preview | str:
     """What the run would ask of its teachers, or read, drop and do; printable."""
     if prepared.config.teachers:
         return plan(prepared.config)
-    sizes = progress_over("read", prepared.sizes(), len(prepared.instances))
+    sizes = progress_over("measure", prepared.sizes(), len(prepared.instances))
     return preview(sizes, prepared.config.train, prepared.encoder.max_length)
 
 

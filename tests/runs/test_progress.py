@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import pytest
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 from compact_distill.cli import app
 from compact_distill.runs import progress as module
-from compact_distill.runs.progress import duration, progress, say, show
+from compact_distill.runs.progress import duration, progress, progress_over, say, show
 
 
 @pytest.fixture
@@ -87,6 +88,38 @@ def test_work_that_fails_prints_no_end(clock, capsys):
     with pytest.raises(RuntimeError):
         fail()
     assert capsys.readouterr().err == ""
+
+
+def test_work_that_is_often_over_at_once_says_something_after_two_seconds(clock, capsys):
+    with progress("read data", brief=True) as shown:
+        clock.now += 1.9
+        shown.advance(7)
+    assert capsys.readouterr().err == ""
+    with progress("read data", brief=True) as shown:
+        clock.now += 2
+        shown.advance(500)
+        assert capsys.readouterr().err == "read data: 500\n"
+        clock.now += 14
+        shown.advance(500)
+        assert capsys.readouterr().err == ""
+        clock.now += 1
+        shown.advance(500)
+        assert capsys.readouterr().err == "read data: 1500\n"
+    assert capsys.readouterr().err == "read data: 1500, 17 s\n"
+
+
+def test_items_are_counted_now_and_then_and_all_at_the_end(clock, monkeypatch):
+    counts = []
+
+    class Shown:
+        def advance(self, count: int = 1, note: str = "") -> None:
+            counts.append(count)
+
+    monkeypatch.setattr(module, "progress", lambda *_, **__: contextlib.nullcontext(Shown()))
+    for _ in progress_over("read", range(1000)):
+        clock.now += 1 / 1024
+    assert sum(counts) == 1000
+    assert len(counts) == 10
 
 
 def test_a_terminal_gets_a_bar_with_the_count_and_the_note(monkeypatch):

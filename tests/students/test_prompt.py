@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 
 import pytest
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
 
 import models
 from compact_distill.config.models import TextConfig
@@ -15,11 +18,13 @@ from compact_distill.method.encode import Encoder
 from compact_distill.records import Instance, Rationale
 from compact_distill.students import prompt as prompt_module
 from compact_distill.students.prompt import (
+    TokenCounter,
     names_special_token,
     pattern_problems,
     prompt_problems,
     prompt_tokens,
     render_prompt,
+    splits_at_spaces,
 )
 
 PLAIN = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -182,3 +187,75 @@ def test_the_marks_of_a_users_own_prompt_template_are_the_tokens():
     for question in ("How?", "How <|im_end|>?"):
         ids = encoder.encode_prompt(question)
         assert (ids[0], ids[-1], ids.count(end)) == (start, end, 1)
+
+
+SIGNS = ("a", "Z", "the", "7", "18", ".", "!", "'s", " ", " ", " ", "  ", "\n", "\r\n", "\t", "\x1c", "\x85", "\xa0")
+SIGNS += ("\u180e", "\u200b", "\u2028", "\u3000", "\u0301", "é", "क", "्", "中", "🙂", "<|im_end|>", "mark!", "\ufeff")
+
+
+def texts_of_signs(count):
+    chance = random.Random(count)
+    return ["".join(chance.choices(SIGNS, k=chance.randrange(12))) for _ in range(count)]
+
+
+def counting(split=None, normalizer=None, dropout=None, **added):
+    """A byte-level tokenizer with tokens across everything, also spaces, that splits texts as is said."""
+    backend = Tokenizer(tokenizer_models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(False, use_regex=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500, special_tokens=["<|im_end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(texts_of_signs(2000), trainer)
+    backend.pre_tokenizer = split or pre_tokenizers.ByteLevel(False, use_regex=True)
+    backend.model.dropout = dropout
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    if added:
+        backend.add_tokens([AddedToken("mark!", special=False, **added)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+
+
+def in_turn(pattern, behavior="isolated", invert=False, bytes_first=False):
+    steps = [pre_tokenizers.Split(Regex(pattern), behavior, invert), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    return pre_tokenizers.Sequence(steps[::-1] if bytes_first else steps)
+
+
+QWEN, LLAMA = sorted(prompt_module._SPLITS_AT_SPACES, key=len)
+BY_WORDS = {
+    "gpt2": {},
+    "qwen": {"split": in_turn(QWEN), "normalizer": normalizers.NFC()},
+    "llama": {"split": in_turn(LLAMA)},
+    "digits": {
+        "split": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False, use_regex=True)])
+    },
+    "an added token": {"single_word": False},
+}
+WHOLE = {
+    "spaces become signs": {"split": pre_tokenizers.Metaspace()},
+    "spaces are replaced": {"normalizer": normalizers.Replace(" ", "a")},
+    "bytes first": {"split": in_turn(QWEN, bytes_first=True)},
+    "nothing is split": {"split": pre_tokenizers.ByteLevel(False, use_regex=False)},
+    "a space in front": {"split": pre_tokenizers.ByteLevel(True, use_regex=True)},
+    "another pattern": {"split": in_turn(r"\w+ \w+|\s+|\S+")},
+    "signs join spaces": {"split": in_turn(QWEN, "merged_with_next")},
+    "an added token takes the space": {"lstrip": True},
+    "an added token is a whole word": {"single_word": True},
+}
+
+
+@pytest.mark.parametrize("keeps_special", [False, True])
+@pytest.mark.parametrize("name", [*BY_WORDS, *WHOLE])
+def test_counted_word_by_word_a_text_has_the_tokens_of_the_whole(name, keeps_special, monkeypatch):
+    made = counting(**(BY_WORDS | WHOLE)[name])
+    monkeypatch.setattr(prompt_module, "_CHARACTERS_KEPT", 500)  # forgets now and then
+    texts = texts_of_signs(1600)
+    count = TokenCounter(made, keeps_special)
+    counted = [number for start in range(0, 1600, 200) for number in count(texts[start : start + 200])]
+    whole = made(texts, add_special_tokens=False, split_special_tokens=not keeps_special)["input_ids"]
+    assert counted == list(map(len, whole))
+    assert splits_at_spaces(made) == bool(count._known) == (name in BY_WORDS)
+
+
+def test_a_tokenizer_that_tokenises_by_chance_is_not_asked_once_for_each_word():
+    assert not splits_at_spaces(counting(dropout=0.5))

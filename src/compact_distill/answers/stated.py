@@ -98,6 +98,9 @@ _REVERSED = re.compile(
     r"[ \t]+is[ \t]+(?:the|our|my)[ \t]+(?:(?:final|correct|right|numerical)[ \t]+){0,2}(?:answer|choice|option)\b"
     r"(?![ \t]+(?:only[ \t]+)?if\b|\?|[ \t]+to[ \t]+(?!the[ \t]+(?:question|problem)\b))"
 )
+_REVERSED_END = re.compile(
+    r"is[ \t]+(?:the|our|my)[ \t]+(?:\w+[ \t]+){0,2}(?:answer|choice|option)"
+)  # looked for sooner
 _TAGGED = re.compile(r"(?i)<((?:final_)?answer|ans)>\s*([^<>]{1,1000}?)\s*</\1>")
 _IN_JSON = re.compile(r'(?i)"(?:final_?)?answer"\s*:\s*("[^"\\\n]{1,1000}"|-?\d[\d.,]{0,30}(?<=\d)|true|false)')
 _BOX_TOKENS = re.compile(r"<\|begin_of_box\|>\s*([^<>]{1,1000}?)\s*<\|end_of_box\|>")
@@ -113,7 +116,6 @@ _FOREIGN_SIGNS = (
 _WORDS_OF = {_LABELLED: ("ans", "correct"), _SENTENCE: ("answer", "correct", "final")}
 _ENCLOSING = {
     _TAGGED: (2, ("answer>", "ans>")),
-    _REVERSED: (1, ("answer", "choice", "option")),
     _UNBRACED_BOX: (1, ("box",)),
     _IN_JSON: (1, ('answer"',)),
     _BOX_TOKENS: (1, ("of_box",)),
@@ -339,6 +341,8 @@ def _heads(text: str, written: int) -> list[_Head]:
     for pattern, (group, words) in _ENCLOSING.items():
         if any(word in folded for word in words):
             heads += [_Head(m.start(), m.start(group), m.span(group), m.end()) for m in pattern.finditer(text)]
+    if _REVERSED_END.search(text):
+        heads += [_Head(m.start(), m.start(1), m.span(1), m.end()) for m in _REVERSED.finditer(text)]
     if "A:" in text and not _OTHER_CHOICE.search(text):
         heads += [_Head(*match.span()) for match in _CHOICE_A.finditer(text)]
     for match in _HASHES.finditer(text) if "####" in text else ():

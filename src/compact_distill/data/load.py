@@ -11,6 +11,7 @@ from typing import Any
 from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
 from compact_distill.errors import DataError, short
 from compact_distill.records import AnswerFrom, Instance, Problem, Rationale, Verdict
+from compact_distill.runs.progress import progress_over
 
 Source = str | Path
 _SOLUTION = re.compile(r"(?<!#)####(?!#)([^\n#]+)\Z")  # GSM8K's gold answers are solutions that end so
@@ -166,7 +167,7 @@ class _Stores:
     def read(self, source: Source, split: str) -> None:
         faults = Faults(source)
         self.inputs.append(faults)
-        for row in read_rows(source, split, faults):
+        for row in progress_over(f"read {source}", read_rows(source, split, faults), brief=True):
             if "rationales" in row.fields or "CoT" in row.fields:
                 faults.add(row.where, "is training data, with its problem in the row; leave `problems` out")
                 continue
@@ -207,7 +208,7 @@ def _store_files(sources: list[Source]) -> Iterator[Source]:
 
 
 def _rows(source: Source, split: str, faults: Faults) -> Iterator[Row]:
-    for row in read_rows(source, split, faults):
+    for row in progress_over(f"read {source}", read_rows(source, split, faults), brief=True):
         renamed = from_published(row, faults)
         if renamed is not None:
             yield renamed

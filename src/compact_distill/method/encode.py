@@ -23,7 +23,13 @@ from compact_distill.data.write import ProblemSize
 from compact_distill.errors import DataError, StudentError
 from compact_distill.records import AnswerFrom, Instance, Rationale, RationaleStatus, Verdict
 from compact_distill.students.load import tokenizer_problems
-from compact_distill.students.prompt import names_special_token, prompt_text, prompt_tokens, tokens_around
+from compact_distill.students.prompt import (
+    TokenCounter,
+    names_special_token,
+    prompt_text,
+    prompt_tokens,
+    tokens_around,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,6 +144,8 @@ class Encoder:
         self.max_length = max_length
         self.thinking_expressions = tuple(thinking_expressions)
         self.infer = infer
+        self._count_piece = TokenCounter(tokenizer, keeps_special=False)  # as in _PIECE
+        self._count_prompt = TokenCounter(tokenizer, keeps_special=True)
 
     def __call__(self, instance: Instance, verifier: Verifier | None = None) -> EncodedProblem:
         """Encode one problem; with a `verifier`, answers are compared with the gold answer and with each other.
@@ -192,7 +200,7 @@ class Encoder:
             if split.answer is not None
             for text in (self._lead(split.reasoning) + split.reasoning, f"{before}{split.answer}{after}")
         )
-        length_of = dict(zip(pieces, self._token_counts(list(pieces), **_PIECE), strict=True))
+        length_of = dict(zip(pieces, self._count_piece(list(pieces)), strict=True))
         prompts = self._prompt_lengths([instance.question for instance in instances])
         for instance, splits, prompt in zip(instances, found, prompts, strict=True):
             lengths: list[int | None] = []
@@ -235,13 +243,7 @@ class Encoder:
         if not tokenizer.chat_template or names_special_token(tokenizer, written):
             return [len(self.encode_prompt(question)) for question in questions]
         prompts = [prompt_text(tokenizer, each, text.template_options, text.close_thinking) for each in asked]
-        return self._token_counts(prompts, add_special_tokens=False)
-
-    def _token_counts(self, texts: list[str], **options: Any) -> list[int]:
-        """How many tokens each text has: their ids never become lists, which costs a third of the time."""
-        self.tokenizer("", **options)  # sets whether a special token that is written out is one; cuts and pads nothing
-        encoded = self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [len(encoding) for encoding in encoded]
+        return self._count_prompt(prompts)
 
     def _found(self, instance: Instance) -> list[FoundAnswer]:
         """Reasoning and answer of each rationale; where the text is the answer itself, there is no reasoning."""

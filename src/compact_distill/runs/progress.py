@@ -12,6 +12,8 @@ from typing import IO, Protocol, TypeVar
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 15.0
+_SECONDS_BEFORE_FIRST = 2.0  # of work that is done at once where there is little of it
+_SECONDS_BETWEEN_COUNTS = 0.1  # a bar takes longer to paint than most items
 # All but tab and line feed of what moves the cursor, paints, deletes, or turns the direction of the text behind it.
 _ORDERS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -45,34 +47,43 @@ def show(text: object) -> None:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int | None = None, done: int = 0) -> Iterator[Progress]:
+def progress(label: str, total: int | None = None, done: int = 0, brief: bool = False) -> Iterator[Progress]:
     """Show how far a piece of work has come.
 
     Args:
         label: what is being done.
         total: how many items there are, None where nobody knows.
         done: how many were done in an earlier run.
+        brief: whether the work is often over at once. Nothing of it is then left to read; where it takes longer than
+            two seconds, lines come from there on.
     """
     label = printable(label)
     if sys.stderr.isatty():
-        with _bar(label, total, done) as bar:
+        with _bar(label, total, done, brief) as bar:
             yield bar
     else:
-        lines = _Lines(label, total, done, sys.stderr)
+        lines = _Lines(label, total, done, sys.stderr, brief)
         yield lines
         lines.end()
 
 
-def progress_over(label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
-    """Yield the items, and show how many have gone by."""
-    with progress(label, total) as shown:
+def progress_over(label: str, items: Iterable[T], total: int | None = None, brief: bool = False) -> Iterator[T]:
+    """Yield the items, and show how many have gone by; see `progress`."""
+    with progress(label, total, brief=brief) as shown:
+        waiting, counted = 0, time.monotonic()
         for item in items:
             yield item
-            shown.advance()
+            waiting += 1
+            now = time.monotonic()
+            if now - counted >= _SECONDS_BETWEEN_COUNTS:
+                shown.advance(waiting)
+                waiting, counted = 0, now
+        if waiting:
+            shown.advance(waiting)
 
 
 @contextlib.contextmanager
-def _bar(label: str, total: int | None, done: int) -> Iterator[Progress]:
+def _bar(label: str, total: int | None, done: int, brief: bool) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
@@ -84,7 +95,7 @@ def _bar(label: str, total: int | None, done: int) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}{task.fields[note]}", markup=False),
     )
-    with RichProgress(*columns, console=Console(stderr=True)) as shown:
+    with RichProgress(*columns, console=Console(stderr=True), transient=brief) as shown:
         task = shown.add_task(label, total=total, completed=done, note="", left="")
         pace = _Pace(total, done)
 
@@ -133,8 +144,8 @@ class _Pace:
 class _Lines:
     """A plain line every few seconds and one at the end, for logs."""
 
-    def __init__(self, label: str, total: int | None, done: int, stream: IO[str]) -> None:
-        self.label, self.stream = label, stream
+    def __init__(self, label: str, total: int | None, done: int, stream: IO[str], brief: bool) -> None:
+        self.label, self.stream, self.silent = label, stream, brief
         self.pace = _Pace(total, done)
         self.printed = self.pace.started
         self.note = ""
@@ -142,10 +153,14 @@ class _Lines:
     def advance(self, count: int = 1, note: str = "") -> None:
         self.pace.advance(count)
         self.note = note or self.note
-        if time.monotonic() - self.printed >= _SECONDS_BETWEEN_LINES:
+        wait = _SECONDS_BEFORE_FIRST if self.silent else _SECONDS_BETWEEN_LINES
+        if time.monotonic() - self.printed >= wait:
+            self.silent = False
             self._print(self.pace.left())
 
     def end(self) -> None:
+        if self.silent:
+            return
         self._print(f", {duration(time.monotonic() - self.pace.started)}")
 
     def _print(self, ending: str) -> None:
