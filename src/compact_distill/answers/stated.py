@@ -98,9 +98,7 @@ _REVERSED = re.compile(
     r"[ \t]+is[ \t]+(?:the|our|my)[ \t]+(?:(?:final|correct|right|numerical)[ \t]+){0,2}(?:answer|choice|option)\b"
     r"(?![ \t]+(?:only[ \t]+)?if\b|\?|[ \t]+to[ \t]+(?!the[ \t]+(?:question|problem)\b))"
 )
-_REVERSED_END = re.compile(
-    r"is[ \t]+(?:the|our|my)[ \t]+(?:\w+[ \t]+){0,2}(?:answer|choice|option)"
-)  # looked for sooner
+_REVERSED_END = re.compile(r"is[ \t]+(?:the|our|my)[ \t]+(?:\w+[ \t]+){0,2}(?:answer|choice|option)")
 _TAGGED = re.compile(r"(?i)<((?:final_)?answer|ans)>\s*([^<>]{1,1000}?)\s*</\1>")
 _IN_JSON = re.compile(r'(?i)"(?:final_?)?answer"\s*:\s*("[^"\\\n]{1,1000}"|-?\d[\d.,]{0,30}(?<=\d)|true|false)')
 _BOX_TOKENS = re.compile(r"<\|begin_of_box\|>\s*([^<>]{1,1000}?)\s*<\|end_of_box\|>")
