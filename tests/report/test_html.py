@@ -18,10 +18,9 @@ from html.parser import HTMLParser
 import pytest
 
 from compact_distill.errors import InputError
-from compact_distill.report import html as pages
 from compact_distill.report import read_run, write_report
 from compact_distill.report.drawing import NARROW, WIDE, Chart, Sheet, Table
-from compact_distill.report.html import Figure, Section, rows
+from compact_distill.report.html import Figure, Page, Section, rows
 from compact_distill.report.pages import run_page, run_sections
 from report.hostile import poison
 from report.synthetic import make_run
@@ -173,7 +172,7 @@ def test_charts_are_drawn_as_wide_as_their_place():
 def test_a_figure_of_five_charts_draws_each_once():
     charts = [Chart(lambda width, i=i: Sheet(f"chart {i}", width=width)) for i in range(5)]
     section = Section("s", "S", "S", figures=[Figure("five", "Five", "", charts, Table((), ()))])
-    made = pages.page("t", [section], headline="h")
+    made = Page(title="t", sections=[section], headline="h").html()
     assert [made.count(f'aria-label="chart {i}"') for i in range(5)] == [1] * 5
 
 

@@ -6,7 +6,11 @@ import getpass
 import importlib.metadata
 import json
 
-from compact_distill.runs.environment import hardware, last_doctor, peak_memory_mib, store_doctor, versions
+import pytest
+import torch
+
+from compact_distill.errors import ConfigError
+from compact_distill.runs.environment import accelerator, hardware, last_doctor, peak_memory_mib, store_doctor, versions
 
 
 def test_versions_are_those_that_are_installed():
@@ -44,3 +48,18 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert not store_doctor("89 agree", "CPU")
+
+
+def test_a_model_goes_where_it_is_asked_to_or_to_the_gpu_and_only_writers_to_apples(monkeypatch):
+    def on(cuda, apple):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: apple)
+        return accelerator(), accelerator(writes_only=True), accelerator("cpu", writes_only=True)
+
+    assert on(cuda=False, apple=False) == ("cpu", "cpu", "cpu")
+    assert on(cuda=False, apple=True) == ("cpu", "mps", "cpu")
+    assert on(cuda=True, apple=True) == ("cuda", "cuda", "cpu")
+    assert accelerator("cuda:1") == "cuda:1"
+    on(cuda=False, apple=True)
+    with pytest.raises(ConfigError, match="device cuda:1 needs a GPU that torch sees"):
+        accelerator("cuda:1", writes_only=True)

@@ -146,13 +146,11 @@ def doctor(
     import torch
 
     from compact_distill.method import doctor as exam
-    from compact_distill.runs.environment import store_doctor
+    from compact_distill.runs.environment import accelerator, store_doctor
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device must be auto, cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda needs a GPU that torch sees; torch.cuda.is_available() is False; use cpu")
-    where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    where = torch.device(accelerator(device))
     if student is not None:
         exam.require_student(student)
     findings = []

@@ -12,7 +12,7 @@ What other pages are built with stands on its own, in three modules:
     drawing        `Figure`, `Table`, `Key`: what stands in a page; `Sheet`: SVG by hand
     charts         bars with intervals (`interval_chart` of `Mark`), `line_chart` of `Line`, `scatter_chart` of `Point`,
                    `heat_chart`, `stack_chart`, `ridge_chart`
-    html           `page`: headline, `Card`, `Check`, `Section` -> one HTML file; `export_figures`: CSV, SVG, PNG
+    html           `Page`: headline, `Card`, `Check`, `Section` -> one HTML file; `export_figures`: CSV, SVG, PNG
 
 A page of your own, as the study's:
 
@@ -21,7 +21,8 @@ A page of your own, as the study's:
         [interval_chart("Accuracy", [("equal", [Mark("equal", 0.61, 0.55, 0.67)])], x_label="share of right answers")],
         Table(("arm", "accuracy", "low", "high"), [("equal", 0.61, 0.55, 0.67)]),
     )
-    html = page("Study", [Section("arms", "Arms", "Which arm is best?", figures=[figure])], headline="No arm is best.")
+    section = Section("arms", "Arms", "Which arm is best?", figures=[figure])
+    html = Page(title="Study", sections=[section], headline="No arm is best.").html()
 """
 
 from __future__ import annotations

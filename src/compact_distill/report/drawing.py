@@ -169,6 +169,11 @@ def padded(values: Sequence[float], *, zero: bool = False, margin: float = 0.06)
     return (low if zero and low >= 0 else low - air), high + air
 
 
+def svg_element(**attributes: str) -> ET.Element:
+    """An empty drawing."""
+    return ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **attributes})
+
+
 class Sheet:
     """One panel: a title, a plot area with linear axes, marks.
 
@@ -183,16 +188,8 @@ class Sheet:
         self.x0, self.x1 = left, width - right
         self.y0, self.y1 = height - 40, 34
         self.x_range = self.y_range = (0.0, 1.0)
-        self.root = ET.Element(
-            "svg",
-            {
-                "xmlns": "http://www.w3.org/2000/svg",
-                "viewBox": f"0 0 {width} {height}",
-                "class": "panel" if width == NARROW else "panel wide",
-                "role": "img",
-                "aria-label": short(title, 300),
-            },
-        )
+        look = {"class": "panel" if width == NARROW else "panel wide", "role": "img", "aria-label": short(title, 300)}
+        self.root = svg_element(viewBox=f"0 0 {width} {height}", **look)
         self.text(2, 15, short(title, width // 7), "title")
 
     def xml(self) -> str:

@@ -110,14 +110,8 @@ def _entry(run: RunData, name: str, rows: list[int]) -> dict[str, Any]:
         change = np.abs(trace.weights_NK[rows[-1]] - trace.weights_NK[rows[0]])
         moved = float(np.nanmax(change)) if (~np.isnan(change)).any() else 0.0
     question, answer = (problem.question, problem.answer) if problem else ("", "")
-    return {
-        "id": name,
-        "question": question,
-        "answer": answer,
-        "verdicts": verdicts,
-        "weights": weights,
-        "moved": _rounded(moved),
-    }
+    shown = {"id": name, "question": question, "answer": answer, "verdicts": verdicts}
+    return {**shown, "weights": weights, "moved": _rounded(moved)}
 
 
 def _sign(run: RunData, problem: str, teacher: str) -> str:

@@ -1,6 +1,6 @@
 """The shell of every page: one self-contained HTML file, with style and script inline, both bound by their hashes.
 
-`page(...)` takes a headline, cards, checks and sections of figures and tables; `export_figures` writes the same figures
+`Page` takes a headline, cards, checks and sections of figures and tables; `export_figures` writes the same figures
 as files. The content security policy allows no network, no other script and no style attribute. Model text reaches a
 page through autoescaped templates, through ElementTree, or packed in base64, which explorer.js writes as plain text.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from compact_distill.errors import InputError
-from compact_distill.report.drawing import DARK, LIGHT, NARROW, WIDE, Chart, Key, Sheet, Table, number
+from compact_distill.report.drawing import DARK, LIGHT, NARROW, WIDE, Chart, Key, Sheet, Table, number, svg_element
 from compact_distill.runs.files import atomic_write, move_aside
 from compact_distill.runs.progress import say
 
@@ -132,23 +132,11 @@ class Check:
     text: str
 
 
-def page(
-    title: str,
-    sections: Sequence[Section],
-    *,
-    headline: str,
-    eyebrow: str = "",
-    lede: str = "",
-    cards: Sequence[Card] = (),
-    facts: Sequence[tuple[str, str, str]] = (),
-    checks: Sequence[Check] = (),
-    notes: Sequence[tuple[str, str]] = (),
-    missing: Sequence[str] = (),
-    scripts: Sequence[str] = ("page.js",),
-) -> str:
-    """A page as HTML.
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A page.
 
-    Args:
+    Attributes:
         title: of the window.
         sections: below the first screen, in order.
         headline: the page's finding, in one sentence.
@@ -156,40 +144,39 @@ def page(
         lede: a sentence below the headline.
         cards: cards.
         facts: (name, value, note) of small numbers.
-        checks: what was looked for that could be wrong.
+        checks: what was looked for that could be wrong; bad ones are shown first.
         notes: (name, sentence), such as one a run.
         missing: what could not be shown; text between backticks is set as code.
         scripts: file names in `assets/`, put together into one script.
     """
-    light, dark = (f"color-scheme:{n};{css_variables(c)}" for n, c in (("light", LIGHT), ("dark", DARK)))
-    themes = (
-        f":root{{{light}}}:root[data-theme=dark]{{{dark}}}"
-        f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
-    )
-    style, script = themes + _asset("charts.css") + _asset("page.css"), "".join(map(_asset, scripts))
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    order = {"bad": 0, "look": 1, "unknown": 2, "ok": 3}
-    made = fragment(
-        "page.html.jinja",
-        title=f"{title} · compact-distill",
-        version=metadata.version("compact-distill"),
-        style=Markup(style),
-        script=Markup(script),
-        policy=policy,
-        sections=sections,
-        headline=headline,
-        eyebrow=eyebrow,
-        lede=lede,
-        cards=cards,
-        facts=facts,
-        checks=sorted(checks, key=lambda check: order[check.state]),
-        notes=notes,
-        missing=missing,
-    )
-    return str(made)
+
+    title: str
+    sections: Sequence[Section]
+    headline: str
+    eyebrow: str = ""
+    lede: str = ""
+    cards: Sequence[Card] = ()
+    facts: Sequence[tuple[str, str, str]] = ()
+    checks: Sequence[Check] = ()
+    notes: Sequence[tuple[str, str]] = ()
+    missing: Sequence[str] = ()
+    scripts: Sequence[str] = ("page.js",)
+
+    def html(self) -> str:
+        """The page as one file."""
+        light, dark = (f"color-scheme:{n};{css_variables(c)}" for n, c in (("light", LIGHT), ("dark", DARK)))
+        themes = (
+            f":root{{{light}}}:root[data-theme=dark]{{{dark}}}"
+            f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
+        )
+        style, script = themes + _asset("charts.css") + _asset("page.css"), "".join(map(_asset, self.scripts))
+        policy = (
+            f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
+            "base-uri 'none'; form-action 'none'"
+        )
+        checks = sorted(self.checks, key=lambda check: ("bad", "look", "unknown", "ok").index(check.state))
+        page = replace(self, checks=checks)
+        return str(fragment("page.html.jinja", page=page, style=Markup(style), script=Markup(script), policy=policy))
 
 
 def fragment(template: str, **values: Any) -> Markup:
@@ -224,7 +211,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"svg": _svg, "key_svg": _key_svg, "cell": _cell, "rows": rows, "code": _code}
-    environment.globals["table_rows"] = _TABLE_ROWS
+    environment.globals |= {"table_rows": _TABLE_ROWS, "version": metadata.version("compact-distill")}
     return environment
 
 
@@ -248,11 +235,7 @@ def _code(text: str) -> Markup:
 def _key_svg(key: Key) -> Markup:
     """A legend's marker."""
     sheet = Sheet("")
-    sheet.root.attrib.update({"viewBox": "0 0 14 14", "class": "key", "aria-hidden": "true"})
-    for child in list(sheet.root):
-        sheet.root.remove(child)
-    for name in ("role", "aria-label"):
-        del sheet.root.attrib[name]
+    sheet.root = svg_element(viewBox="0 0 14 14", **{"class": "key", "aria-hidden": "true"})
     if key.css.startswith("gap"):
         sheet.mark("rect", f"part {key.css}", x=1, y=2, width=12, height=10)
     else:

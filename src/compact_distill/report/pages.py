@@ -33,7 +33,7 @@ from compact_distill.report.drawing import (
 )
 from compact_distill.report.explorer import pack_explorer, read_gains
 from compact_distill.report.headline import about, headline, most_trusted, stage_seconds, weight_shares
-from compact_distill.report.html import Drawn, Section, figure, figures_of, fragment, page
+from compact_distill.report.html import Drawn, Page, Section, figure, figures_of, fragment
 from compact_distill.report.read import PairedChange, RunData, TaskResult, read_changes
 from compact_distill.report.signatures import signatures
 from compact_distill.runs.progress import duration
@@ -135,9 +135,9 @@ def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYT
     """The page of a run, as HTML of at most `max_bytes` bytes; the explorer holds as many problems as fit."""
     top, gains, place = headline(run), read_gains(run), run.path.resolve().parts[-3:]  # arms, ARM, seed-N: of a study
     damaged = [f"gains.jsonl has {plural(gains.damaged, 'damaged line')}, left out"] if gains.damaged else []
-    html = page(
-        short(run.name, 60),
-        sections,
+    html = Page(
+        title=short(run.name, 60),
+        sections=sections,
         eyebrow=f"Report of the run {clean(', '.join(place[1:])) if place[0] == 'arms' else f'“{run.name}”'}",
         headline=top.verdict,
         lede=about(run),
@@ -146,7 +146,7 @@ def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYT
         checks=signatures(run),
         missing=[*run.missing, *damaged],
         scripts=("page.js", "explorer.js"),
-    )
+    ).html()
     explorer = pack_explorer(run, gains, max_bytes - len(html.encode()) - 10_000)
     return html.replace(_EXPLORER, fragment("explorer.html.jinja", explorer=explorer) if explorer else "", 1)
 
@@ -214,14 +214,14 @@ def compare_page(runs: Sequence[RunData], sections: Sequence[Section], paired: S
         for entry in document.get("missing", ()):
             why = clean(entry.get("why"))
             gaps.append(f"{name}: {clean(entry.get('task'))} is not compared with {named[0][0]}: {why}")
-    return page(
-        f"{plural(len(runs), 'run')} compared",
-        sections,
+    return Page(
+        title=f"{plural(len(runs), 'run')} compared",
+        sections=sections,
         eyebrow="Comparison of runs",
         headline=verdict(runs, paired),
         notes=[(name, headline(run).verdict) for name, run in named],
         missing=gaps,
-    )
+    ).html()
 
 
 def overview(runs: Sequence[RunData]) -> Table:

@@ -210,9 +210,7 @@ def weight_trend(trace: Trace, property_PK: Floats) -> Trend | None:
 
 def rank_correlation(a_NK: Floats, b_NK: Floats) -> float:
     """Correlation of the ranks within each row, over all rows; NaN where nothing can be ranked."""
-    absent = np.isnan(a_NK) | np.isnan(b_NK)
-    a, b = (_centred_ranks(np.where(absent, np.nan, values)) for values in (a_NK, b_NK))
-    return float(_correlation(np.array([(a * b).sum(), (a * a).sum(), (b * b).sum()])))
+    return float(_correlation(_rank_products(a_NK, b_NK).sum(0)))
 
 
 def _correlation(sums: Floats) -> Floats:
@@ -222,12 +220,16 @@ def _correlation(sums: Floats) -> Floats:
 
 def _rank_sums(trace: Trace, readings_N: NDArray[np.int64], property_PK: Floats) -> Floats:
     """[P, 3]: per problem, sums over its readings of the product and the squares of the ranks' deviations."""
-    weights_NK, values_NK = trace.weights_NK[readings_N], property_PK[trace.problem_N[readings_N]]
-    absent = np.isnan(weights_NK) | np.isnan(values_NK)
-    a, b = (_centred_ranks(np.where(absent, np.nan, v)) for v in (weights_NK, values_NK))
-    sums = np.zeros((len(trace.ids), 3))
-    np.add.at(sums, trace.problem_N[readings_N], np.stack([(a * b).sum(1), (a * a).sum(1), (b * b).sum(1)], axis=1))
+    problem_N, sums = trace.problem_N[readings_N], np.zeros((len(trace.ids), 3))
+    np.add.at(sums, problem_N, _rank_products(trace.weights_NK[readings_N], property_PK[problem_N]))
     return sums
+
+
+def _rank_products(a_NK: Floats, b_NK: Floats) -> Floats:
+    """[N, 3]: of each row, over the places where both are known, the product and squares of the ranks' deviations."""
+    absent = np.isnan(a_NK) | np.isnan(b_NK)
+    a, b = (_centred_ranks(np.where(absent, np.nan, values)) for values in (a_NK, b_NK))
+    return np.stack([(a * b).sum(1), (a * a).sum(1), (b * b).sum(1)], axis=1)
 
 
 def _centred_ranks(values_NK: Floats) -> Floats:

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from compact_distill.errors import ConfigError
+
 _PACKAGES = (
     "compact-distill",
     "torch",
@@ -73,11 +75,26 @@ def peak_memory_mib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
-def accelerator() -> str:
-    """Where a student goes: a CUDA GPU where there is one, else the CPU."""
+def accelerator(asked: str = "auto", writes_only: bool = False) -> str:
+    """Where a model goes: where it is asked to, or, with "auto", to the GPU where there is one, else the CPU.
+
+    Args:
+        asked: "auto", or a device as torch names it.
+        writes_only: whether the model only writes texts. Apple's GPU will do for that; it has no kernels for the one
+            pass and no fp64, so students are not read there.
+
+    Raises:
+        ConfigError: a CUDA GPU is asked for and torch sees none.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {asked} needs a GPU that torch sees; torch.cuda.is_available() is False; use cpu")
+    if asked != "auto":
+        return asked
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if writes_only and torch.backends.mps.is_available() else "cpu"
 
 
 def _doctor_file() -> Path:

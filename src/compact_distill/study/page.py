@@ -20,7 +20,7 @@ from compact_distill.evaluation.result_files import read_attempts, rows_path
 from compact_distill.records import Verdict
 from compact_distill.report.charts import Mark, Point, heat_chart, interval_chart, scatter_chart
 from compact_distill.report.drawing import DASH, Table, listed, number, percent, plural, points, short
-from compact_distill.report.html import Card, Figure, Section, fragment, page
+from compact_distill.report.html import Card, Figure, Page, Section, fragment
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.progress import duration
 from compact_distill.study.findings import REFERENCES
@@ -37,9 +37,9 @@ def write_page(out: Path, document: Mapping[str, Any], costs: Mapping[str, Any])
     sections = [_arms(arms), _results(document, arms), _differences(document), weight_section(arms)]
     sections += [_problems(out, document, arms), _cost(arms, costs), _runs(document)]
     seeds = document["seeds"]
-    text = page(
-        "Study",
-        [section for section in sections if section.figures or section.tables or section.extra],
+    text = Page(
+        title="Study",
+        sections=[section for section in sections if section.figures or section.tables or section.extra],
         headline=headline(document),
         eyebrow=f"study of {student_name(document['student'])}",
         lede=f"One student, trained in {plural(len(arms), 'way')} ({plural(len(seeds), 'run')} of each"
@@ -47,7 +47,7 @@ def write_page(out: Path, document: Mapping[str, Any], costs: Mapping[str, Any])
         + ("runs and questions." if len(seeds) > 1 else "questions."),
         cards=[card for role in ROLES if (card := _card(document, arms, role))],
         missing=[f"{name} failed: {reason}" for name, reason in document["failed"].items()],
-    )
+    ).html()
     with atomic_write(path) as file:
         file.write(text)
     return path
@@ -332,9 +332,9 @@ def diagnosis_page(document: Mapping[str, Any]) -> str:
         tables.append(("Coefficients", Table(("score", "configured", "by regression"), rows)))
     what = plural(document["validation"], "other problem")
     scores = Section("scores", "Scores", "Which scores know what helps", _explained(chosen), [predicts, right, same])
-    return page(
-        "Diagnosis",
-        [
+    return Page(
+        title="Diagnosis",
+        sections=[
             replace(scores, tables=tables[1:]),
             Section("teachers", "Teachers", "Whose rationales help", "", [teachers], tables[:1]),
         ],
@@ -342,7 +342,7 @@ def diagnosis_page(document: Mapping[str, Any]) -> str:
         eyebrow=f"diagnosis of {student_name(document['student'])}, before any training",
         lede=f"{len(document['rationales'])} rationales of {plural(document['problems'], 'problem')}; the loss is that "
         f"of right rationales of {what}.",
-    )
+    ).html()
 
 
 def _diagnosis_headline(document: Mapping[str, Any]) -> str:

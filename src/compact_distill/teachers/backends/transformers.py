@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compact_distill.errors import StudentError
+from compact_distill.runs.environment import accelerator
 from compact_distill.teachers.protocol import FaultKind, TeacherAnswer, TeacherFault, TeacherRequest
 
 _DEFAULT_MAX_TOKENS = 2048
@@ -110,7 +111,7 @@ class TransformersTeacher:
             if tokenizer.eos_token_id is None:
                 message = f"the tokenizer in {self._folder} must have an eos token, or nothing ends; set one"
                 raise TeacherFault(FaultKind.UNUSABLE, message)
-            self._loaded = model.eval().to(_device(self._device)), tokenizer
+            self._loaded = model.eval().to(accelerator(self._device, writes_only=True)), tokenizer
         return self._loaded
 
     def _tokenise(self, request: TeacherRequest) -> list[int]:
@@ -197,11 +198,3 @@ def _processors(extra: Mapping[str, Any], temperature: float) -> Any:
         steps.append(transformers.TemperatureLogitsWarper(float(temperature)))
         steps.extend(named.values())
     return steps
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
