@@ -237,10 +237,10 @@ def write(options: argparse.Namespace, setup: Setup, sections: list[Section], lo
         },
         "sections": [asdict(section) for section in sections],
     }
-    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out.parent / f"{out.name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     head = "\n".join(f"- {key}: {value}" for key, value in {**results["machine"], **results["setup"]}.items())
-    out.with_suffix(".md").write_text(f"{head}\n\n{markdown(sections)}\n", encoding="utf-8")
-    out.with_suffix(".svg").write_text(draw(sections), encoding="utf-8")
+    (out.parent / f"{out.name}.md").write_text(f"{head}\n\n{markdown(sections)}\n", encoding="utf-8")
+    (out.parent / f"{out.name}.svg").write_text(draw(sections), encoding="utf-8")
 
 
 def say(text: str) -> None:

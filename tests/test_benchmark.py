@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -104,6 +105,26 @@ def test_packing_fills_whole_optimizer_steps() -> None:
     assert rows % 2 == 0 or rows < 8
     assert length >= max(len(ids) for ids, _ in pairs)
     assert rows * length >= sum(len(ids) for ids, _ in pairs)
+
+
+def test_results_take_the_whole_name_they_are_given(tmp_path: Path) -> None:
+    import step
+
+    setup = Setup(TINY, "cpu", torch.float32, False, False, 1, "")
+    for name in ("qwen2.5-0.5b-lora", "qwen2.5-0.5b-all"):
+        step.write(argparse.Namespace(out=tmp_path / name, device="cpu", dtype="fp32"), setup, [], 0.0)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"qwen2.5-0.5b-lora.json", "qwen2.5-0.5b-all.json", "qwen2.5-0.5b-all.md"}
+
+
+def test_the_gpu_benchmark_takes_names_of_parts_and_refuses_others(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu.sh"
+    environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    for words, code in ((["--only", "generation"], 0), (["--only", "generatio"], 2), (["--quick"], 2)):
+        command = [script, "--toy", *words, tmp_path / "out"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+    assert "- generation: done in" in (tmp_path / "out" / "gpu.md").read_text()
 
 
 def test_the_gpu_benchmark_runs_through_at_a_toy_shape_on_a_cpu(tmp_path: Path) -> None:

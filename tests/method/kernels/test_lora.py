@@ -140,6 +140,17 @@ def test_random_bits_go_on_where_a_tile_ended_and_repeat() -> None:
     assert whole[3].item() == z
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_drops_the_same_again_and_as_often_as_told() -> None:
+    x_ND = torch.ones(200, 300, device="cuda", dtype=torch.bfloat16)
+    first, again, other = (
+        lora.LowRank(x_ND[:8], x_ND[:8, :8], (1.0, 2**16 // 10, seed), None).keep(x_ND) for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert float(first.float().mean()) == pytest.approx(0.9, abs=0.01)
+
+
 def test_random_bits_are_uniform_and_unrelated() -> None:
     n = 100_000
     for seed in (0, 1, 2**62 + 12345, -5):

@@ -31,6 +31,7 @@ from compact_distill.method.kernels.attention import Rotary
 TILE_ROWS = 384
 Settings = tuple[float, int, int]  # of an adapter: scale, drops of 65,536, seed
 _GOLDEN = -7046029254386353131  # 2^64 over the golden ratio, as a signed integer
+_generator = lru_cache(maxsize=8)(torch.Generator)  # of a device
 _LEVELS = 2**16  # a dropout rate is a multiple of 1 / 65,536: four random decisions a random integer
 
 
@@ -206,13 +207,13 @@ class LowRank:
         self.a_RD, self.b_OR = a_RD.to(dtype), b_OR.to(dtype)
         self.scale = scale * _LEVELS / (_LEVELS - self._dropped)  # so that the mean stays, whatever was dropped
         self._drawn = 0
-        self._generator = torch.Generator(a_RD.device).manual_seed(self._seed) if a_RD.device.type != "cpu" else None
-        self._grad_a_RD, self._grad_b_OR = torch.zeros_like(self.a_RD), torch.zeros_like(self.b_OR)
+        self._grads: tuple[Tensor, ...] = ()
 
     @property
     def gradients(self) -> list[Tensor]:
         """Gradients of the two matrices, of all tiles so far."""
-        return [g.to(f.dtype) for g, f in zip((self._grad_a_RD, self._grad_b_OR), self._factors, strict=True)]
+        grads = self._grads or map(torch.zeros_like, self._factors)  # no tile, no gradient
+        return [g.to(f.dtype) for g, f in zip(grads, self._factors, strict=True)]
 
     def add(self, out_NO: Tensor, x_ND: Tensor, low_NR: Tensor | None = None) -> None:
         """Add the adapter's share of a tile to the projection's output, in place; `low_NR` keeps what A makes of it."""
@@ -226,9 +227,11 @@ class LowRank:
         grad_NO, x_ND = grad_NO.to(self.a_RD.dtype), x_ND.to(self.a_RD.dtype)
         keep_ND = self.keep(x_ND)
         kept_ND = x_ND if keep_ND is None else keep_ND * x_ND
-        self._grad_b_OR.addmm_(grad_NO.t(), low_NR, alpha=self.scale)
+        add = float(bool(self._grads))  # the first tile fills them
+        self._grads = grad_a_RD, grad_b_OR = self._grads or (torch.empty_like(self.a_RD), torch.empty_like(self.b_OR))
+        torch.addmm(grad_b_OR, grad_NO.t(), low_NR, beta=add, alpha=self.scale, out=grad_b_OR)
         grad_NR = (grad_NO @ self.b_OR).mul_(self.scale)
-        self._grad_a_RD.addmm_(grad_NR.t(), kept_ND)
+        torch.addmm(grad_a_RD, grad_NR.t(), kept_ND, beta=add, out=grad_a_RD)
         if grad_x_ND is None:
             return
         if keep_ND is None:
@@ -246,15 +249,12 @@ class LowRank:
         """1 where an input of this tile stays, 0 where it is dropped; None where all stay."""
         if not self._dropped:
             return None
-        start, count = self._drawn, -(-x_ND.numel() // 4)
-        self._drawn += count
-        if self._generator is None:
-            draws = random_bits(count, self._seed, start)
-        else:
-            draws = torch.empty(count, dtype=torch.int64, device=x_ND.device)
-            draws.random_(-(2**63), None, generator=self._generator)
-        levels_ND = draws.view(torch.int16)[: x_ND.numel()].view(x_ND.shape)
-        return torch.ge(levels_ND, self._dropped - _LEVELS // 2, out=torch.empty_like(x_ND))
+        start, self._drawn = self._drawn, self._drawn - (-x_ND.numel() // 4)
+        if x_ND.device.type != "cpu":  # one kernel: an accelerator waits for Python longer than for its own arithmetic
+            generator = _generator(x_ND.device).manual_seed((self._seed + start) % 2**63)
+            return torch.empty_like(x_ND).bernoulli_(1 - self._dropped / _LEVELS, generator=generator)
+        bits = random_bits(self._drawn - start, self._seed, start).view(torch.int16)
+        return torch.ge(bits[: x_ND.numel()].view(x_ND.shape), self._dropped - _LEVELS // 2, out=torch.empty_like(x_ND))
 
 
 def random_bits(count: int, seed: int, start: int) -> Tensor:
