@@ -401,6 +401,20 @@ def test_weights_and_entropy_are_those_of_the_file(folder, found):
     assert found["entropy"].table.rows[0][1] == pytest.approx(sum(entropies) / len(entropies))
 
 
+@pytest.mark.parametrize(("wins", "count"), [(0, 6), (1, 6), (6, 6), (13, 40)])
+def test_the_band_of_a_share_of_wins_is_wilsons_interval(wins, count):
+    interval = stats.binomtest(wins, count).proportion_ci(0.95, method="wilson")
+    assert scores._of_share(wins / count, 0.0, count) == pytest.approx(tuple(interval), abs=1e-5)
+
+
+def test_bands_of_weights_and_wins_stay_between_0_and_1(tmp_path):
+    trace = read_run(make_run(tmp_path / "run", problems=3)).trace
+    weights, _ = scores._curves(trace, trace.weights_NK, scores._of_weight)
+    wins, _ = scores._curves(trace, trace.wins_NK, scores._of_share)
+    assert all(0 <= value <= 1 for line in (*weights, *wins) for value in (*line.low, *line.high))
+    assert all(low < high for line in wins for low, high in zip(line.low, line.high, strict=True))
+
+
 def test_a_curriculum_is_told_only_where_weights_moved_beyond_chance(folder, tmp_path):
     assert weight_moves(read_run(folder).trace).startswith(
         "The weights moved: between first and last reading qwq gained"

@@ -34,6 +34,7 @@ _TITLES = {
     "difficulty": "Difficulty, nats per token",
 }
 _Draw = Callable[[RunData, Trace], Drawn | None]
+Interval = Callable[[float, float, int], tuple[float, float]]  # mean, standard error, number -> 95 % interval
 
 
 def _figure(section: str, key: str, title: str, caption: str, judged: bool = False) -> Callable[[_Draw], None]:
@@ -71,18 +72,38 @@ def _over_training(trace: Trace, title: str, lines: list[Line], **more: Any) -> 
     return line_chart(title, [epoch for epoch, _ in trace.bins], lines, x_label="epoch", **more)
 
 
-def _line(name: str, stats: list[tuple[float, float, int]], index: int) -> Line:
+def _line(name: str, stats: list[tuple[float, float, int]], index: int, interval: Interval) -> Line:
     """Means with their 95 % intervals."""
-    low, high = ([mean + sign * Z * sem for mean, sem, _ in stats] for sign in (-1, 1))
-    return Line(name, [mean for mean, *_ in stats], index, low, high)
+    low, high = zip(*(interval(*own) for own in stats), strict=True)
+    return Line(name, [mean for mean, *_ in stats], index, list(low), list(high))
 
 
-def _curves(trace: Trace, values_NK: Floats) -> tuple[list[Line], list[tuple[float, str, float, float, int]]]:
+def _of_mean(mean: float, sem: float, _: int) -> tuple[float, float]:
+    return mean - Z * sem, mean + Z * sem
+
+
+def _of_weight(mean: float, sem: float, _: int) -> tuple[float, float]:
+    """A mean of what lies between 0 and 1 does so, too."""
+    return max(mean - Z * sem, 0.0), min(mean + Z * sem, 1.0)
+
+
+def _of_share(share: float, _: float, count: int) -> tuple[float, float]:
+    """Wilson's interval: it never leaves 0 to 1, and has a width where all were won, or none."""
+    if not count:
+        return math.nan, math.nan
+    middle, scale = share + Z**2 / (2 * count), 1 + Z**2 / count
+    half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+
+
+def _curves(
+    trace: Trace, values_NK: Floats, interval: Interval
+) -> tuple[list[Line], list[tuple[float, str, float, float, int]]]:
     """A line per teacher of the means over readings, and (epoch, teacher, mean, sem, n) of each point."""
     lines, rows = [], []
     for k in trace.active:
         stats = [mean_sem(values_NK[n, k]) for _, n in trace.bins]
-        lines.append(_line(trace.teachers[k], stats, k))
+        lines.append(_line(trace.teachers[k], stats, k, interval))
         rows += [(epoch, trace.teachers[k], *own) for (epoch, _), own in zip(trace.bins, stats, strict=True) if own[2]]
     return lines, rows
 
@@ -100,7 +121,8 @@ def _teacher_keys(trace: Trace) -> list[Key]:
     "of a problem. Bands are 95 % intervals over problems; teachers that took part in a problem only.",
 )
 def _weights(run: RunData, trace: Trace) -> Drawn:
-    (lines, rows), (wins, win_rows) = (_curves(trace, values) for values in (trace.weights_NK, trace.wins_NK))
+    lines, rows = _curves(trace, trace.weights_NK, _of_weight)
+    wins, win_rows = _curves(trace, trace.wins_NK, _of_share)
     charts = [
         _over_training(trace, "Mean weight", lines, reference=(1 / max(len(trace.teachers), 1), "even share")),
         _over_training(trace, "Share of wins", wins, show=whole_percent),
@@ -120,7 +142,7 @@ def _weights(run: RunData, trace: Trace) -> Drawn:
 def _entropy(run: RunData, trace: Trace) -> Drawn:
     stats = [mean_sem(trace.entropy_N[n]) for _, n in trace.bins]
     level = math.log(max(float(trace.present_N.max()), 1.0)), f"all equal: ln {trace.present_N.max()}"
-    line = _line("entropy", stats, 0)
+    line = _line("entropy", stats, 0, _of_mean)
     chart = _over_training(trace, "Entropy of the weights, nats", [line], reference=level, labels=False, zero=True)
     rows = [(epoch, *own) for (epoch, _), own in zip(trace.bins, stats, strict=True)]
     return Drawn([chart], Table(("epoch", "entropy", "sem", "n"), rows))
@@ -174,7 +196,7 @@ def _trend_sentence(name: str, trend: Trend) -> str:
 def _scores_over_training(run: RunData, trace: Trace) -> Drawn:
     charts, table = [], []
     for name, values_NK in trace.scores.items():
-        lines, rows = _curves(trace, values_NK)
+        lines, rows = _curves(trace, values_NK, _of_mean)
         charts.append(_over_training(trace, _TITLES.get(name, name), lines))
         table += [(epoch, teacher, name, *own) for epoch, teacher, *own in rows]
     return Drawn(charts, Table(("epoch", "teacher", "score", "mean", "sem", "n"), table), _teacher_keys(trace))
