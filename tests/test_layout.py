@@ -126,6 +126,36 @@ def test_what_is_imported_is_what_the_project_declares_and_all_of_it():
     assert needed <= found, needed - found
 
 
+# What is done in one place: how it shows in the code, and where it may.
+HOMES = {
+    "locks": (r"\bfcntl\b|filelock", {"runs/files.py"}),
+    # The store's rows count by their digest and are found by their offset; the other two read a pipe.
+    "lines of JSONL": (
+        r"json\.loads\((?!.*read_text).*line",
+        {"runs/files.py", "teachers/store.py", "answers/compare.py", "answers/mathworker.py"},
+    ),
+    # The other two put signals back.
+    "what closes": (r"def __exit__", {"records.py", "training/callbacks.py", "study/jobs.py"}),
+    "choice of a device": (r"backends\.mps", {"runs/environment.py"}),
+    "peak memory": (r"ru_maxrss|max_memory_allocated", {"runs/environment.py"}),
+    "tables of text": (r"\.[lr]just\(", {"runs/progress.py"}),
+    "local generation": (r"past_key_values|\.generate\(", {"students/generate.py"}),
+    "seeds from names": (r"0x7FFFFFFF", {"runs/files.py"}),
+    "longest example": (r"\b2560\b", {"config/models.py"}),
+    "what a student is": (r"def (student|weights|folder)_hash\b", {"students/identity.py"}),
+}
+
+
+def test_each_concept_has_one_home():
+    astray = {}
+    for concept, (sign, homes) in HOMES.items():
+        found = {p.relative_to(PACKAGE).as_posix() for p in FILES if re.search(sign, p.read_text(encoding="utf-8"))}
+        if found - homes:
+            astray[concept] = sorted(found - homes)
+        assert found, f"{concept}: nothing in the code is {sign}"
+    assert astray == {}
+
+
 def test_nine_modules_of_ten_have_a_test_file_of_their_name():
     modules = [path.relative_to(PACKAGE) for path in FILES if path.name != "__init__.py"]
     missing = [str(m) for m in modules if not (ROOT / "tests" / m.parent / f"test_{m.name}").is_file()]

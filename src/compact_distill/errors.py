@@ -37,7 +37,7 @@ class RunError(CompactError):
     """A run that started and cannot go on (too many bad rows, a damaged run folder, a lock held)."""
 
 
-def short(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as an error message shows it, in at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
-from compact_distill.errors import DataError, short
+from compact_distill.errors import DataError, shown
 from compact_distill.records import AnswerFrom, Instance, Problem, Rationale, Verdict
 from compact_distill.runs.progress import progress_over
 
@@ -288,7 +288,7 @@ def _rationales(row: Row, faults: Faults) -> list[Rationale]:
     for number, fields in enumerate(listed, start=1):
         where = f"{row.where}, rationale {number}"
         if not isinstance(fields, dict):
-            faults.add(where, f"must be an object with teacher and text, got {short(fields)}; write such an object")
+            faults.add(where, f"must be an object with teacher and text, got {shown(fields)}; write such an object")
             continue
         rationale = to_rationale(fields, where, faults)
         if rationale is None:
@@ -390,4 +390,4 @@ def _answer(value: Any) -> str | None:
 
 
 def _got(fields: dict[str, Any], key: str) -> str:
-    return f"got {short(fields[key])}" if key in fields else "but it is not there"
+    return f"got {shown(fields[key])}" if key in fields else "but it is not there"

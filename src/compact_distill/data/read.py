@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from compact_distill.errors import DataError, short
+from compact_distill.errors import DataError, shown
 from compact_distill.runs.files import json_lines, unique_keys
 from compact_distill.runs.progress import say
 
@@ -160,9 +160,9 @@ def _read_json(path: Path, packed: bool, faults: Faults) -> Iterator[tuple[str, 
     if not text.startswith((b"[", b"{")):
         if _is_json(text):
             return _read_jsonl(path, packed, faults)
-        shown = short(text.decode("utf-8", "replace"))
+        line = shown(text.decode("utf-8", "replace"))
         hint = "give a CSV file the suffix .csv" if b"," in text or b"\t" in text else "write one JSON object a line"
-        faults.add("", f"is no JSONL: its first line is {shown}; {hint}")
+        faults.add("", f"is no JSONL: its first line is {line}; {hint}")
         return iter(())
     with _open(path, packed) as file:
         whole = file.read()

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, NamedTuple
 
-from compact_distill.errors import RunError, short
+from compact_distill.errors import RunError, shown
 from compact_distill.records import Closing
 from compact_distill.runs.progress import say
 
@@ -201,7 +201,7 @@ def _parsed(line: bytes, mark: int, offset: int, by_hand: bool) -> tuple[dict[st
     except (ValueError, RecursionError) as error:
         return {}, f"unreadable JSON: {error}; mend the line"
     if not isinstance(row, dict):
-        return {}, f"must be an object like {{...}}, got {short(row)}; write one object a line"
+        return {}, f"must be an object like {{...}}, got {shown(row)}; write one object a line"
     return row, ""
 
 

@@ -14,6 +14,7 @@ from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.errors import RunError
 from compact_distill.records import Problem, RationaleStatus, Verdict
 from compact_distill.runs.files import atomic_write, json_line
+from compact_distill.runs.progress import text_table
 from compact_distill.teachers.protocol import Prompting
 from compact_distill.teachers.store import RowStatus, StoredRow, StoreReader
 from compact_distill.teachers.worker import accepted, sample_numbers
@@ -213,12 +214,7 @@ def render(table: StoreTable) -> str:
             pair = (summary.teacher, other.teacher)
             line.append("" if summary is other else _share(table.agreement.get(pair, table.agreement.get(pair[::-1]))))
         lines.append(line)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    # Names stand at the left, numbers at the right.
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )
+    return "\n".join(text_table(lines))
 
 
 def _share(share: float | None) -> str:
