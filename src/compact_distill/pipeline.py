@@ -36,7 +36,7 @@ from compact_distill.evaluation.examine import (
 from compact_distill.evaluation.result_files import checkpoint_label, damaged_results
 from compact_distill.method.score import score
 from compact_distill.records import RationaleStatus, score_fields
-from compact_distill.report import is_current, write_report
+from compact_distill.report import RunData, is_current, read_run, write_report
 from compact_distill.runs.environment import accelerator, hardware, versions
 from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line
 from compact_distill.runs.folder import RunFolder
@@ -170,8 +170,10 @@ def drift(config: RunConfig, base: str, out: Path, benchmarks: bool = True) -> P
     return out
 
 
-def run(config: RunConfig, discard: bool = False, verify: bool = False) -> RunFolder:
-    """Run all stages; `discard` and `verify` as for `train`.
+def run(
+    config: RunConfig, discard: bool = False, verify: bool = False, tell: Callable[[RunData], object] = lambda _: None
+) -> RunFolder:
+    """Run all stages; `discard` and `verify` as for `train`. In the end `tell` is given what the run folder holds.
 
     ```python
     from compact_distill import load_config, run
@@ -191,12 +193,16 @@ def run(config: RunConfig, discard: bool = False, verify: bool = False) -> RunFo
         _evaluate(config, prepared.exam, folder, verify)
         if not folder.manifest["finished"]:
             folder.finish()
-        if not folder.is_follower and not is_current(folder.path):
-            write_report([folder.path])
-        if not folder.is_follower and folder.student_path.is_dir():
-            write_card(folder.path)
+        if folder.is_follower:
+            return folder
+        read = read_run(folder.path)  # once, for page, card and caller
+        if not is_current(folder.path):
+            write_report([read])
+        if folder.student_path.is_dir():
+            write_card(read)
             if config.train.get("push_to_hub") and config.train.get("hub_model_id"):
                 push_card(folder.path, config.train["hub_model_id"])
+        tell(read)
     return folder
 
 
@@ -327,12 +333,7 @@ def _data_rows(prepared: Prepared) -> Iterator[dict[str, Any]]:
 
 
 def _for_the_report(
-    folder: RunFolder,
-    name: str,
-    inputs: str,
-    path: Path,
-    rows: Callable[[], Iterable[dict[str, Any]]],
-    verify: bool,
+    folder: RunFolder, name: str, inputs: str, path: Path, rows: Callable[[], Iterable[dict[str, Any]]], verify: bool
 ) -> None:
     """Write a file that only the report reads, unless that is done; if that fails, the run goes on without it."""
     if folder.is_follower or _is_done(folder, name, inputs, verify):

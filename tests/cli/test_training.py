@@ -7,6 +7,7 @@ import sys
 
 from compact_distill import pipeline
 from compact_distill.config.file import load_config
+from compact_distill.report import read as reading
 from compact_distill.runs.folder import RunFolder
 
 
@@ -70,9 +71,13 @@ def test_score_uses_the_configurations_settings(compact, config, student, data, 
     assert json.loads(out.read_text().splitlines()[0]) == other
 
 
-def test_train_and_run_print_where_the_result_is(compact, config, tmp_path):
+def test_train_and_run_print_where_the_result_is(compact, config, tmp_path, monkeypatch):
     assert compact("train", config).stdout == f"student: {tmp_path / 'run' / 'student'}\n"
+    read, rows = [], reading.read_jsonl
+    monkeypatch.setattr(reading, "read_jsonl", lambda path, **how: read.append(path) or rows(path, **how))
     second = compact("run", config)
+    assert sorted({path.name for path in read}) == ["data.jsonl", "scores.jsonl", "training_log.jsonl"]
+    assert len(read) == len(set(read)), "page, card and summary share one reading of the run"
     report = tmp_path / "run" / "report.html"
     assert second.stdout.endswith(f"report: {report}\n")
     assert "teachers: share of the weight" in second.stdout

@@ -274,11 +274,11 @@ def run(
       compact run my-run.yaml
     """
     from compact_distill import pipeline
-    from compact_distill.report import read_run, summary
+    from compact_distill.report import summary
 
-    folder = pipeline.run(load(config, _with_every_epoch(settings, every_epoch), max_errors), discard, verify)
+    run_config = load(config, _with_every_epoch(settings, every_epoch), max_errors)
+    folder = pipeline.run(run_config, discard, verify, tell=lambda read: show(summary(read)))
     if not folder.is_follower:
-        show(summary(read_run(folder.path)))
         show(f"report: {folder.report_path}")
 
 

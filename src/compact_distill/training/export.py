@@ -25,7 +25,7 @@ from compact_distill.data import ExportCounts
 from compact_distill.errors import ConfigError, RunError
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.report.drawing import UNITS
-from compact_distill.report.read import PairedChange, RunData, TaskResult, read_run
+from compact_distill.report.read import PairedChange, RunData, TaskResult
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.progress import say
 from compact_distill.students.load import adapter_base, load_student, split_revision
@@ -44,11 +44,10 @@ _CITATION = """@article{cui2026compact,
 _UNSTATED = "not stated"
 
 
-def write_card(run: str | Path) -> Path:
+def write_card(run: RunData) -> Path:
     """Write the card of a run's student as `student/README.md`, where hubs look for it; returns its path."""
-    folder = Path(run)
-    path = folder / "student" / "README.md"
-    card = model_card(read_run(folder), load_config(folder / "config.yaml"))
+    path = run.path / "student" / "README.md"
+    card = model_card(run, load_config(run.path / "config.yaml"))
     if not path.is_file() or path.read_text(encoding="utf-8") != card:
         with atomic_write(path) as file:
             file.write(card)
