@@ -278,3 +278,42 @@ def test_the_changelog_is_grouped_and_has_the_packages_version_and_a_place_for_w
         names = [group.splitlines()[0] for group in groups]
         known = ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")
         assert names == [name for name in known if name in names], names
+
+
+def rows_of_the_run_folder() -> list[re.Pattern[str]]:
+    """The first column of docs/files.md's table as patterns; a folder stands for all that is in it."""
+    table = (ROOT / "docs" / "files.md").read_text(encoding="utf-8").split("## The run folder")[1]
+    names = [name for line in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall(r"`([^`]+)`", line)]
+    parts = {"N": r"\d+", "DATE": r"[\dTZ:-]+", "*": r"[^/]+"}
+    patterns = []
+    for name in names:
+        pattern = re.escape(name).replace(r"\*", "*")
+        pattern = re.sub(r"\bN\b|\bDATE\b|\*", lambda found: parts[found[0]], pattern)
+        patterns.append(re.compile(pattern + (".*" if name.endswith("/") else "")))
+    return patterns
+
+
+def undescribed(folder: Path) -> list[str]:
+    rows = rows_of_the_run_folder()
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return [name for name in files if not any(row.fullmatch(name) for row in rows)]
+
+
+def test_every_file_of_a_run_has_a_row_in_the_table_of_files(finished, tmp_path):
+    assert undescribed(finished) == []
+    assert {row.pattern for row in rows_of_the_run_folder()} >= {r"\.lock", r"student/.*", r"eval/.*"}
+    (tmp_path / "notes.txt").write_text("")
+    assert undescribed(tmp_path) == ["notes.txt"]
+
+
+def test_what_is_left_of_work_that_was_stopped_or_redone_has_a_row_too(tmp_path):
+    date = "2026-11-25T21-30-05Z"
+    left = (
+        *("rationales/qwq.jsonl.damaged", "rationales/qwq.jsonl.lock", "rationales/qwq.jsonl"),
+        *("eval/student/gsm8k.partial.jsonl", f"eval/base/gsm8k.json.{date}", f"damaged.{date}/manifest.json"),
+        *(f"before.{date}-2/student/config.json", "student/checkpoint-12/complete.json"),
+    )
+    for name in left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert undescribed(tmp_path) == []
