@@ -2,6 +2,7 @@
 
     python benchmarks/reading.py STUDENT DATA                 # problems a second: lens, probe, plain forward
     python benchmarks/reading.py STUDENT DATA --load 100000   # and seconds and memory to load that many problems
+    python benchmarks/reading.py STUDENT DATA --gains         # only: what the report wants to read again after training
 
 STUDENT is a model's folder or hub name, DATA training data as JSONL. The plain forward is transformers' own on prompt +
 completion of each rationale, one sequence at a time and four padded together, with the completion's loss: what one
@@ -24,6 +25,10 @@ from typing import Any
 import torch
 
 from compact_distill import CompatibilityConfig, Encoder, load_instances, load_student, score
+from compact_distill.config.file import config_from
+from compact_distill.runs.folder import RunFolder
+from compact_distill.training.prepare import prepare
+from compact_distill.training.run import read_gains, train_student
 from measure import MemoryMeter, describe_machine
 from workload import sequences
 
@@ -32,10 +37,14 @@ def main() -> int:
     """Read, and print one table; rows of JSON with `--out`."""
     options = parse()
     found: dict[str, Any] = {"machine": describe_machine("cpu"), "problems": options.problems, "rounds": options.rounds}
-    found["reading"] = read(options)
-    if options.load:
-        found["loading"] = {what: load(options.data, options.load, what) for what in ("list", "first")}
-    print_tables(found)
+    if options.gains:
+        found["gains"] = read_again(options)
+        print(gains_line(found["gains"]))
+    else:
+        found["reading"] = read(options)
+        if options.load:
+            found["loading"] = {what: load(options.data, options.load, what) for what in ("list", "first")}
+        print_tables(found)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
@@ -49,6 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--problems", type=int, default=40, help="problems that are read in a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that are timed, after one that warms up")
     parser.add_argument("--load", type=int, metavar="N", help="also load N problems, made by repeating DATA")
+    parser.add_argument("--gains", action="store_true", help="train an epoch, then read what its report wants")
     parser.add_argument("--out", type=Path, help="write what was measured as JSON")
     return parser.parse_args()
 
@@ -111,6 +121,33 @@ def forward(model: Any, rows: list[tuple[list[int], list[int]]], batch: int) -> 
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in part])
         with torch.no_grad():
             model(input_ids=ids, attention_mask=mask, labels=labels)
+
+
+# ---- reading again
+
+
+def read_again(options: argparse.Namespace) -> dict[str, float]:
+    """Processor seconds of an epoch of training (LoRA, defaults), and of reading a sample again with its student."""
+    with tempfile.TemporaryDirectory() as folder:
+        lines, few = options.data.read_text(encoding="utf-8").splitlines(), Path(folder) / "few.jsonl"
+        few.write_text("\n".join(lines[: options.problems]) + "\n", encoding="utf-8")
+        settings = {"student": options.student, "rationales": str(few), "output": f"{folder}/run"}
+        prepared = prepare(config_from({**settings, "train": {"num_train_epochs": 1, "report_to": "none"}}))
+        start = time.process_time()
+        with RunFolder.claim(f"{folder}/run") as run:
+            train_student(prepared, run)
+            trained = time.process_time()
+            rows = list(read_gains(prepared, run.student_path, epochs=1.0))
+        return {"training": trained - start, "gains": time.process_time() - trained, "lines": len(rows)}
+
+
+def gains_line(found: dict[str, float]) -> str:
+    """The two costs and their quotient."""
+    share = found["gains"] / found["training"]
+    return (
+        f"training {found['training']:.1f} processor s; reading again for the report {found['gains']:.1f} "
+        f"({found['lines']:.0f} lines), {100 * share:.1f} % of it"
+    )
 
 
 # ---- loading

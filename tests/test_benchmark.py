@@ -162,3 +162,9 @@ def test_the_reading_benchmark_compares_scores_with_a_plain_forward_and_loads(tm
     assert found["loading"]["list"]["problems"] == 500
     assert found["loading"]["first"]["problems"] == 200
     assert "| plain forward, one at a time |" in done.stdout
+    command = [sys.executable, script, student, data, "--problems", "3", "--gains", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = json.loads(out.read_text())["gains"]
+    assert again["lines"] == 2  # one problem, with the student before and after
+    assert min(again["training"], again["gains"]) > 0

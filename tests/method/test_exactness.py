@@ -1,5 +1,9 @@
 """One pass = two-phase = the slow reference: scores, weights, losses and gradients, whatever the architecture.
 
+What a pass yields before scores are made of it is judged by `compact doctor`'s own check, so that its user runs these
+claims: each architecture, precision and kernel against the plain reading. The plain reading is held to the reference in
+test_plain.py. Scores, weights and the loss made of them are compared with the reference here.
+
 Problems are random token ids, so that their shapes can be chosen freely: one-token prompts and rationales, no
 reasoning at all, rationales far longer than the sliding window, gold answers that share all, some or none of their
 segment with the branch's own.
@@ -23,12 +27,14 @@ from torch.distributed.fsdp import fully_shard
 import reference
 from compact_distill.config.models import CompatibilityConfig
 from compact_distill.errors import StudentError
+from compact_distill.method import doctor
 from compact_distill.method.encode import Branch, EncodedProblem
 from compact_distill.method.forward import attach
 from compact_distill.method.kernels import choose, head
 from compact_distill.method.loss import aggregate
 from compact_distill.method.packing import choose_points
 from compact_distill.method.passes import plan_jobs, read_job
+from compact_distill.method.plain import students
 from compact_distill.method.scores import Scorer
 from compact_distill.records import RationaleStatus
 from models import ARCHITECTURES, SLIDING_WINDOW, tiny_model
@@ -204,6 +210,30 @@ def judged(
     """Return a model and the reference's values for PROBLEMS; computed before the package touches the model."""
     model = tiny_model(architecture, lora=lora, dtype=dtype, **changes)
     return model, references(model, PROBLEMS, settings)
+
+
+# --- what `compact doctor` says --------------------------------------------------------------------------------------
+
+STUDENTS = {student.name: student for student in students()}
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("kernel", [None, "loop"], ids=["chosen", "loop"])
+@pytest.mark.parametrize("name", STUDENTS)
+def test_one_pass_two_phase_and_probes_are_the_plain_reading(name: str, kernel: str | None) -> None:
+    dtypes = [torch.float64, torch.float32, torch.bfloat16]
+    found = list(doctor.check_student(STUDENTS[name], dtypes, CPU, kernel))
+    assert [finding.verdict for finding in found] == [doctor.AGREES] * 3 * len(doctor.MODES), found
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=doctor.precision)
+def test_each_kernel_alone_is_its_definition(dtype: torch.dtype) -> None:
+    shapes = [(4, 2, size) for size in doctor.HEAD_SIZES] + [(3, 3, 64), (9, 3, 64)]
+    names = ["loop"] if dtype == torch.bfloat16 else ["loop", "flash"]
+    found = [*doctor.check_other_kernels(dtype, CPU), *(doctor.check_attention(n, dtype, CPU, shapes) for n in names)]
+    assert {finding.what: finding.verdict for finding in found} == dict.fromkeys(
+        ["head", "norm", "mlp", "lora", *names], doctor.AGREES
+    ), found
 
 
 # --- every architecture -------------------------------------------------------------------------------------------

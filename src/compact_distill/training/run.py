@@ -127,11 +127,15 @@ def read_gains(prepared: Prepared, student: Path, epochs: float) -> Iterator[dic
 def gain_stride(encoded: Sequence[EncodedProblem], epochs: float, readings: int) -> int:
     """Read each how-many-th problem again: a twentieth of the training's cost, and 1,000,000 tokens, are not exceeded.
 
-    A step of training costs two readings at least: its forward, and a backward that is no cheaper.
+    A step of training costs two readings at least: its forward, and a backward that is no cheaper. Where one problem
+    alone costs more than that, one is read.
     """
-    tokens = sum(len(p.prompt) + sum(len(b) for b in p.branches if b is not None) for p in encoded)
-    affordable = min(_GAIN_SHARE * 2 * epochs * tokens, _GAIN_TOKENS) / readings
-    return max(1, math.ceil(tokens / max(affordable, 1)))
+    tokens = [len(p.prompt) + sum(len(b) for b in p.branches if b is not None) for p in encoded]
+    affordable = min(_GAIN_SHARE * 2 * epochs * sum(tokens), _GAIN_TOKENS) / readings
+    stride = max(1, math.ceil(sum(tokens) / max(affordable, 1)))
+    while stride < len(tokens) and sum(tokens[::stride]) > affordable:  # those it meets may be the long ones
+        stride += 1
+    return stride
 
 
 def scores_without_effect(config: RunConfig) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from compact_distill.method.kernels import lora
+from compact_distill.method.kernels import layers
 from compact_distill.method.kernels.layers import gated, patch_layers, rms_norm
 from models import ARCHITECTURES, tiny_model
 
@@ -118,7 +118,7 @@ def test_a_gate_and_its_gradients_are_autograds() -> None:
 def test_mlps_are_those_of_transformers(
     architecture: str, tile: int, frozen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora, "TILE_ROWS", tile)
+    monkeypatch.setattr(layers, "_TILE_ROWS", tile)
     mlp = tiny_model(architecture, layers=1).model.layers[0].mlp
     for name in frozen:
         getattr(mlp, name).requires_grad_(False)
@@ -172,14 +172,37 @@ def test_mlps_are_those_of_transformers_under_autocast() -> None:
 # --- what is kept -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("hooked", "kept"), [(False, 32), (True, 32 + 3 * 48)], ids=["tiles", "gate_and_up"])
-def test_an_mlp_keeps_its_input_or_the_factors_too(hooked: bool, kept: int) -> None:
+@pytest.mark.parametrize(
+    ("hooked", "room", "kept"),
+    [(False, 0, 320), (False, 4 * 2 * 48 * 8, 320 + 4 * 2 * 48), (True, 0, 320 + 10 * 3 * 48)],
+    ids=["input", "some_factors", "factors_and_product"],
+)
+def test_an_mlp_keeps_its_input_or_the_factors_too(hooked: bool, room: int, kept: int, monkeypatch) -> None:
     mlp = tiny_model("llama", layers=1).model.layers[0].mlp
     assert numbers_kept(mlp, random(1, 10, 32).requires_grad_()) == 10 * (32 + 4 * 48)
     if hooked:
         mlp.up_proj.register_forward_hook(lambda module, inputs, out: None)
     patch_layers(mlp)
-    assert numbers_kept(mlp, random(1, 10, 32).requires_grad_()) == 10 * kept
+    monkeypatch.setattr(layers, "KEEP_BYTES", room)
+    assert numbers_kept(mlp, random(1, 10, 32).requires_grad_()) == kept
+
+
+def test_all_mlps_share_the_room_for_factors(monkeypatch) -> None:
+    model = tiny_model("llama", layers=2).model
+    patch_layers(model)
+    states = random(1, 10, 32).requires_grad_()
+    token = 2 * 48 * 8  # bytes of an MLP's two factors
+    for room, tokens in ((2 * token - 1, 0), (6 * token, 3), (100 * token, 10)):
+        monkeypatch.setattr(layers, "KEEP_BYTES", room)
+        assert [numbers_kept(layer.mlp, states) for layer in model.layers] == [320 + tokens * 2 * 48] * 2
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7, 11])
+def test_an_mlp_is_the_same_however_many_factors_it_keeps(tokens: int, monkeypatch) -> None:
+    monkeypatch.setattr(layers, "KEEP_BYTES", tokens * 2 * 48 * 8)
+    monkeypatch.setattr(layers, "_TILE_ROWS", 3)
+    mlp = tiny_model("llama", layers=1).model.layers[0].mlp
+    assert_close(*both(mlp, random(1, 11, 32)), 1e-12)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])

