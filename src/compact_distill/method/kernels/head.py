@@ -127,10 +127,7 @@ class _Head(torch.autograd.Function):
 
 
 class _Room:
-    """Room for the logits of one chunk after the other: fresh memory for each would have to be zeroed by the system.
-
-    They lie word by word, [V, N]: so the product is a quarter faster on a CPU, and whatever else reads them as fast.
-    """
+    """Room for the logits of one chunk after the other: fresh memory for each would have to be zeroed by the system."""
 
     def __init__(self, weight_VD: Tensor, rows: int) -> None:
         self._numbers = min(rows, CHUNK_ROWS) * len(weight_VD)
@@ -144,12 +141,12 @@ class _Room:
             if hidden_ND.dtype not in (torch.float32, torch.float64):
                 self._full = torch.empty_like(self._own, dtype=torch.float32)
         assert self._full is not None
-        shape = len(weight_VD), len(hidden_ND)
-        own_VN, full_VN = (room[: shape[0] * shape[1]].view(shape) for room in (self._own, self._full))
-        torch.mm(weight_VD, hidden_ND.t(), out=own_VN)
+        logits_NV = _product(hidden_ND, weight_VD, self._own)
         if bias_V is not None:
-            own_VN.add_(bias_V[:, None])
-        return (own_VN if self._full is self._own else full_VN.copy_(own_VN)).t()
+            logits_NV.add_(bias_V)
+        if self._full is self._own:
+            return logits_NV
+        return self._full[: logits_NV.numel()].as_strided(logits_NV.shape, logits_NV.stride()).copy_(logits_NV)
 
 
 class _Gradients:
@@ -187,7 +184,16 @@ def _chunks(rows: int) -> list[slice]:
 
 def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
     """Logits of a chunk, [N, V], fp32 or fp64."""
-    logits_NV = (weight_VD @ hidden_ND.t()).t()
+    logits_NV = _product(hidden_ND, weight_VD)
     if bias_V is not None:
         logits_NV = logits_NV.add_(bias_V)
     return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+
+
+def _product(hidden_ND: Tensor, weight_VD: Tensor, room: Tensor | None = None) -> Tensor:
+    """h W^T, [N, V], in `room` where there is one; on a CPU it lies word by word, [V, N]: a quarter faster."""
+    rows, words = len(hidden_ND), len(weight_VD)
+    flat = None if room is None else room[: rows * words]
+    if hidden_ND.device.type == "cpu":
+        return torch.mm(weight_VD, hidden_ND.t(), out=None if flat is None else flat.view(words, rows)).t()
+    return torch.mm(hidden_ND, weight_VD.t(), out=None if flat is None else flat.view(rows, words))
