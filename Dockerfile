@@ -5,8 +5,8 @@
 #       --build-arg TORCH=torch .                                                      CUDA: torch as the registry has it
 #   docker run --rm -v "$PWD":/work compact demo
 #
-# No image was built where this was written (no Docker daemon there); tests/test_dockerfile.py runs its steps in a folder,
-# and continuous integration builds the CPU image and asks it for its version.
+# No image was built where this was written (no Docker daemon there); tests/test_dockerfile.py runs its steps in a folder
+# (apt-get's and useradd's ran once by hand in a bare Debian 12 root), and continuous integration builds the CPU image and asks it for its version.
 #
 # BASE must bring Python 3.11 or newer, or apt-get to install it.
 ARG BASE=python:3.12-slim
