@@ -285,7 +285,7 @@ def varlen_kernel(
     return cast(Tensor, out)[None]
 
 
-def _grouped(varlen_attn: Callable[..., Any], grouped: bool) -> dict[str, bool]:
+def _grouped(varlen_attn: Callable[..., Any], grouped: bool) -> dict[str, Any]:
     """How to say that heads share keys: a parameter since torch 2.12; before it needed no saying."""
     return {"enable_gqa": grouped} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
