@@ -639,6 +639,103 @@ def test_a_run_keeps_the_commit_it_started_with(hub, configure, capsys):
     assert again.manifest["student"]["commits"] == {"org/tiny": NEW}
 
 
+def stop_in_training(config, number=10) -> None:
+    """The machine loses power in the `number`-th batch of the training."""
+    calls = 0
+    training_step = CompactTrainer.training_step
+
+    def crash(trainer, *arguments, **named):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise RuntimeError("the machine lost power")
+        return training_step(trainer, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CompactTrainer, "training_step", crash)
+        with pytest.raises(RuntimeError, match="lost power"):
+            pipeline.train(config)
+
+
+@pytest.mark.parametrize("named", ["student", "base under an adapter"])
+def test_a_base_that_moves_on_while_a_run_is_stopped_does_not_change_what_it_learns(
+    hub, configure, named, capsys, tmp_path
+):
+    name = "org/tiny"
+    if named != "student":
+        first = configure(student=name, output=str(tmp_path / "first"), train={"max_steps": 1}, report={"gains": False})
+        name = str(pipeline.train(first).student_path)
+        settings_path = Path(name) / "adapter_config.json"
+        settings = json.loads(settings_path.read_text())
+        settings_path.write_text(json.dumps({**settings, "revision": None}))  # as most adapters are published
+
+    def made(output: str) -> RunConfig:
+        settings = {"train": {"save_steps": 2}, "report": {"gains": False}}
+        return configure(student=name, output=str(tmp_path / output), **settings)
+
+    whole = pipeline.train(made("whole"))
+    config = made("run")
+    stop_in_training(config)
+    hub.move(NEW)
+    capsys.readouterr()
+    again = pipeline.train(config)
+    said = capsys.readouterr().err
+    assert f"the hub has org/tiny at {NEW[:12]} now; this run keeps {OLD[:12]}" in said
+    assert "other inputs" not in said
+    assert again.manifest["student"]["commits"] == {"org/tiny": OLD}
+    assert same(weights(again), weights(whole))
+    assert list(again.read_scores()) == list(whole.read_scores())
+
+
+@pytest.mark.parametrize("changed", ["weights", "config.json"])
+@pytest.mark.parametrize("when", ["finished", "stopped"])
+def test_a_base_that_changes_under_an_adapter_trains_again(configure, student, tmp_path, capsys, changed, when):
+    base = tmp_path / "base"
+    shutil.copytree(student, base)
+    settings = {"report": {"gains": False}, "train": {"save_steps": 2}}
+    first = pipeline.train(configure(student=str(base), output=str(tmp_path / "first"), **settings))
+    config = configure(student=str(first.student_path), **settings)
+    if when == "finished":
+        pipeline.train(config)
+    else:
+        stop_in_training(config)
+    if changed == "weights":
+        model = tiny_model("qwen2", layers=2, dtype=torch.float32, seed=9)
+        save_student(base, model, byte_level_tokenizer())
+    else:
+        path = base / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "rms_norm_eps": 1e-3}))
+    capsys.readouterr()
+    again = pipeline.train(config)
+    assert "train: other inputs than before (student)" in capsys.readouterr().err
+    alone = pipeline.train(configure(student=str(first.student_path), output=str(tmp_path / "alone"), **settings))
+    assert same(weights(again), weights(alone))
+    assert list(again.read_scores()) == list(alone.read_scores())
+
+
+@pytest.mark.parametrize("harm", ["flip", "bytes", "list", "cut", "delete"])
+def test_a_damaged_training_log_neither_stops_a_run_nor_loses_more_than_the_line(configure, capsys, tmp_path, harm):
+    settings = {"train": {"save_steps": 2}, "report": {"gains": False}}
+    whole = pipeline.train(configure(output=str(tmp_path / "whole"), **settings))
+    config = configure(**settings)
+    stop_in_training(config)
+    log = Path(config.output) / "training_log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4
+    lines[1] = {"flip": lines[1].replace(b"{", b"<", 1), "bytes": b"\xff\x00\n", "list": b"[1]\n"}.get(harm, lines[1])
+    log.write_bytes(b"".join(lines)[:-9] if harm == "cut" else b"".join(lines))
+    if harm == "delete":
+        log.unlink()
+    capsys.readouterr()
+    again = pipeline.train(config)
+    said = capsys.readouterr().err
+    steps = {"cut": [1, 2, 3, 5, 6], "delete": [5, 6]}.get(harm, [1, 3, 4, 5, 6])
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == steps
+    assert ("training_log.jsonl, line 2: " in said) == (harm in ("flip", "bytes", "list"))
+    assert same(weights(again), weights(whole))
+
+
 # ---- scores of a user's own, outputs that are inputs, dead ends
 
 
@@ -721,6 +818,23 @@ def test_training_settings_that_cannot_work_here_fail_before_any_work(configure,
     monkeypatch.delenv("HF_TOKEN", raising=False)
     found = pipeline.validate_run(configure(train=settings))
     assert any(message in text for text in found), found
+
+
+@pytest.mark.parametrize("pattern", ["(?:a|aa)+b", "(?:a|aa|aaa)+d"])
+def test_a_thinking_expression_that_never_ends_is_told_by_validation(configure, tmp_path, monkeypatch, pattern):
+    monkeypatch.setattr("compact_distill.method.encode._PATTERN_SECONDS", 0.5)
+    long = f"So {'a' * 60}c. The answer is 1."
+    rows = [problem(n, long if n == 3 else "So 1.\nThe answer is 1.") for n in range(6)]
+    settings = {"rationales": str(write_data(tmp_path / "odd.jsonl", rows))}
+    config = configure(**settings, compatibility={"thinking_expressions": [r"\bso\b", pattern]})
+    (message,) = pipeline.validate_run(config)
+    assert message.startswith("compatibility.thinking_expressions: ")
+    assert "within 0.5 seconds" in message
+    assert repr(pattern) in message
+    assert pipeline.validate_run(configure(**settings, compatibility={"thinking_expressions": ["a+"]})) == []
+    prepared = pipeline.prepare(configure(compatibility={"thinking_expressions": [pattern]}))
+    with pytest.raises(InputError, match="thinking_expressions"):  # as where teachers have just answered
+        prepared.with_rationales(load_instances(config.rationales))
 
 
 def test_training_settings_at_their_defaults_are_no_faults(configure):

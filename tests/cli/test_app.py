@@ -140,6 +140,44 @@ def test_an_output_that_is_an_input_is_refused(compact, tmp_path):
     assert data.read_text() == "{}"
 
 
+_ONE_NAME = "n" * 300
+_ONE_PATH = "/".join(["d" * 200] * 25)  # 5,000 characters
+
+
+@pytest.mark.parametrize("long", [_ONE_NAME, _ONE_PATH], ids=["name", "path"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "validate CONFIG --set student=LONG",
+        "validate CONFIG --set rationales=LONG",
+        "validate CONFIG --set output=LONG",
+        "validate LONG",
+        "train CONFIG --set student=LONG",
+        "run CONFIG --set output=LONG",
+        "score --student STUDENT --data DATA --out LONG",
+        "score --student STUDENT --data LONG --out OUT",
+        "score --student LONG --data DATA --out OUT",
+        "export DATA LONG",
+        "export LONG OUT",
+        "eval STUDENT --task DATA --out LONG",
+        "eval LONG --task gsm8k",
+        "drift STUDENT LONG --data DATA",
+        "compare LONG STUDENT",
+        "report LONG",
+        "try LONG question",
+        "init LONG",
+    ],
+)
+def test_a_name_or_path_longer_than_the_system_allows_is_a_message(
+    compact, config, data, student, tmp_path, command, long
+):
+    given = {"CONFIG": config, "DATA": data, "STUDENT": student, "OUT": tmp_path / "out", "LONG": tmp_path / long}
+    words = [re.sub("[A-Z]{3,}", lambda found: str(given[found[0]]), word) for word in command.split()]
+    result = compact(*words, code=2)
+    assert long[:20] in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "run.yaml"]  # nothing half made
+
+
 def test_a_moved_run_folder_is_used_where_it_stands(tmp_path, capsys):
     (tmp_path / "moved").mkdir()
     (tmp_path / "moved" / "manifest.json").write_text("{}")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from compact_distill.cli import app
 from compact_distill.errors import InputError, RunError
-from compact_distill.evaluation.side_by_side import Trial, page
+from compact_distill.evaluation.side_by_side import SideBySide, TeacherText, Trial, page
 from compact_distill.method.encode import Encoder
 from compact_distill.students.generate import Decoding, Generator
 from compact_distill.students.load import load_student
@@ -54,6 +54,16 @@ def test_the_command_shows_both_and_what_the_teachers_wrote(finished):
         assert text in shown.output
     piped = CliRunner().invoke(app, ["try", str(finished), "--max-new-tokens", "1"], input="What is 1 + 1?\n")
     assert "gold answer: 2" in piped.output
+
+
+@pytest.mark.parametrize("sign", ["\x1b", "\x07", "\x9b", "\x08", "\u202e", "\u2066", "\u200f"])
+def test_the_terminal_obeys_no_text_that_is_shown_beside_another(finished, monkeypatch, sign):
+    told = f"a{sign}[2Jb"
+    shown = SideBySide(told, told, told, told, (TeacherText(told, told, "correct", 0.5),))
+    monkeypatch.setattr(Trial, "ask", lambda *_: [shown])
+    output = CliRunner().invoke(app, ["try", str(finished), "a question"]).output
+    assert sign not in output
+    assert output.count("a\ufffd[2Jb") >= 6  # question, both answers, gold, teacher, text
 
 
 def test_a_run_without_student_says_what_to_do(finished, tmp_path):

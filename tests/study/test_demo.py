@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from compact_distill.lab.student import Recipe
-from compact_distill.study.demo import DemoRecipe, run_demo, show
+from compact_distill.study import demo as demo_module
+from compact_distill.study.demo import DemoRecipe, DemoResult, run_demo, show
 
 RECIPE = DemoRecipe(student=Recipe(steps=20, lines_per_step=8), problems=8, epochs=2, examined=6)
 
@@ -63,6 +65,18 @@ def test_it_prints_accuracy_weights_and_where_the_pages_are(demo):
         assert text in printed
     for page in (result.report, result.comparison):
         assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("sign", ["\x1b", "\x9b", "\u202e", "\u2067"])
+def test_the_terminal_obeys_nothing_that_the_demo_prints(monkeypatch, sign):
+    told = f"a{sign}[2Jb [bold]"
+    monkeypatch.setattr(demo_module, "describe", lambda *_: [told])
+    place = Path(told)
+    console = Console(file=io.StringIO(), width=200)
+    show(DemoResult({}, {}, {told: [0.5]}, place, place, place, told, 1.0), console)
+    printed = console.file.getvalue()
+    assert sign not in printed
+    assert printed.count("a\ufffd[2Jb [bold]") == 6
 
 
 def test_run_again_it_does_nothing_anew(demo, capsys):

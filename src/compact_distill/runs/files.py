@@ -261,18 +261,21 @@ class StepLog(Closing):
         self._file.flush()
 
     def truncate(self, step: int) -> int:
-        """Keep only rows of steps before `step`, and none after a damaged line; returns how many rows went."""
+        """Keep only rows of steps before `step`; a damaged line is told and left out. Returns how many rows went."""
         self.close()
         removed = 0
         if not self.path.exists():
             return 0
         with atomic_write(self.path) as file:
-            for row in read_jsonl(self.path, at_damage="stop"):
+            for row in read_jsonl(self.path, at_damage=self._tell):
                 if row.get("step", step) < step:
                     file.write(json_line(row))
                 else:
                     removed += 1
         return removed
+
+    def _tell(self, line: JsonLine) -> None:
+        say(f"{self.path}, line {line.number}: {line.wrong.split(';')[0]}; the line is left out")
 
     def sync(self) -> None:
         """Bring the rows to disk; call it before a checkpoint counts as complete."""

@@ -182,9 +182,7 @@ def pattern_problems(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -
     written = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
     if '"Regex"' not in written:
         return []
-    longest = heapq.nlargest(_LONG_TEXTS, texts, key=len)
-    by_word = heapq.nlargest(_TRIED, longest, key=lambda text: max(map(len, text.split()), default=0))
-    tried = list(dict.fromkeys((*longest[:_TRIED], *by_word)))
+    tried = hardest(texts)
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _TOKENISE],
@@ -268,6 +266,13 @@ def splits_at_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _state(part: Any) -> dict[str, Any]:
     """What a tokenizer's file says of a part of it; empty where it has none."""
     return dict(json.loads(part.__getstate__())) if part is not None else {}
+
+
+def hardest(texts: Iterable[str]) -> list[str]:
+    """The longest texts, and those with the longest words: what a pattern takes longest for, if anything."""
+    longest = heapq.nlargest(_LONG_TEXTS, texts, key=len)
+    by_word = heapq.nlargest(_TRIED, longest, key=lambda text: max(map(len, text.split()), default=0))
+    return list(dict.fromkeys((*longest[:_TRIED], *by_word)))
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Any, options: Mapping[str, Any] | None) -> str:

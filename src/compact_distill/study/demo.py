@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from compact_distill.config.models import PRESETS
 from compact_distill.data import load_instances
@@ -183,10 +184,10 @@ def show(result: DemoResult, console: Console | None = None) -> None:
     for epoch in range(max(map(len, result.weights.values()))):
         weights.add_column(str(epoch + 1), justify="right")
     for name, by_epoch in result.weights.items():
-        weights.add_row(name, *(f"{weight:.2f}" for weight in by_epoch))
+        weights.add_row(Text(printable(name)), *(f"{weight:.2f}" for weight in by_epoch))
     console.print(weights)
     console.print(_EXPLANATION, soft_wrap=True)
-    console.print(result.verdict, style="bold", soft_wrap=True)
+    console.print(Text(printable(result.verdict)), style="bold", soft_wrap=True)
     for line in (
         f"Everything is in {result.output}; it took {duration(result.seconds)}.",
         f"The study: {result.comparison}",

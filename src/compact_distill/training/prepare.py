@@ -20,14 +20,14 @@ from compact_distill.data import load_instances
 from compact_distill.data.write import ProblemSize, nothing_left
 from compact_distill.errors import DataError, InputError
 from compact_distill.evaluation.examine import Exam, prepare_exam
-from compact_distill.method.encode import EncodedProblem, Encoder
+from compact_distill.method.encode import EncodedProblem, Encoder, thinking_spans
 from compact_distill.method.scores import Scorer
 from compact_distill.records import Instance, Problem, RationaleStatus
 from compact_distill.runs.files import content_hash, fingerprint, output_problem
 from compact_distill.runs.folder import RunFolder
 from compact_distill.students.identity import pin_student, student_hash
 from compact_distill.students.load import adapter_base, check_student, load_tokenizer
-from compact_distill.students.prompt import pattern_problems, prompt_problems
+from compact_distill.students.prompt import hardest, pattern_problems, prompt_problems
 from compact_distill.teachers.stages import ProblemStream, check_teachers, problem_stream
 from compact_distill.training.arguments import CompactConfig, setting_problems, settings_that_matter
 
@@ -215,14 +215,21 @@ def _prompt_problems(config: RunConfig) -> list[str]:
 
 
 def _pattern_problems(config: RunConfig, instances: Sequence[Instance], problems: Iterable[Problem] = ()) -> list[str]:
-    """What keeps the student's tokenizer from getting through the data's texts."""
+    """What keeps the student's tokenizer, or a thinking expression, from getting through the data's texts."""
     texts = chain(
         (r.text for instance in instances for r in instance.rationales),
         (instance.question for instance in instances),
         (problem.question for problem in problems),
     )
     found = pattern_problems(load_tokenizer(config.student), texts)
-    return [f"student {config.student!r}: {problem}" for problem in found]
+    if found:
+        return [f"student {config.student!r}: {problem}" for problem in found]
+    try:
+        for text in hardest(r.text for instance in instances for r in instance.rationales):
+            thinking_spans(text, config.compatibility.thinking_expressions)
+    except DataError as error:
+        return [f"compatibility.{problem}" for problem in error.problems]
+    return []
 
 
 def _encoder(config: RunConfig) -> Encoder:
