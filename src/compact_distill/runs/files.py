@@ -216,14 +216,13 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_jsonl(
-    path: str | Path, at_damage: Literal["raise", "stop"] | Callable[[JsonLine], None] = "raise"
+    path: str | Path, at_damage: Literal["raise"] | Callable[[JsonLine], None] = "raise"
 ) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL file of ours, in order, none where there is no file; a last line without its end is no row yet.
 
     Args:
         path: the file.
-        at_damage: what to do at a line that is no JSON object: raise, stop as if the file ended there, or leave it out
-            and call this with it.
+        at_damage: what to do at a line that is no JSON object: raise, or leave it out and call this with it.
 
     Raises:
         RunError: such a line, with "raise".
@@ -237,8 +236,6 @@ def read_jsonl(
                 yield line.row
             elif at_damage == "raise":
                 raise RunError(f"{path}, line {line.number}: {line.wrong}")
-            elif at_damage == "stop":
-                return
             else:
                 at_damage(line)
 

@@ -138,7 +138,7 @@ class TrainingHistory(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self._log.truncate(state.global_step + 1)  # a line is written after its step
-            kept = [row.get("seconds", 0.0) for row in read_jsonl(self._log.path, at_damage="stop")]
+            kept = [row.get("seconds", 0.0) for row in read_jsonl(self._log.path)]
             self._seconds_before = max(kept, default=0.0)
             loader = kwargs.get("train_dataloader")
             self._problems = len(loader.dataset) if loader is not None else 0
