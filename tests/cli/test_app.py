@@ -86,7 +86,7 @@ def test_a_wrong_override_is_an_error(compact, config, setting, message):
 
 
 def test_an_error_of_a_run_is_a_message_with_exit_code_2(compact, config, monkeypatch):
-    def fail(config, *options):
+    def fail(config, *options, **more):
         raise RunError("the disk is full; free some space")
 
     monkeypatch.setattr(pipeline, "run", fail)
@@ -94,7 +94,7 @@ def test_an_error_of_a_run_is_a_message_with_exit_code_2(compact, config, monkey
 
 
 def test_a_bug_keeps_its_traceback(compact, config, monkeypatch):
-    def fail(config, *options):
+    def fail(config, *options, **more):
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(pipeline, "run", fail)
@@ -103,7 +103,7 @@ def test_a_bug_keeps_its_traceback(compact, config, monkeypatch):
 
 
 def test_ctrl_c_ends_with_130_and_one_word(compact, config, monkeypatch):
-    def stop(config, *options):
+    def stop(config, *options, **more):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "run", stop)
@@ -115,7 +115,7 @@ def test_ctrl_c_ends_with_130_and_one_word(compact, config, monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
 def test_a_full_disk_or_a_place_that_cannot_be_written_is_a_message(compact, config, monkeypatch, number):
-    def fail(config, *options):
+    def fail(config, *options, **more):
         raise OSError(number, os.strerror(number), "some/file")
 
     monkeypatch.setattr(pipeline, "run", fail)
@@ -161,7 +161,7 @@ _ONE_PATH = "/".join(["d" * 200] * 25)  # 5,000 characters
         "export LONG OUT",
         "eval STUDENT --task DATA --out LONG",
         "eval LONG --task gsm8k",
-        "drift STUDENT LONG --data DATA",
+        "drift STUDENT LONG --retained DATA",
         "compare LONG STUDENT",
         "report LONG",
         "try LONG question",
