@@ -27,13 +27,14 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "study"
         (
             "table",
             {"equal", "compact", "paper", "verified", "rsr", "gate", "random", "grape", "lalp"}
-            | {"union", "long_short", "best", "ties", "mot"},
+            | {"union", "long_short", "best", "ties", "mot", "equal-1", "compact-1", "verified-1"},
         ),
         (
             "tune",
             {"consistent", "light", "plain", "cold", "gate", "equal", "verified"}
-            | {"rate-1e-5", "rate-1e-4", "rate-1e-3"},
+            | {"rate-1e-5", "rate-1e-4", "rate-1e-3", "equal-1", "compact-1", "union", "union-24"},
         ),
+        ("second", {"equal", "compact", "verified", "rsr", "gpt-4"}),
         ("curriculum", {"equal", "compact", "paper"}),
         ("cross_domain", {"equal", "compact", "consensus_alone", "difficulty_alone", "rsr"}),
         (
