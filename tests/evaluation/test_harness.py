@@ -12,10 +12,10 @@ from compact_distill.config.models import TextConfig
 from compact_distill.errors import InputError, RunError, StudentError
 from compact_distill.evaluation.harness import Subject, describe, evaluate_task
 from compact_distill.evaluation.result_files import read_attempts, read_result
-from compact_distill.evaluation.statistics import wilson
 from compact_distill.evaluation.task import Task
 from compact_distill.evaluation.task_rows import TaskRow, TaskRows
 from compact_distill.evaluation.writers import Reply, StudentWriter
+from compact_distill.statistics import wilson
 from compact_distill.students.generate import Generator
 from models import byte_level_tokenizer, tiny_model
 

@@ -14,11 +14,11 @@ from compact_distill.errors import ConfigError, DataError, InputError, StudentEr
 from compact_distill.evaluation.harness import Subject, describe, evaluate_task
 from compact_distill.evaluation.likelihood import LikelihoodMeasure, Passage, plan_passes, read_passages
 from compact_distill.evaluation.result_files import compare_results, describe_changes, read_attempts
-from compact_distill.evaluation.statistics import share_of_rows
 from compact_distill.evaluation.task import Task, load_task
 from compact_distill.evaluation.task_rows import TaskRows, read_task
 from compact_distill.evaluation.writers import ServedWriter, StudentWriter
 from compact_distill.method.forward import attach
+from compact_distill.statistics import share_of_rows
 from models import CHATML, byte_level_tokenizer, tiny_model
 
 BASE = Subject("base", "tiny", "0")

@@ -15,9 +15,9 @@ from compact_distill.evaluation.result_files import (
     read_result,
     write_result,
 )
-from compact_distill.evaluation.statistics import bootstrap_mean, mcnemar
 from compact_distill.evaluation.task import Task
 from compact_distill.runs.files import is_aside
+from compact_distill.statistics import bootstrap_mean, mcnemar
 from evaluation.test_harness import BASE, Script, right, rows_of
 
 

@@ -24,10 +24,10 @@ from torch import Tensor
 from compact_distill.config.models import TextConfig
 from compact_distill.errors import DataError, StudentError
 from compact_distill.evaluation.result_files import FORMAT
-from compact_distill.evaluation.statistics import bootstrap_mean
 from compact_distill.evaluation.task_rows import TaskRows
 from compact_distill.method.encode import Encoder
 from compact_distill.runs.environment import versions
+from compact_distill.statistics import bootstrap_mean
 from compact_distill.students.generate import pad_left, plan_batches
 from compact_distill.students.identity import student_hash
 from compact_distill.students.load import adapter_base, innermost, load_student, load_tokenizer

@@ -11,14 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.errors import RunError
-from compact_distill.evaluation.statistics import (
-    RESAMPLES,
-    Estimate,
-    bootstrap_mean,
-    bootstrap_ratio,
-    mcnemar,
-    share_of_rows,
-)
 from compact_distill.records import Closing, Verdict
 from compact_distill.runs.files import (
     atomic_write,
@@ -31,6 +23,14 @@ from compact_distill.runs.files import (
     read_jsonl,
 )
 from compact_distill.runs.progress import say
+from compact_distill.statistics import (
+    RESAMPLES,
+    Estimate,
+    bootstrap_mean,
+    bootstrap_ratio,
+    mcnemar,
+    share_of_rows,
+)
 
 FORMAT = 1
 BASE, STUDENT = "base", "student"

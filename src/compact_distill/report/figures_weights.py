@@ -24,6 +24,7 @@ from compact_distill.report.drawing import (
 from compact_distill.report.html import Drawn, figure
 from compact_distill.report.read import RIGHT, WRONG, RunData
 from compact_distill.report.trace import Floats, Trace, Trend, mean_sem, spearman, weight_trend
+from compact_distill.statistics import wilson
 
 Z = 1.96  # standard errors to a side of a 95 % interval
 _BINS = 24
@@ -88,12 +89,10 @@ def _of_weight(mean: float, sem: float, _: int) -> tuple[float, float]:
 
 
 def _of_share(share: float, _: float, count: int) -> tuple[float, float]:
-    """Wilson's interval: it never leaves 0 to 1, and has a width where all were won, or none."""
     if not count:
         return math.nan, math.nan
-    middle, scale = share + Z**2 / (2 * count), 1 + Z**2 / count
-    half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+    found = wilson(share, count)
+    return found.low, found.high
 
 
 def _curves(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compact_distill import statistics
 from compact_distill.report.drawing import clean
 
 Floats = NDArray[np.float64]
@@ -244,14 +245,5 @@ def _centred_ranks(values_NK: Floats) -> Floats:
 def spearman(a: Floats, b: Floats) -> float:
     """Spearman's rank correlation over the places where both are known; NaN where one does not vary."""
     both = ~(np.isnan(a) | np.isnan(b))
-    x, y = _ranks(a[both]), _ranks(b[both])
-    if len(x) < 2 or x.std() == 0 or y.std() == 0:
-        return math.nan
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def _ranks(values: Floats) -> Floats:
-    """Ranks; equal values share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[inverse])
+    found = statistics.rank_correlation(a[both], b[both])
+    return math.nan if found is None else found

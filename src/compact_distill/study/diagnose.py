@@ -28,7 +28,6 @@ from compact_distill.answers import Verifier
 from compact_distill.config.models import CompatibilityConfig, RunConfig
 from compact_distill.data import load_instances
 from compact_distill.errors import DataError
-from compact_distill.evaluation.statistics import area, bootstrap_mean, rank_correlation
 from compact_distill.method.encode import EncodedProblem
 from compact_distill.method.forward import PassOptions, attach
 from compact_distill.method.passes import plan_jobs, read_job
@@ -39,6 +38,7 @@ from compact_distill.runs.environment import accelerator
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import duration, progress, say, text_table
+from compact_distill.statistics import area, bootstrap_mean, rank_correlation
 from compact_distill.students.load import load_student
 from compact_distill.study.material import evenly
 from compact_distill.study.page import diagnosis_page

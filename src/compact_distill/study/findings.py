@@ -27,11 +27,11 @@ from compact_distill.evaluation.result_files import (
     rows_path,
     tasks_done,
 )
-from compact_distill.evaluation.statistics import Table, exact_p, holm, over_seeds_and_rows
 from compact_distill.evaluation.task import load_tasks
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import text_table
+from compact_distill.statistics import Table, exact_p, holm, over_seeds_and_rows
 from compact_distill.study.arms import Study
 from compact_distill.study.weights import weights_of
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from compact_distill.evaluation.examine import ROLES
-from compact_distill.evaluation.statistics import area, over_seeds_and_rows, rank_correlation
 from compact_distill.records import Verdict
 from compact_distill.report.charts import Mark, interval_chart
 from compact_distill.report.drawing import Table
@@ -19,6 +18,7 @@ from compact_distill.report.html import Figure, Section
 from compact_distill.report.trace import arrange_trace, weight_trend
 from compact_distill.runs.files import read_jsonl
 from compact_distill.runs.folder import RunFolder
+from compact_distill.statistics import area, over_seeds_and_rows, rank_correlation
 
 
 def weights_of(runs: Sequence[Sequence[Path]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from compact_distill.evaluation.statistics import (
+from compact_distill.statistics import (
     area,
     bootstrap_mean,
     exact_p,
@@ -90,7 +90,7 @@ def test_the_bootstrap_is_the_same_for_the_same_seed_whatever_is_drawn_at_once(m
     assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
     assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
     whole = bootstrap_mean(values, seed=3)
-    monkeypatch.setattr("compact_distill.evaluation.statistics._DRAWN_AT_ONCE", 64)
+    monkeypatch.setattr("compact_distill.statistics._DRAWN_AT_ONCE", 64)
     assert bootstrap_mean(values, seed=3) == whole
 
 

@@ -199,7 +199,7 @@ def area(scores: Sequence[float], right: Sequence[bool]) -> float | None:
     return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+def rank_correlation(first: Sequence[float] | Table, second: Sequence[float] | Table) -> float | None:
     """Spearman's correlation, ties by their mean rank; None for fewer than two values or where one side is constant."""
     from scipy.stats import rankdata
 
