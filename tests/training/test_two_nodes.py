@@ -39,8 +39,8 @@ one.save_model(folder + "/student")
 def _node(rank: int, port: int, script: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start one node's agent with its one rank, in a process group of its own."""
     rendezvous = ["--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}", "--max-restarts=0", "--rdzv-id=two"]
-    # Both agents are on the host of the endpoint, so either could become the meeting's host. The one that stays must be it:
-    # an agent whose host dies ends its own rank before that rank has noticed anything.
+    # Both agents are on the host of the endpoint, so either could become the meeting's host. The one that stays must
+    # be it: an agent whose host dies ends its own rank before that rank has noticed anything.
     host = f"--rdzv-conf=is_host={int(rank == 0)}"
     where = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", host]
     tests = str(Path(__file__).resolve().parents[1])

@@ -3,8 +3,8 @@
 transformers' modules leave the backward to autograd, which keeps every intermediate result. Most of a layer's memory is
 that. Here the backward is written out: a norm keeps its input, the product of gate and up-projection its two factors;
 the rest is computed again, elementwise. Where the MLP's matrices are plain and trained, on a CPU, it keeps its input
-alone, and two of its nine matrix products are done again, but for the tokens whose factors fit into `KEEP_BYTES`. With
-LoRA (`lora.py`) two of six would be, so it keeps the two factors. On a CPU it is read in tiles of tokens.
+alone, and two of its nine matrix products are done again. With LoRA (`lora.py`) two of six would be, so it keeps the
+two factors. On a CPU it is read in tiles of tokens.
 
 `patch_layers` changes the modules' forward in place; parameters and names stay as they are. Liger Kernel
 (arXiv 2410.10989) does the same with kernels for GPUs, Arctic Long Sequence Training (arXiv 2506.13996) has the tiles.
@@ -40,9 +40,6 @@ from compact_distill.method.kernels.lora import (
 # These project, turn and attend, and no more; those with norms of queries and keys are left as they are.
 _ATTENTIONS = ("LlamaAttention", "Qwen2Attention", "MistralAttention")
 
-# Of a pass on a CPU all trained MLPs together keep so many bytes of their two factors for the backward, as the LM head
-# does of its probabilities, and compute the others again.
-KEEP_BYTES = 8 * 2**20
 # Tokens of a tile where there are no adapters: products of a small width want many.
 _TILE_ROWS = 768
 
@@ -51,9 +48,6 @@ Activation = Callable[[Tensor], Tensor]
 
 def patch_layers(layers: nn.Module) -> None:
     """Give all norms, gated MLPs and LoRA projections in `layers` a forward that keeps less. Idempotent."""
-    mlps = [module for module in layers.modules() if type(module).__name__.endswith("MLP")]
-    for mlp in mlps:
-        mlp._compact_share = 1 / len(mlps)  # type: ignore[assignment]
     for module in layers.modules():
         if "forward" in vars(module):  # somebody's own, say a kernel of the hub
             continue
@@ -85,8 +79,7 @@ def _mlp_forward(self: Any, states: Tensor) -> Tensor:
         settings = tuple(None if adapter is None else adapter.settings for _, _, adapter in known)
         factors = [factor for adapter in adapters for factor in (adapter.a_RD, adapter.b_OR)]
         gate, up, down = (weight for weight, _, _ in known)
-        room = int(KEEP_BYTES * self._compact_share) // (2 * len(gate) * rows_ND.element_size())
-        keep = 0 if not torch.is_grad_enabled() else len(rows_ND) if adapters else min(room, len(rows_ND))
+        keep = torch.is_grad_enabled() and bool(adapters)
         normed = Input.made_by(states)
         return gated_mlp(rows_ND, gate, up, down, self.act_fn, settings, keep, normed, *factors).view_as(states)
     if not torch.is_grad_enabled():
@@ -198,7 +191,7 @@ def gated_mlp(
     down_DF: Tensor,
     activation: Activation,
     settings: Sequence[Settings | None] = (None, None, None),
-    keep: int = 0,
+    keep: bool = False,
     normed: Normed | None = None,
     *factors: Tensor,
 ) -> Tensor:
@@ -210,8 +203,7 @@ class _MLP(torch.autograd.Function):
     """down(activation(gate(x)) * up(x)), read in tiles, with adapters or without.
 
     `settings` are those of the three adapters, None where there is none; `factors` their matrices, two each.
-    The factors gate(x) and up(x) of the first `keep` rows are kept for the backward, of the others x alone (where there
-    are adapters, it must be all rows or none).
+    Where `keep` says so, the factors gate(x) and up(x) are kept for the backward, else x alone.
     """
 
     @staticmethod
@@ -223,7 +215,7 @@ class _MLP(torch.autograd.Function):
         down_DF: Tensor,
         activation: Activation,
         settings: Sequence[Settings | None],
-        keep: int,
+        keep: bool,
         normed: Normed | None,
         *factors: Tensor,
     ) -> Tensor:
@@ -232,11 +224,11 @@ class _MLP(torch.autograd.Function):
         out_ND = torch.empty_like(x_ND, dtype=dtype)
         with torch.autocast(x_ND.device.type, enabled=False):
             gate, up, down = parts = _projections((gate_FD, up_FD, down_DF), settings, factors, ctx.autocast)
-            kept = [x_ND.new_empty(keep, len(gate_FD), dtype=dtype) for _ in range(2)]
+            kept = [x_ND.new_empty(len(x_ND), len(gate_FD), dtype=dtype) for _ in range(2 if keep else 0)]
             lows = [part.low(len(x_ND)) if keep else None for part in parts]
-            for tile in _tiles(x_ND, keep, settings):
+            for tile in _tiles(x_ND, settings):
                 low = [None if low_NR is None else low_NR[tile] for low_NR in lows]
-                rooms = [factor[tile] if tile.start < keep else None for factor in kept]
+                rooms = [factor[tile] for factor in kept] or [None, None]
                 gate_NF, up_NF = (matrix(x_ND[tile], rooms[i], low[i]) for i, matrix in enumerate((gate, up)))
                 down(activation(gate_NF).mul_(up_NF), out_ND[tile], low[2])
         source = Input(x_ND, normed)
@@ -255,12 +247,10 @@ class _MLP(torch.autograd.Function):
         projections = _projections((gate_FD, up_FD, down_DF), ctx.settings, factors, ctx.autocast, wanted)
         gate, up, down = projections
         grad_x_ND = torch.empty_like(grads[0], dtype=ctx.autocast or dtype)
-        keep = len(kept[0])
-        for tile in _tiles(grads[0], keep, ctx.settings):
+        for tile in _tiles(grads[0], ctx.settings):
             tile_ND, grad_ND = x[tile], grads[0][tile]
             low = [None if low_NR is None else low_NR[tile] for low_NR in lows]
-            again = tile.start >= keep
-            gate_NF, up_NF = (gate(tile_ND), up(tile_ND)) if again else (factor[tile] for factor in kept)
+            gate_NF, up_NF = (factor[tile] for factor in kept) if kept else (gate(tile_ND), up(tile_ND))
             with torch.enable_grad():
                 leaf_NF = gate_NF.detach().requires_grad_()
                 active_NF = ctx.activation(leaf_NF)
@@ -275,15 +265,13 @@ class _MLP(torch.autograd.Function):
         return grad_x_ND.to(dtype), *totals, None, None, None, None, *small
 
 
-def _tiles(rows_ND: Tensor, keep: int, settings: Sequence[Settings | None]) -> list[slice]:
-    """Tiles of equal size of the first `keep` rows, then of the others; with adapters those of `lora.tiles`."""
+def _tiles(rows_ND: Tensor, settings: Sequence[Settings | None]) -> list[slice]:
+    """Tiles of equal size; with adapters those of `lora.tiles`."""
     if any(settings):
         return tiles(rows_ND)
-    found = []
-    for first, end in ((0, keep), (keep, len(rows_ND))):
-        size = -(-(end - first) // max(1, -(-(end - first) // _TILE_ROWS)))
-        found += [slice(start, min(start + size, end)) for start in range(first, end, max(size, 1))]
-    return found
+    count = len(rows_ND)
+    size = -(-count // max(1, -(-count // _TILE_ROWS)))
+    return [slice(start, min(start + size, count)) for start in range(0, count, max(size, 1))]
 
 
 def _cut(saved: Sequence[Any], sizes: Sequence[int]) -> Iterator[list[Any]]:
