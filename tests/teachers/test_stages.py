@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,7 +249,7 @@ def test_checking_and_planning_leave_nothing_open(configure, tmp_path):
     teachers = [
         *configure().model_dump()["teachers"],
         {"name": "old", "backend": "jsonl", "path": str(tmp_path / "old.jsonl")},
-        {"name": "local", "backend": "transformers", "model": "some/model"},
+        {"name": "local", "backend": "transformers", "model": configure().student},
         {"name": "lab", "backend": "lab", "model": "terse"},
     ]
     config = config_from({**configure().model_dump(), "teachers": teachers})
@@ -266,6 +267,50 @@ def test_checking_and_planning_leave_nothing_open(configure, tmp_path):
         gc.collect()
     assert open_now() == before
     assert [w for w in caught if w.category is ResourceWarning] == []
+
+
+NEEDS_MODE = (
+    "{% if mode is not defined %}{{ raise_exception('mode must be set') }}{% endif %}{{ messages[-1]['content'] }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "says", "remedy"),
+    [
+        (NEEDS_MODE, "mode must be set", {"template_options": {"mode": "plain"}}),
+        (
+            "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+            "{{ messages[-1]['content'] }}",
+            "System role not supported",
+            {"system": None},
+        ),
+        ("{{ messages | nofilter }}", "chat template cannot be filled in", None),
+        ("{{ messages[0]['role'] }}", "must put the question into the prompt", None),
+        (None, "model must be a folder or hub name", None),
+    ],
+)
+def test_the_fault_of_a_local_teachers_template_is_one_error_of_validation(
+    configure, student, tmp_path, template, says, remedy
+):
+    model = tmp_path / "teacher"
+    if template is None:
+        model.mkdir()
+    else:
+        shutil.copytree(student, model)
+        (model / "chat_template.jinja").write_text(template)
+    local = {"name": "local", "backend": "transformers", "model": str(model)}
+    (message,) = pipeline.validate_run(configure(teachers=[local]))
+    assert message.startswith("teacher local: ")
+    assert says in message
+    assert template is None or "keys of its own in `teachers:`" in message
+    if remedy is not None:
+        assert pipeline.validate_run(configure(teachers=[{**local, **remedy}])) == []
+
+
+def test_a_local_teacher_on_a_cluster_is_looked_at_there(configure):
+    pytest.importorskip("ray")
+    there = {"name": "t", "backend": "transformers", "model": "/models/on/the/cluster", "ray": {"actors": 1}}
+    assert pipeline.validate_run(configure(teachers=[there])) == []
 
 
 def test_the_python_call_asks_stores_joins_and_resumes(servers, tmp_path, problems):

@@ -42,6 +42,10 @@ class TeacherRequest:
     key: str
 
 
+PREFLIGHT = Problem(id="preflight", question="Reply with the one word: ready", answer="ready")
+"""What every teacher is asked first, shortly, to see whether it can be asked at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class TeacherAnswer:
     """What a teacher sent back, as it sent it.

@@ -27,6 +27,7 @@ from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import say, text_table
 from compact_distill.teachers.answer import verify_store
 from compact_distill.teachers.backends import build
+from compact_distill.teachers.backends.transformers import template_problems
 from compact_distill.teachers.pool import generate
 from compact_distill.teachers.protocol import model_identity
 from compact_distill.teachers.store import Store, StoreReader
@@ -56,8 +57,8 @@ def ask(
         instances = ask(
             "problems.jsonl",
             [{"name": "qwq", "model": "Qwen/QwQ-32B", "base_url": "http://localhost:8000/v1"},
-             {"name": "gpt", "model": "gpt-5-mini", "base_url": "https://api.openai.com/v1",
-              "api_key_env": "OPENAI_API_KEY", "temperature": None, "top_p": None}],
+             {"name": "gpt", "model": "gpt-6.1-terra", "base_url": "https://api.openai.com/v1",
+              "api_key_env": "OPENAI_API_KEY", "temperature": None, "top_p": None, "seed": None}],
             "runs/pool",
             rejection="correct_only",
         )
@@ -105,6 +106,9 @@ def check_teachers(config: RunConfig, problems: ProblemStream | None = None) -> 
         build(config.teachers, config.generation)
     except InputError as error:
         wrong += error.problems
+    for teacher in config.teachers:
+        if teacher.backend == "transformers" and teacher.ray is None:  # else its model is on other machines
+            wrong += template_problems(teacher)
     try:
         (problems or problem_stream(config)).check()
     except InputError as error:

@@ -13,7 +13,7 @@ from compact_distill.records import Problem, Verdict
 from compact_distill.teachers.answer import Verification, cost, to_row
 from compact_distill.teachers.ask import Halted, Requester, estimate_tokens
 from compact_distill.teachers.backends import Member
-from compact_distill.teachers.protocol import FaultKind, Prompting, TeacherFault, TeacherRequest
+from compact_distill.teachers.protocol import PREFLIGHT, FaultKind, Prompting, TeacherFault, TeacherRequest
 from compact_distill.teachers.store import RowStatus, Store, StoredRow, StoreReader
 
 UNTIL_CORRECT = "until_correct"
@@ -310,7 +310,6 @@ class Worker:
 
 def preflight_request(member: Member) -> TeacherRequest:
     """A short request in the teacher's own settings."""
-    problem = Problem(id="preflight", question="Reply with the one word: ready", answer="ready")
-    request = member.prompting.request(problem, 0, "preflight")
+    request = member.prompting.request(PREFLIGHT, 0, "preflight")
     limit = request.decoding.max_tokens
     return replace(request, decoding=replace(request.decoding, max_tokens=None if limit is None else min(limit, 16)))

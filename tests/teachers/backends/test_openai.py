@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import email.utils
+import inspect
 import json
 import re
 from pathlib import Path
@@ -30,17 +31,17 @@ from teachers.server import Reply, Server, fails, says
 KEY = "sk-secret-0123456789abcdefghij"
 
 
-def request(**decoding):
-    return TeacherRequest(Problem("p", "q", "4"), 0, "be brief", "2 + 2?", SamplingParams(**decoding), 7, "k")
+def request(system="be brief", **decoding):
+    return TeacherRequest(Problem("p", "q", "4"), 0, system, "2 + 2?", SamplingParams(**decoding), 7, "k")
 
 
-def ask(reply, key_env=None, **decoding):
+def ask(reply, key_env=None, system="be brief", **decoding):
     """Ask a server that always replies so; returns the answer and the request as the server saw it."""
 
     async def once(url):
         teacher = OpenAITeacher("t", "m", url, key_env, Redactor([key_env]))
         try:
-            return await teacher.ask(request(**decoding))
+            return await teacher.ask(request(system, **decoding))
         finally:
             await teacher.close()
 
@@ -48,9 +49,9 @@ def ask(reply, key_env=None, **decoding):
         return asyncio.run(once(server.url)), server.seen[0]
 
 
-def fault(reply, key_env=None):
+def fault(reply, key_env=None, system="be brief"):
     with pytest.raises(TeacherFault) as caught:
-        ask(reply, key_env)
+        ask(reply, key_env, system)
     return caught.value
 
 
@@ -194,16 +195,19 @@ def test_a_server_that_wants_max_completion_tokens_gets_it_and_is_told_once(caps
 
 
 def test_openais_own_server_gets_the_name_that_its_reference_asks_for():
-    teacher = OpenAITeacher("t", "gpt-5-mini", "https://api.openai.com/v1", None, Redactor([]))
+    teacher = OpenAITeacher("t", "gpt-6.1-terra", "https://api.openai.com/v1", None, Redactor([]))
     assert teacher._body(request(max_tokens=100))["max_completion_tokens"] == 100
     assert "max_tokens" not in teacher._body(request(max_tokens=100))
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/teachers.md"])
 def test_the_hosted_example_sends_what_the_apis_published_reference_takes(page):
-    """The reference as the openai client carries it: its types of the request's body."""
+    """The reference as the openai client carries it: its types of the request's body, and which models will go."""
     from openai.types.chat.completion_create_params import CompletionCreateParamsBase
-    from openai.types.shared.chat_model import ChatModel
+    from openai.types.shared import chat_model
+
+    deprecated = inspect.getsource(chat_model).partition("Deprecated values")[2]
+    assert '"gpt-5-mini"' in deprecated  # it was the example once
 
     text = (Path(__file__).resolve().parents[3] / page).read_text(encoding="utf-8")
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
@@ -214,10 +218,11 @@ def test_the_hosted_example_sends_what_the_apis_published_reference_takes(page):
         asked = Prompting(teacher).request(problem, 0, "k")
         body = OpenAITeacher("t", teacher.model, teacher.base_url, None, Redactor([]))._body(asked)
         assert body.keys() <= set(CompletionCreateParamsBase.__annotations__)
-        assert teacher.model in ChatModel.__args__
-        # Reasoning models: a limit by its newer name, and no sampling settings.
+        assert teacher.model in chat_model.ChatModel.__args__
+        assert f'"{teacher.model}"' not in deprecated
+        # Reasoning models: a limit by its newer name, no sampling settings, no seed (which some refuse).
+        assert body.keys() == {"model", "messages", "max_completion_tokens"}
         assert body["max_completion_tokens"] == teacher.max_tokens
-        assert not body.keys() & {"max_tokens", "temperature", "top_p"}
 
 
 def test_a_limit_that_hidden_thoughts_use_up_is_a_truncated_answer():
@@ -263,6 +268,14 @@ def test_an_account_without_money_ends_the_teacher_and_says_so(monkeypatch):
 )
 def test_a_model_without_system_messages_says_which_key_to_set(message):
     assert "set `system: null` for this teacher" in str(fault(fails(400, message)))
+    assert "system: null" not in str(fault(fails(400, message), system=None))  # none was sent
+
+
+@pytest.mark.parametrize(
+    "message", ["The system is overloaded", "the message is too long", "this model has no role here", "file system"]
+)
+def test_a_refusal_about_something_else_does_not_blame_the_system_message(message):
+    assert "system: null" not in str(fault(fails(400, message)))
 
 
 @pytest.mark.parametrize("reason", ["error", "abort", "ERROR"])

@@ -8,9 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from compact_distill.config.teachers import TeacherConfig
 from compact_distill.errors import StudentError
 from compact_distill.runs.environment import accelerator
-from compact_distill.teachers.protocol import FaultKind, TeacherAnswer, TeacherFault, TeacherRequest
+from compact_distill.teachers.protocol import (
+    PREFLIGHT,
+    FaultKind,
+    SamplingParams,
+    TeacherAnswer,
+    TeacherFault,
+    TeacherRequest,
+)
 
 _DEFAULT_MAX_TOKENS = 2048
 
@@ -39,6 +47,7 @@ class TransformersTeacher:
         self._worker: asyncio.Task[None] | None = None
         # One thread: the model writes one batch at a time, and the event loop stays free.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"teacher-{name}")
+        self._tokenizer: Any = None
         self._loaded: tuple[Any, Any] | None = None
         self._closing = False
 
@@ -92,42 +101,68 @@ class TransformersTeacher:
         self._pending = [p for p in self._pending if p not in batch]
         return batch
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
+    def template_problems(self, request: TeacherRequest) -> list[str]:
+        """What keeps the chat template from being filled in with a request, as messages; loads the tokenizer alone.
+
+        Raises:
+            TeacherFault: the tokenizer cannot be used.
+        """
+        from compact_distill.students.prompt import prompt_problems
+
+        # A teacher may think: what its template opens for that stays open.
+        wrong = prompt_problems(
+            self._load_tokenizer(), _messages(request), self._template_options, close_thinking=True
+        )
+        hint = "for a teacher, `system` and `template_options` are keys of its own in `teachers:`"
+        return [f"{problem} ({hint})" for problem in wrong]
+
+    def _load_tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
 
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self._folder, trust_remote_code=False)
+            except (OSError, ValueError, KeyError) as error:
+                raise self._unusable(error) from None
+            if tokenizer.eos_token_id is None:
+                message = f"the tokenizer in {self._folder} must have an eos token, or nothing ends; set one"
+                raise TeacherFault(FaultKind.UNUSABLE, message)
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            from transformers import AutoModelForCausalLM
+
+            tokenizer = self._load_tokenizer()
+            try:
                 model = AutoModelForCausalLM.from_pretrained(
                     self._folder, trust_remote_code=False, use_safetensors=True, dtype="auto"
                 )
             except (OSError, ValueError, KeyError) as error:
-                reason = " ".join(str(error).split())[:300]
-                raise TeacherFault(
-                    FaultKind.UNUSABLE,
-                    "model must be a folder or hub name of a transformers causal language model in safetensors, "
-                    f"got {self._folder!r}: {reason}; check the name",
-                ) from None
-            if tokenizer.eos_token_id is None:
-                message = f"the tokenizer in {self._folder} must have an eos token, or nothing ends; set one"
-                raise TeacherFault(FaultKind.UNUSABLE, message)
+                raise self._unusable(error) from None
             self._loaded = model.eval().to(accelerator(self._device, writes_only=True)), tokenizer
         return self._loaded
 
+    def _unusable(self, error: Exception) -> TeacherFault:
+        reason = " ".join(str(error).split())[:300]
+        return TeacherFault(
+            FaultKind.UNUSABLE,
+            "model must be a folder or hub name of a transformers causal language model in safetensors, "
+            f"got {self._folder!r}: {reason}; check the name",
+        )
+
     def _tokenise(self, request: TeacherRequest) -> list[int]:
-        from compact_distill.students.prompt import prompt_problems, prompt_tokens
+        from compact_distill.students.prompt import prompt_tokens
 
         _, tokenizer = self._load()
-        messages = [{"role": "system", "content": request.system}] if request.system else []
-        messages.append({"role": "user", "content": request.prompt})
+        messages = _messages(request)
         if not tokenizer.chat_template:
             return list(tokenizer("\n\n".join(m["content"] for m in messages) + "\n")["input_ids"])
         if not self._template_is_sound:  # a stranger's program, which may not end
-            # A teacher may think: what its template opens for that stays open.
-            wrong = prompt_problems(tokenizer, messages, self._template_options, close_thinking=True)
+            wrong = self.template_problems(request)
             if wrong:
-                hint = "for a teacher, `system` and `template_options` are keys of its own in `teachers:`"
-                raise TeacherFault(FaultKind.UNUSABLE, f"{'; '.join(wrong)} ({hint})")
+                raise TeacherFault(FaultKind.UNUSABLE, "; ".join(wrong))
             self._template_is_sound = True
         try:
             return list(prompt_tokens(tokenizer, messages, self._template_options))
@@ -175,6 +210,24 @@ class TransformersTeacher:
             )
             for p, own in zip(batch, written, strict=True)
         ]
+
+
+def template_problems(config: TeacherConfig) -> list[str]:
+    """What keeps a local model's chat template or tokenizer from being used, as messages; its weights stay unread."""
+    teacher = TransformersTeacher(
+        config.name, str(config.model), config.batch_size, config.device, config.template_options
+    )
+    asked = config.prompt.replace("{question}", PREFLIGHT.question)
+    try:
+        found = teacher.template_problems(TeacherRequest(PREFLIGHT, 0, config.system, asked, SamplingParams(), None, ""))
+    except TeacherFault as fault:
+        found = [str(fault)]
+    return [f"teacher {config.name}: {problem}" for problem in found]
+
+
+def _messages(request: TeacherRequest) -> list[dict[str, str]]:
+    messages = [{"role": "system", "content": request.system}] if request.system else []
+    return [*messages, {"role": "user", "content": request.prompt}]
 
 
 def _processors(extra: Mapping[str, Any], temperature: float) -> Any:
