@@ -93,6 +93,11 @@ def test_yes_and_no_are_exact_labels(answer: str, gold: str, verdict: Verdict) -
         ("evelyn", "\\text{Evelyn}", CORRECT),
         ("Navin", "\\text{Evelyn}", WRONG),
         ("May 5, 2020", "May 5 2020", CORRECT),
+        ("C - library", "C", CORRECT),
+        ("(C)library", "C", CORRECT),
+        ('"C"', "C", CORRECT),
+        ("**(C)**", "(C)", CORRECT),
+        ("C - library", "B", WRONG),
         ("New  York", "new york", CORRECT),
     ],
 )
@@ -293,7 +298,10 @@ EQUAL = [
 ]
 DIFFERENT = [
     ("5x-7y+11z+4=0", "x+y+z=0"),
+    ("x+y+z=0", "5x-7y+11z+4=0"),
     ("0", "x+y+z=0"),
+    ("x+y+z=0", "0"),
+    ("2x+3y=0", "0"),
     ("y = 2x+4", "2x-y+3=0"),
     ("x^2+y^2=4", "x^2+y^2=9"),
     ("x+y=5", "5"),

@@ -158,6 +158,11 @@ EIGHTEEN = [
     "The answer is 18.<turn|>",
     "The answer is 18.<end_of_utterance>",
     "The answer is 18.[DONE]",
+    # the end of a tag that the prompt opened
+    "The answer is 18.</answer>",
+    "The answer is 18</answer>\n",
+    "#### 18</final_answer><|im_end|>",
+    "<answer>3 * 6 = 18. The answer is 18.</answer>",
     # thinking in any tags
     "<think>\\boxed{5}</think>\nThe answer is 18.",
     "<thinking>The answer is 5.</thinking>\\boxed{18}",
@@ -175,6 +180,7 @@ EIGHTEEN = [
     # bold halves
     "Answer: __18__",
     "**Answer: 18**",
+    "Answer: *18*",
     # headings
     "**Final Answer**\n18",
     "✅ **Final Answer**\n\n18",
@@ -240,9 +246,11 @@ EIGHTEEN = [
     "Result: 18",
     "**Solution:** 18",
     "The answer equals 18",
+    "so the answer equals 18",
     "The answer is equal to 18.",
     "The answer comes out to be 18",
     "18 is the correct answer.",
+    "18 is the correct answer",
     "So **18** is the final answer.",
     "Therefore, 18 is the answer to the question.",
     "Final answer - 18",
@@ -251,6 +259,8 @@ EIGHTEEN = [
     "The answer is a total of 18.",
     "The answer is a grand total of 18.",
     "The answer is in total 18.",
+    "The answer is, in total, 18.",
+    "The answer is, therefore, 18.",
     "The answer is 18 in all.",
     "The answer is 18, meaning that 9 + 9 are sold.",
     "The answer is 18, so she makes a profit.",
@@ -274,7 +284,13 @@ def test_what_real_models_write_is_read(text: str) -> None:
     [
         ("Answer: **18** eggs", "18 eggs"),
         ("**Answer: 18** eggs", "18 eggs"),
+        ("Answer: *18* eggs", "18 eggs"),
+        ("Answer: _18_ eggs", "18 eggs"),
+        ("Answer: ***18*** eggs", "18 eggs"),
         ("Answer: 2**3", "2**3"),
+        ("Answer: 2*3", "2*3"),
+        ("Answer: x_1", "x_1"),
+        ("The answer is A* search.", "A* search"),
         ("**Correct option: (C)**", "(C)"),
         ("Correct answer: C - library", "C - library"),
         ("Correct choice: (C)library", "(C)library"),
@@ -359,6 +375,7 @@ def test_what_only_looks_like_a_statement_is_none(text: str) -> None:
         "$\\boxed 18$.",
         "The answer is 18 in total.",
         "The answer is 18.<|im_end|>",
+        "The answer is 18.</answer>",
         "\\boxed{\\text{The answer is } 18}</s>\n",
     ],
 )

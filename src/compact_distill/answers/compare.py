@@ -39,7 +39,12 @@ _COMMAND = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _LONG_WORD = re.compile(r"[A-Za-z]{3,}")
 _OPERATOR = re.compile(r"[\\=+*/^_<>{}|]")  # what makes a gold answer with words in it mathematics all the same
-_BASED = re.compile(r"\(?(\d+)\)?\s*_\s*\{?\s*([1-9]\d?)\s*\}?")  # 52_9: digits and their base
+# 52_9, 52_{\text{nine}}, 52 (base 9): digits and their base
+_BASED = re.compile(
+    r"\(?(\d+)\)?\s*(?:_\s*\{?\s*(?:\\(?:text|mathrm)\s*\{\s*)?|,?\s*(?:in\s+|\()?base[\s-]+)"
+    r"([1-9]\d?|[a-z]{3,8})\s*\}{0,2}\)?",
+    re.IGNORECASE,
+)
 _OF_VARIABLE = re.compile(r"\s*([A-Za-z])\s*=")
 _WORD_SIGNS = re.compile(r"[^\w\s]+")
 _FUNCTION = re.compile(
@@ -108,12 +113,11 @@ def compare_answers(answer: str | None, gold: str) -> Verdict | None:
         return _labels(_LETTER.fullmatch(plain), letter[1])
     if as_latex(answer).split() == as_latex(gold).split():
         return Verdict.CORRECT
-    based = _BASED.fullmatch(gold)
+    based = _in_base(gold)
     if based:
-        stated_base = _BASED.fullmatch(answer) or _BASED.fullmatch(f"{answer}_{based[2]}")  # the question names it
-        same = stated_base is not None and stated_base.groups() == based.groups()
-        return Verdict.CORRECT if same else Verdict.WRONG
-    if _BASED.fullmatch(answer):
+        stated_base = _in_base(answer) or _in_base(f"{answer}_{based[1]}")  # the question names it
+        return Verdict.CORRECT if stated_base == based else Verdict.WRONG
+    if _in_base(answer):
         return Verdict.WRONG
     names = _OF_VARIABLE.match(answer), _OF_VARIABLE.match(gold)
     if names[0] and names[1] and names[0][1] != names[1][1]:
@@ -128,6 +132,13 @@ def compare_answers(answer: str | None, gold: str) -> Verdict | None:
     if kind is AnswerKind.WORDS:
         return Verdict.CORRECT if _words(plain) == _words(plain_gold) else Verdict.WRONG
     return None
+
+
+def _in_base(text: str) -> tuple[str, int] | None:
+    """Digits and base of a number that names its base; None where the text is none."""
+    found = _BASED.fullmatch(as_latex(text))
+    base = (parse_number(found[2]) or parse_loosely(found[2])) if found else None
+    return (found[1], int(base.value)) if found and base else None
 
 
 def _labels(stated: re.Match[str] | None, gold: str) -> Verdict:

@@ -38,6 +38,10 @@ _NUMBER = re.compile(
     r"(?:\\?%|[A-Za-z]+)?"
 )
 _PART_OF_MORE = re.compile(r"\s*(?:[\^_{]|\\(?![\])])|:(?!00\b)\d|\*\*\w)")
+# "2 + 16 coins" and "18 = 2 + 16" say a number that is no result.
+_OPERAND_OF = re.compile(r"[\w)}\]$]\s*(?:[+×÷·]|(?<!\*)\*|\\(?:cdot|times|div)\b)\s*\\?\$?\Z")
+_OPERATOR_AFTER = re.compile(r"\s*(?:\+\s*[\w(\\$]|[×÷·]|\*\s*[\d$(]|\\(?:cdot|times|div)\b)")
+_LIST_MARK = re.compile(r"\A\s*[-–•*+]\s+")
 _SIGNS = re.compile(r"[$€£¥]")
 _POLITE = re.compile(
     r"\s(?:I hope|hope (?:this|that|it)|let me know|please let me know|feel free|thank you|thanks|is there anything)"
@@ -64,7 +68,7 @@ _BREAK = re.compile(r"(?:(?<!\.\.)[.!?][\"')\]*_$]*|\\\)|\\\])(?=\s)|[。！？]
 _SO_CLAUSE = re.compile(r"[,;:]\s+(?=(?:and\s+)?(?:so|therefore|thus|hence)\b)", re.IGNORECASE)
 _OPENING = re.compile(r"(?:\$|\\\()[ \t]*\Z|(?:\\\[|\$\$)\s*\Z")
 _TRAIL = re.compile(
-    rf"(?:[\s.!。*_$`\"”]|\\[\])]|です|である|입니다|,?[ \t](?:{TOTAL})\b)*(?:I hope it is correct\.?\s*)?",
+    rf"(?:[\s.!。*_$`\"”]|\\[\])]|です|である|입니다|,?[ \t](?:{TOTAL})\b|</\w{{1,20}}>)*(?:I hope it is correct\.?\s*)?",
     re.IGNORECASE,
 )
 # What may follow an answer in its sentence: a reason (group 1), which is kept, or a remark.
@@ -279,13 +283,15 @@ def _closing(text: str) -> str:
 
 def _last_number(text: str, choices: Mapping[str, str]) -> str | None:
     """The number after the closing sentence's last equals sign, else its last number; None where it is part of more."""
-    closing = _REASON.sub("", _CALCULATOR.sub("", _closing(text)))
+    closing = _LIST_MARK.sub("", _REASON.sub("", _CALCULATOR.sub("", _closing(text))))
     found = list(_NUMBER.finditer(closing))
     if not found:
         return None
     results = [match for match in found if match.start() > closing.rfind("=") >= 0]
     match = results[0] if results else found[-1]
     if _PART_OF_MORE.match(closing, match.end()) or parse_number(match[0]) is None:
+        return None
+    if _OPERATOR_AFTER.match(closing, match.end()) or _OPERAND_OF.search(closing[: match.start()]):
         return None
     return _SIGNS.sub("", match[0])
 

@@ -33,6 +33,7 @@ _SIGNS = str.maketrans(
     {**{chr(0xFF01 + i): chr(0x21 + i) for i in range(94)}, **dict.fromkeys("−–—‐‑﹣", "-"), "⁄": "/"}
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _AS_LATEX = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -75,9 +76,10 @@ _PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4, "third": 3, "thir
 _DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ ]\d{3})+(?!\d)|[1-9]\d{0,2}(?:['’]\d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
 _BRACED = rf"(?:\{{\s*-?{_DECIMAL}\s*\}}|\s?\d)"
+_ABOUT = r"(?:about|approximately|approx\.?|around|roughly|exactly|only|just)"
 _NUMBER = re.compile(
     rf"""
-    (?:(?:about|approximately|approx\.?|around|roughly|exactly|only)\s+)?
+    (?:(?:{_ABOUT}|the(?=\s+\d+(?:th|st|nd|rd)\b))\s+)?
     (?P<sign>[-+]?)\s*
     (?:(?:US|C|A)?[$€£¥₹₩₽¢]|(?:USD|EUR|GBP|Rs\.?)(?=[\s\d]))?\s*
     (?P<inner_sign>[-+]?)
@@ -144,6 +146,7 @@ def as_latex(text: str) -> str:
     if not text.isascii():
         text = text.translate(_SIGNS)
         text = re.sub(r"[⁰¹²³⁴-⁹⁺⁻]+", lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
+        text = re.sub(r"[₀-₉]+", lambda match: f"_{{{match[0].translate(_SUBSCRIPTS)}}}", text)
         text = "".join(map(_vulgar_fraction, text))
     for pattern, replacement in _AS_LATEX:
         text = pattern.sub(replacement, text)
@@ -173,7 +176,7 @@ def _as_fraction(decimal: re.Match[str]) -> str:
 def parse_loosely(text: str) -> Number | None:
     """A number where one is expected: `3,14` (where it cannot be thousands), an exclaimed `18!`, `7 m`, or in words."""
     if text.endswith("!"):
-        return parse_number(text.rstrip("!"))
+        return parse_number(text.rstrip("!")) or _in_words(text.rstrip("!"))
     measured = _LOOSE_UNIT.fullmatch(text) if len(text) <= _MAX_CHARACTERS else None
     if measured:
         return parse_number(measured[1])
@@ -189,7 +192,7 @@ def _in_words(text: str) -> Number | None:
         told = re.fullmatch(r"([A-Za-z\s-]+)\(([^()]+)\)(.*)", text, re.DOTALL)  # seventeen (17) eggs
         said, shown = (_in_words(told[1]), parse_number(told[2] + told[3])) if told else (None, None)
         return said if said and shown and said.equals(shown) else None
-    words = re.findall(r"[A-Za-z]+", text.lower())
+    words = re.findall(r"[A-Za-z]+", re.sub(rf"^{_ABOUT}\s+", "", text.lower()))
     sign = -1 if words[:1] in (["minus"], ["negative"]) else 1
     words = words[sign < 0 :]
     value, read = _whole_in_words(words)

@@ -88,7 +88,7 @@ _SENTENCE = re.compile(
     r"(?:[ \t]*\([^()\n]{0,60}\))?(?:[ \t]+(?:to|for|of|in)\b[^.\n:]{0,80}?)?"
     r"[ \t*_]*(?:\b(?:is|are)\b|\b(?:should|would|will|must)[ \t]+be\b|=|\bequals\b(?:[ \t]+to\b)?"
     r"|\b(?:comes|turns)[ \t]+(?:out[ \t]+)?to(?:[ \t]+be)?\b)"
-    rf"(?:[ \t]+(?:therefore|thus|then|also|indeed|simply|equal[ \t]+to|an?[ \t]+(?:grand[ \t]+)?total[ \t]+of"
+    rf"(?:,?[ \t]+(?:therefore|thus|then|also|indeed|simply|equal[ \t]+to|an?[ \t]+(?:grand[ \t]+)?total[ \t]+of"
     rf"|{TOTAL})\b,?+)?+[ \t]*+:?+[ \t]*+"
     r"(?!(?:not|that|obtained|found|given|calculated|computed|determined|correct|incorrect|wrong|reasonable)\b)"
 )
@@ -133,7 +133,7 @@ _SENTENCE_END = re.compile(r"(?<!\.)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bM
 _CLAUSE = re.compile(
     rf"(?i),?\s(?:because|since|which|whereas)\b|,?[ \t](?:{TOTAL})\b"
     r"|,[ \t]*(?:and[ \t]+)?(?:so|therefore|thus|hence|meaning|making|assuming|where|while)\b"
-    r"|(?:です|である|입니다)"
+    r"|(?:です|である|입니다)|</\w{1,20}>"  # the end of a tag that the prompt opened
 )
 _CLAUSE_LIKE = re.compile(r"[ \t](?:is|are|was|were|has|have|had|will|would|can|could|should|needs?|makes?|gets?)[ \t]")
 _WORD = re.compile(r"(?i)(?<![\\A-Za-z])(?!(?:yes|no)\b)[A-Za-z]{2,}")
@@ -146,7 +146,7 @@ _PLAIN_LABEL = re.compile(
     r"(?is)[(\[\"']?(?:[A-Z]|yes|no)(?:[)\]\"'.:]{1,2}(?:\s?.{0,60})?|\s+[-–—]\s.{0,60}|,.{0,60})?"
 )
 _BOLD = re.compile(r"(?<!\w)\*\*([^*]+)\*\*(?!\w)")
-_BOLD_END = re.compile(r"(?<=\S)\*\*(?!\w)")
+_BOLD_END = re.compile(r"(?<=\S)\*\*(?!\w)|(?<=\d)[*_](?=\s[A-Za-z]{2})")
 _BARE_LABEL = re.compile(r"(?i)[\s*_`\"“'‘«]*(\([A-Za-z]\)|yes|no)[\s*_`.\"”'’»]*")
 
 _QUOTES = (('"', '"'), ("“", "”"), ("'", "'"), ("‘", "’"), ("「", "」"), ("«", "»"), ("„", "“"))
@@ -203,7 +203,7 @@ def tidy(answer: str) -> str:
     """
     while True:
         shorter = _BOLD.sub(r"\1", answer)
-        if shorter.count("**") % 2:  # half of a pair: "**Answer: 18** eggs"
+        if shorter.count("**") % 2 or shorter.count("*") + shorter.count("_") == 1:  # half of "**Answer: 18** eggs"
             shorter = _BOLD_END.sub("", shorter, count=1)
         shorter = shorter.strip().strip("*`_")
         if shorter.endswith((".", "。", "।")) and not shorter.endswith(".."):
