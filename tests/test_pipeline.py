@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,7 @@ def test_what_changes_no_result_trains_nothing_again(trains, changes):
         {"max_length": 300},
         {"max_tokens_per_pass": 300},  # rationales that are longer drop out
         {"text": {"answer_template": "So {answer}."}},
+        {"answers": {"infer": False}},
     ],
 )
 def test_what_changes_the_result_trains_again(trains, changes):
@@ -805,6 +807,12 @@ def test_a_problem_without_a_usable_rationale_is_dropped_and_counted(configure, 
         ({"label_smoothing_factor": 0.1}, "train.label_smoothing_factor has no effect here, got 0.1"),
         ({"eval_strategy": "epoch"}, "train.eval_strategy has no effect here"),
         ({"prediction_loss_only": True}, "train.prediction_loss_only has no effect here"),
+        ({"include_for_metrics": ["inputs"]}, "train.include_for_metrics has no effect here"),
+        ({"label_names": ["labels"]}, "train.label_names has no effect here"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
+            "train.load_best_model_at_end has no effect here",
+        ),
         ({"report_to": "wandb"}, "train.report_to"),
         ({"report_to": ["clearml"]}, "train.report_to"),
         ({"optim": "adamw_bnb_8bit"}, "train.optim"),
@@ -835,6 +843,20 @@ def test_a_thinking_expression_that_never_ends_is_told_by_validation(configure, 
     prepared = pipeline.prepare(configure(compatibility={"thinking_expressions": [pattern]}))
     with pytest.raises(InputError, match="thinking_expressions"):  # as where teachers have just answered
         prepared.with_rationales(load_instances(config.rationales))
+
+
+def test_what_is_not_stated_takes_part_unless_inferring_is_turned_off(configure, tmp_path):
+    rows = [problem(n, f"First, we add 1 to {n}. The answer is {n + 1}.", f"So Ann has {n + 1} coins.") for n in (1, 2)]
+    rows[0]["rationales"].append({"teacher": "t2", "text": "So 2 coins.", "answer": "2", "answer_from": "inferred"})
+    settings = {"rationales": str(write_data(tmp_path / "inferred.jsonl", rows)), "train": {"max_steps": 1}}
+    for infer, expected in ((True, {"ok": 5}), (False, {"ok": 2, "unparsed": 3})):
+        config = configure(**settings, answers={"infer": infer}, output=str(tmp_path / str(infer)))
+        shown = pipeline.dry_run(pipeline.prepare(config))
+        assert [t.inferred for t in shown.teachers] == ([0, 2, 1] if infer else [0, 0, 0])
+        assert sum((t.statuses for t in shown.teachers), Counter()) == expected
+        assert pipeline.train(config).stage_summary("train")["statuses"] == expected
+        counts = ", ".join(f"{count} {status}" for status, count in expected.items())
+        assert pipeline.score_file(config, tmp_path / f"{infer}.jsonl") == f"2 problems; rationales: {counts}"
 
 
 def test_training_settings_at_their_defaults_are_no_faults(configure):
@@ -881,6 +903,29 @@ def test_a_chat_template_that_cannot_be_used_is_one_error_of_validation(
         pipeline.run(configure(student=broken))
     assert caught.value.problems == [message]
     assert not remedy or pipeline.validate_run(configure(student=broken, text=remedy)) == []
+
+
+def test_a_student_with_several_templates_says_to_choose_one_and_trains_with_it(configure, student, tmp_path):
+    folder = Path(_with(student, tmp_path / "student"))
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("rag", "tool_use"):
+        path = folder / "additional_chat_templates" / f"{name}.jinja"
+        path.write_text(f"{name}: {{{{ messages[-1]['content'] }}}}\n")
+    (message,) = pipeline.validate_run(configure(student=str(folder)))
+    assert "template_options: {chat_template: NAME}" in message
+    chosen = {"student": str(folder), "text": {"template_options": {"chat_template": "rag"}}}
+    assert pipeline.validate_run(configure(**chosen)) == []
+    run = pipeline.train(configure(**chosen, train={"max_steps": 1}, report={"gains": False}))
+    assert run.stage_summary("train")["steps"] == 1
+
+
+def test_a_student_whose_template_loops_over_parts_reads_the_whole_question(configure, student, tmp_path):
+    template = "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+    config = configure(student=_with(student, tmp_path / "student", template))
+    shown = pipeline.dry_run(pipeline.prepare(config))
+    tokenizer = load_tokenizer(config.student)
+    questions = [f"What is {n} + 1?" for n in range(6)]
+    assert shown.prompt_tokens == sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in questions)
 
 
 @pytest.mark.parametrize(

@@ -86,14 +86,42 @@ def test_rationales_as_datasets_keeps_them_are_read(tmp_path):
     (tmp_path / "r.jsonl").write_text(json.dumps({**ROWS[0], "rationales": rationales}))
     (instance,) = load_instances(tmp_path / "r.jsonl")
     assert [(r.teacher, r.text) for r in instance.rationales] == [("a", "The answer is 1."), ("b", "")]
-    rationales["text"] = ["only one"]
+    rationales |= {"answer": ["1", None], "sample": [0, 3], "note": ["x", "y"]}
     (tmp_path / "r.jsonl").write_text(json.dumps({**ROWS[0], "rationales": rationales}))
-    with pytest.raises(DataError, match="rationales must be a list"):
+    first, second = load_instances(tmp_path / "r.jsonl")[0].rationales
+    assert (first.answer, first.sample, first.extra["note"]) == ("1", 0, "x")
+    assert (second.answer, second.sample, second.extra["note"]) == (None, 3, "y")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"text": ["only one"]}, "rationales must be a list"),
+        ({"text": "The answer is 1."}, "rationales must be a list"),
+        ({"teacher": None}, "rationales must be a list"),
+        ({"teacher": ["a", ""]}, "rationale 2: teacher must be text"),
+    ],
+)
+def test_columns_that_are_no_rationales_are_told(tmp_path, change, says):
+    rationales = {"teacher": ["a", "b"], "text": ["The answer is 1.", None], **change}
+    (tmp_path / "r.jsonl").write_text(json.dumps({**ROWS[0], "rationales": rationales}))
+    with pytest.raises(DataError, match=says):
         load_instances(tmp_path / "r.jsonl")
+
+
+def test_rationales_of_a_parquet_file_that_are_columns_are_read(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{**row, "rationales": {"teacher": ["a"], "text": [f"The answer is {row['answer']}."]}} for row in ROWS]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
+    instances = load_instances(tmp_path / "r.parquet")
+    assert [i.rationales[0].text for i in instances] == [f"The answer is {row['answer']}." for row in ROWS]
 
 
 def test_the_answer_of_a_gsm8k_solution_is_what_stands_after_its_hashes_and_that_is_said_once(tmp_path, capsys):
     answers = [
+        "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n48+24 = <<48+24=72>>72 in all.\n#### 72",
         "16 - 7 = <<16-7=9>>9\n#### 9",
         "#### 1,072",
         "x\n#### -3 ",
@@ -105,6 +133,6 @@ def test_the_answer_of_a_gsm8k_solution_is_what_stands_after_its_hashes_and_that
     rows = [{**row, "answer": answer} for row, answer in zip(ROWS, answers, strict=False)]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     problems = load_problems(tmp_path / "p.jsonl")
-    assert [p.answer for p in problems] == ["9", "1,072", "-3", *(a.strip() for a in answers[3:])]
+    assert [p.answer for p in problems] == ["72", "9", "1,072", "-3", *(a.strip() for a in answers[4:])]
     load_problems(tmp_path / "p.jsonl")
-    assert capsys.readouterr().err.count("3 gold answers are solutions") == 1
+    assert capsys.readouterr().err.count("4 gold answers are solutions") == 1

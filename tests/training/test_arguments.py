@@ -58,6 +58,14 @@ def test_bf16_works_where_there_is_no_accelerator_and_fp16_is_told(tmp_path):
     assert any("train.fp16 needs a GPU" in message for message in wrong)
 
 
+def test_pushing_to_the_hub_needs_a_login_and_takes_one(tmp_path, monkeypatch):
+    args = CompactConfig(output_dir=str(tmp_path), push_to_hub=True, use_cpu=True)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert ["needs a login" in message for message in setting_problems(args)] == [True]
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_of_the_user")
+    assert setting_problems(args) == []
+
+
 def test_settings_without_effect_are_told_with_their_reason(tmp_path):
     args = CompactConfig(output_dir=str(tmp_path), label_smoothing_factor=0.1, use_cpu=True)
     (message,) = setting_problems(args)
