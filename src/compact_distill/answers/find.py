@@ -68,7 +68,8 @@ _BREAK = re.compile(r"(?:(?<!\.\.)[.!?][\"')\]*_$]*|\\\)|\\\])(?=\s)|[。！？]
 _SO_CLAUSE = re.compile(r"[,;:]\s+(?=(?:and\s+)?(?:so|therefore|thus|hence)\b)", re.IGNORECASE)
 _OPENING = re.compile(r"(?:\$|\\\()[ \t]*\Z|(?:\\\[|\$\$)\s*\Z")
 _TRAIL = re.compile(
-    rf"(?:[\s.!。*_$`\"”]|\\[\])]|です|である|입니다|,?[ \t](?:{TOTAL})\b|</\w{{1,20}}>)*(?:I hope it is correct\.?\s*)?",
+    rf"(?:[\s.!。*_$`\"”]|\\[\])]|です|である|입니다|,?[ \t](?:{TOTAL})\b|</\w{{1,20}}>)*"
+    r"(?:I hope it is correct\.?\s*)?",
     re.IGNORECASE,
 )
 # What may follow an answer in its sentence: a reason (group 1), which is kept, or a remark.

@@ -110,9 +110,7 @@ class TransformersTeacher:
         from compact_distill.students.prompt import prompt_problems
 
         # A teacher may think: what its template opens for that stays open.
-        wrong = prompt_problems(
-            self._load_tokenizer(), _messages(request), self._template_options, close_thinking=True
-        )
+        wrong = prompt_problems(self._load_tokenizer(), _messages(request), self._template_options, close_thinking=True)
         hint = "for a teacher, `system` and `template_options` are keys of its own in `teachers:`"
         return [f"{problem} ({hint})" for problem in wrong]
 
@@ -217,9 +215,10 @@ def template_problems(config: TeacherConfig) -> list[str]:
     teacher = TransformersTeacher(
         config.name, str(config.model), config.batch_size, config.device, config.template_options
     )
-    asked = config.prompt.replace("{question}", PREFLIGHT.question)
+    prompt = config.prompt.replace("{question}", PREFLIGHT.question)
+    request = TeacherRequest(PREFLIGHT, 0, config.system, prompt, SamplingParams(), None, "")
     try:
-        found = teacher.template_problems(TeacherRequest(PREFLIGHT, 0, config.system, asked, SamplingParams(), None, ""))
+        found = teacher.template_problems(request)
     except TeacherFault as fault:
         found = [str(fault)]
     return [f"teacher {config.name}: {problem}" for problem in found]
