@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -17,14 +17,45 @@ from compact_distill.config.models import CompatibilityConfig
 from compact_distill.method.passes import ProblemDataset
 from compact_distill.training.trainer import CompactConfig, CompactTrainer
 from naive import CONSISTENCY, PUBLISHED, NaiveTrainer
-from workload import Shape, Workload, sequences
+from workload import Shape, Workload, make_model, sequences, synthetic
 
 LOGGING_STEPS = 10
+TOY_VOCABULARY = 512  # of the problem that contenders rehearse on
+
+
+class Shared(Protocol):
+    """What all contenders of a race share: the student, its adapters, and the settings of training."""
+
+    device: str
+    rounds: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is multiplied."""
+
+    @property
+    def tokenizer(self) -> str:
+        """Folder or hub name of the tokenizer."""
+
+    def model(self) -> Any:
+        """The student before training, on the device."""
+
+    def adapter(self) -> Any:
+        """peft's settings; None where all weights are trained, or the student is an adapter already."""
+
+    def arguments(self, folder: str) -> dict[str, Any]:
+        """Training arguments, the same for every contender; the first round warms up."""
+
+    def builder(self, contender: str) -> Builder:
+        """What makes a contender's trainer."""
+
+    def toy(self, workload: Workload) -> Workload:
+        """A problem to rehearse on."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all contenders share."""
+    """A student of some shape with random weights, and the published runs' settings."""
 
     shape: Shape
     device: str
@@ -61,14 +92,26 @@ class Setup:
         names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.1, target_modules=names, task_type="CAUSAL_LM")
 
+    def model(self) -> Any:
+        """The student, on the device."""
+        return make_model(self.shape, self.dtype, self.device)
 
-Builder = Callable[[Any, Any, Setup, Workload, str], Any]
+    def builder(self, contender: str) -> Builder:
+        """What makes a contender's trainer."""
+        return BUILDERS[contender]
+
+    def toy(self, workload: Workload) -> Workload:
+        """A problem of random tokens."""
+        return Workload("rehearsal", tuple(synthetic(1, 2, 20, TOY_VOCABULARY, prompt=8)), step=1)
+
+
+Builder = Callable[[Any, Any, Shared, Workload, str], Any]
 
 
 def ours(estimator: Literal["lens", "probe"]) -> Builder:
     """CompactTrainer with all scores and the consistency term, an optimizer step's problems in one batch."""
 
-    def build(model: Any, tokenizer: Any, setup: Setup, workload: Workload, folder: str) -> Any:
+    def build(model: Any, tokenizer: Any, setup: Shared, workload: Workload, folder: str) -> Any:
         options: dict[str, Any] = (
             {} if workload.max_tokens_per_pass is None else {"max_tokens_per_pass": workload.max_tokens_per_pass}
         )
@@ -90,7 +133,7 @@ def ours(estimator: Literal["lens", "probe"]) -> Builder:
     return build
 
 
-def naive(model: Any, tokenizer: Any, setup: Setup, workload: Workload, folder: str) -> Any:
+def naive(model: Any, tokenizer: Any, setup: Shared, workload: Workload, folder: str) -> Any:
     """The naive COMPACT step, one problem at a time, in transformers' Trainer."""
     from transformers import TrainingArguments
 
@@ -116,11 +159,12 @@ def trl(rows_a_batch: int | None = None, pack: bool = False) -> Builder:
     """TRL's SFTTrainer on prompt + completion of each rationale.
 
     Args:
-        rows_a_batch: sequences (packed: rows) a batch; None: a whole optimizer step's.
+        rows_a_batch: sequences (packed: rows) a batch, at most; an optimizer step is a whole number of batches. None: a
+            whole optimizer step's.
         pack: pack sequences into rows by `bfd`, about four sequences a row.
     """
 
-    def build(model: Any, tokenizer: Any, setup: Setup, workload: Workload, folder: str) -> Any:
+    def build(model: Any, tokenizer: Any, setup: Shared, workload: Workload, folder: str) -> Any:
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
@@ -131,7 +175,8 @@ def trl(rows_a_batch: int | None = None, pack: bool = False) -> Builder:
             model.set_attn_implementation("flash_attention_2")  # the fastest that TRL knows for packed rows
         if pack:
             rows, length = _packing(dataset, workload.steps, max(1, len(pairs) // 4))
-        batch = min(rows_a_batch or rows, max(1, rows // workload.steps))
+        each = max(1, rows // workload.steps)
+        batch = max(size for size in range(1, min(rows_a_batch or each, each) + 1) if each % size == 0)
         args = SFTConfig(
             **setup.arguments(folder),
             per_device_train_batch_size=batch,
@@ -164,7 +209,7 @@ def _packing(dataset: Any, steps: int, wanted: int) -> tuple[int, int]:
     return packed, length
 
 
-def plain(model: Any, tokenizer: Any, setup: Setup, workload: Workload, folder: str) -> Any:
+def plain(model: Any, tokenizer: Any, setup: Shared, workload: Workload, folder: str) -> Any:
     """transformers' Trainer with the model's own loss, one sequence at a time: fine-tuning without other libraries."""
     from transformers import Trainer, TrainingArguments
 
@@ -198,11 +243,11 @@ BUILDERS: dict[str, Builder] = {
 }
 
 
-def build(name: str, model: Any, tokenizer: Any, setup: Setup, workload: Workload, folder: str) -> Any:
+def build(name: str, model: Any, tokenizer: Any, setup: Shared, workload: Workload, folder: str) -> Any:
     """A contender's trainer, quiet."""
     from transformers import PrinterCallback, ProgressCallback
 
-    trainer = BUILDERS[name](model, tokenizer, setup, workload, folder)
+    trainer = setup.builder(name)(model, tokenizer, setup, workload, folder)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer

@@ -15,18 +15,18 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
-from contenders import Setup, build
+from contenders import TOY_VOCABULARY, Shared, build
 from measure import MemoryMeter, matmul_rate, synchronise
-from workload import Shape, Workload, make_model, synthetic
+from workload import Shape, Workload, make_model
 
 _SETTLE_SECONDS = 0.3  # threads of a contender that just finished spin for a moment
-_REHEARSAL = Shape(layers=1, width=64, heads=2, kv_heads=1, feed_forward=128, vocabulary=512)
+_REHEARSAL = Shape(layers=1, width=64, heads=2, kv_heads=1, feed_forward=128, vocabulary=TOY_VOCABULARY)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Race:
         return min(ran, key=lambda label: self.results[label].median, default=None)
 
 
-def race(entries: Sequence[Entry], setup: Setup, say: Callable[[str], None]) -> Race:
+def race(entries: Sequence[Entry], setup: Shared, say: Callable[[str], None]) -> Race:
     """Run all entries in turns and collect their times and peaks. An entry that fails leaves the race, and says why."""
     runners = {entry.label: _Runner(entry, setup) for entry in entries}
     results = {entry.label: Result() for entry in entries}
@@ -122,7 +122,7 @@ def race(entries: Sequence[Entry], setup: Setup, say: Callable[[str], None]) -> 
 class _Runner:
     """The parent's end of a contender's process."""
 
-    def __init__(self, entry: Entry, setup: Setup) -> None:
+    def __init__(self, entry: Entry, setup: Shared) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_run, args=(theirs, entry, setup), daemon=True)
@@ -160,7 +160,7 @@ class _Runner:
             self._process.kill()
 
 
-def _run(pipe: Connection, entry: Entry, setup: Setup) -> None:
+def _run(pipe: Connection, entry: Entry, setup: Shared) -> None:
     """The contender's process: rehearse, build, then train a round whenever told."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -173,15 +173,16 @@ def _run(pipe: Connection, entry: Entry, setup: Setup) -> None:
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}"))
 
 
-def _train(pipe: Connection, entry: Entry, setup: Setup) -> tuple[int, float]:
-    from transformers import AutoTokenizer
+def _train(pipe: Connection, entry: Entry, setup: Shared) -> tuple[int, float]:
     from transformers.utils import logging
 
+    from compact_distill.students.load import load_tokenizer
+
     logging.set_verbosity_error()
-    tokenizer = AutoTokenizer.from_pretrained(setup.tokenizer)
+    tokenizer = load_tokenizer(setup.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         _rehearse(entry, setup, tokenizer, folder)
-        model = make_model(setup.shape, setup.dtype, setup.device)
+        model = setup.model()
         trainer = build(entry.contender, model, tokenizer, setup, entry.workload, folder)
         expected = entry.workload.steps * (setup.rounds + 1)
         trainer.add_callback(_turns(pipe, setup.device))
@@ -194,11 +195,11 @@ def _train(pipe: Connection, entry: Entry, setup: Setup) -> tuple[int, float]:
         return meter.stop(), loss
 
 
-def _rehearse(entry: Entry, setup: Setup, tokenizer: Any, folder: str) -> None:
+def _rehearse(entry: Entry, setup: Shared, tokenizer: Any, folder: str) -> None:
     """Train a toy for a step, so that libraries and thread pools loaded on first use are not counted as memory."""
-    toy = Workload("rehearsal", tuple(synthetic(1, 2, 20, _REHEARSAL.vocabulary, prompt=8)), step=1)
-    model = make_model(_REHEARSAL, setup.dtype, setup.device)
-    build(entry.contender, model, tokenizer, setup, toy, folder).train()
+    shape = replace(_REHEARSAL, vocabulary=max(TOY_VOCABULARY, len(tokenizer)))
+    model, toy = make_model(shape, setup.dtype, setup.device), setup.toy(entry.workload)
+    build(entry.contender, model, tokenizer, setup, toy, f"{folder}/rehearsal").train()
 
 
 def _turns(pipe: Connection, device: str) -> Any:

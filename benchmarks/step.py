@@ -5,6 +5,7 @@ python benchmarks/step.py --out benchmarks/results/cpu                    all of
 python benchmarks/step.py --shape smollm2-135m --lora --problems 12 --sections main \\
     --contenders lens probe trl-single trl-padded                         a real student's shape
 python benchmarks/step.py --device cuda --shape qwen2.5-0.5b --lora       on a GPU, in bf16
+python benchmarks/step.py --study runs/study-main                         a study's arms beside TRL, for its page
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 
 import torch
 
+import beside_trl
+from compact_distill.errors import CompactError
 from contenders import BUILDERS, Setup
 from figure import draw
 from measure import describe_machine
@@ -52,6 +55,8 @@ def main() -> int:
     if options.describe:
         say(json.dumps(describe_machine(options.device), indent=1))
         return 0
+    if options.study is not None:
+        return study_beside_trl(options)
     say(f"machine: {json.dumps(describe_machine(options.device))}")
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > 0.3 * cores:
@@ -86,7 +91,11 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few problems and rounds: a look, not a result")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--study", type=Path, metavar="FOLDER", help="time a finished study's arms beside TRL, for its page"
+    )
+    parser.add_argument("--arms", nargs="+", default=[], help="with --study: which arms (default: equal and compact)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cpu; with --study a GPU where there is one")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), help="default: fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="small", help="size of the student (random weights)")
     parser.add_argument("--lora", action="store_true", help="train the published runs' adapters instead of all weights")
@@ -99,6 +108,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--describe", action="store_true", help="describe the machine and do no more")
     parser.add_argument("--out", type=Path, help="write OUT.json, OUT.md and OUT.svg")
     options = parser.parse_args()
+    if wrong := beside_trl.problems_of(options, parser.get_default):
+        parser.error("; ".join(wrong))
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a GPU that torch sees; torch.cuda.is_available() is False")
+    if options.study is not None:
+        return options
+    options.device = options.device or "cpu"
     options.dtype = options.dtype or ("bf16" if options.device == "cuda" else "fp32")
     options.rounds = options.rounds or (2 if options.quick else 7)
     options.problems = options.problems or (4 if options.quick else 24)
@@ -106,9 +122,16 @@ def parse() -> argparse.Namespace:
         parser.error(f"--problems must be a multiple of 4 (problems an optimizer step), got {options.problems}")
     if options.rounds < 1:
         parser.error(f"--rounds must be >= 1, got {options.rounds}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda needs a GPU that torch sees; torch.cuda.is_available() is False")
     return options
+
+
+def study_beside_trl(options: argparse.Namespace) -> int:
+    """Time the arms of a study; what is wrong with it ends the command with one line."""
+    try:
+        return beside_trl.main(options, say)
+    except CompactError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def load_problems(options: argparse.Namespace) -> tuple[Any, list[Any], str]:

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from compact_distill.config.models import CompatibilityConfig
+import beside_trl
+from compact_distill.config.file import load_config
+from compact_distill.config.models import CompatibilityConfig, RunConfig
+from compact_distill.errors import ConfigError
 from compact_distill.method.forward import attach
 from compact_distill.method.loss import aggregate
 from compact_distill.method.passes import plan_jobs, read_job
 from compact_distill.method.scores import Scorer
+from compact_distill.students.load import load_tokenizer
+from compact_distill.study.arms import load_study
+from compact_distill.study.findings import write_results
+from compact_distill.study.page import write_page
+from compact_distill.study.run import run_study
+from compact_distill.study.training import StepTimes
 from contenders import Setup
 from models import byte_level_tokenizer, save_student, tiny_model
 from naive import CONSISTENCY, PUBLISHED, naive_outputs
 from step import floor_operations
 from tables import Row, Section, markdown, ratio
-from workload import Shape, TokenCounts, count_tokens, make_model, sequences, synthetic
+from workload import Shape, TokenCounts, Workload, count_tokens, make_model, sequences, synthetic
 
 TINY = Shape(layers=2, width=32, heads=4, kv_heads=2, feed_forward=48, vocabulary=97)
 
@@ -168,3 +180,146 @@ def test_the_reading_benchmark_compares_scores_with_a_plain_forward_and_loads(tm
     again = json.loads(out.read_text())["gains"]
     assert again["lines"] == 2  # one problem, with the student before and after
     assert min(again["training"], again["gains"]) > 0
+
+
+# ---- a study's arms beside TRL
+
+
+def save_data(path: Path, problems: int) -> str:
+    """Problems of two rationales, the second one wrong; the last problem has but one."""
+    rows = []
+    for n in range(problems):
+        texts = (f"So {n} + 1 = {n + 1}.\nThe answer is {n + 1}.", f"It is {n} again.\nThe answer is {n}.")
+        rationales = [{"teacher": t, "text": text} for t, text in zip(("right", "wrong"), texts, strict=True)]
+        kept = rationales if n < problems - 1 else rationales[:1]
+        rows.append({"id": f"p{n}", "question": f"What is {n} + 1?", "answer": str(n + 1), "rationales": kept})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of two arms and a union, run through with a tiny student."""
+    folder = tmp_path_factory.mktemp("study")
+    save_student(folder / "student", tiny_model("qwen2", layers=2, dtype=torch.float32), byte_level_tokenizer())
+    base = {
+        "student": str(folder / "student"), "rationales": save_data(folder / "data.jsonl", 5), "lora": {"r": 2},
+        "report": {"gains": False},
+        "train": {"num_train_epochs": 1, "per_device_train_batch_size": 2, "use_cpu": True, "warmup_steps": 0.1},
+    }  # fmt: skip
+    arms: dict[str, Any] = {
+        "union": {"mix": "union"},
+        "verified": {"weighting": "verified"},
+        "equal": {"weighting": "equal"},
+    }
+    arms["one"] = {"train": {"per_device_train_batch_size": 1}}
+    study = {"base": base, "arms": arms, "seeds": [3], "output": str(folder / "out")}
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    outcome = run_study(load_study(folder / "study.yaml"))
+    assert outcome.failed == {}
+    write_page(outcome.out, *write_results(outcome))
+    return outcome.out
+
+
+def test_a_studys_arms_are_those_that_others_are_compared_with_or_those_asked_for(finished_study: Path) -> None:
+    document = json.loads((finished_study / "study.json").read_text())
+    assert beside_trl.arms_of(document, []) == ["equal"]
+    assert beside_trl.arms_of(document, ["verified", "equal"]) == ["verified", "equal"]
+    for name in ("union", "nobody"):
+        with pytest.raises(ConfigError, match=f"{name} cannot be timed.*such arms are verified, equal, one"):
+            beside_trl.arms_of(document, [name])
+
+
+def configs(out: Path, *names: str) -> dict[str, RunConfig]:
+    return {name: load_config(out / "arms" / name / "seed-3" / "config.yaml") for name in names}
+
+
+def test_arms_of_other_steps_are_not_timed_together(finished_study: Path) -> None:
+    beside_trl.alike(configs(finished_study, "equal", "verified"))
+    with pytest.raises(ConfigError, match="arm one differs from equal in problems a step; time them one by one"):
+        beside_trl.alike(configs(finished_study, "equal", "one"))
+
+
+def test_what_is_timed_is_what_the_run_trained_on_and_nothing_that_has_changed(finished_study: Path) -> None:
+    config, run = configs(finished_study, "equal")["equal"], finished_study / "arms" / "equal" / "seed-3"
+    encoded = beside_trl.as_it_trained(config, run)
+    assert {name: len(problem.present) for name, problem in encoded.items()} == {f"p{n}": 1 + (n < 4) for n in range(5)}
+    assert beside_trl.choose([encoded], 2, 4) == ["p0", "p1", "p2", "p3"], "as many rationales each as most have"
+    assert beside_trl.choose([encoded], 2, 3) == ["p0", "p2"], "whole steps, evenly spread"
+    assert beside_trl.choose([encoded, {"p1": 0, "p3": 0}], 2, 4) == ["p1", "p3"], "those that all arms train on"
+    with pytest.raises(ConfigError, match="the study has 4 problems with 2 rationales each, but a step takes 8"):
+        beside_trl.choose([encoded], 8, 8)
+    with pytest.raises(ConfigError, match=r"trained with other inputs than are here now \(lora\); run the study again"):
+        beside_trl.as_it_trained(config.model_copy(update={"lora": None}), run)
+
+
+def test_trl_trains_with_the_studys_own_settings_where_its_defaults_are_others(finished_study: Path) -> None:
+    arms = configs(finished_study, "equal")
+    setup = beside_trl.StudySetup(arms["equal"], arms, "cpu", 2)
+    given = setup.arguments("folder")
+    assert (given["learning_rate"], given["warmup_steps"], given["seed"]) == (5e-4, 0.1, 3)
+    assert (given["bf16"], given["gradient_checkpointing"]) == (False, False), "TRL turns both on by itself"
+    assert (given["num_train_epochs"], given["max_steps"]) == (3, -1)
+    assert "per_device_train_batch_size" not in given
+    adapter = setup.adapter()
+    assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (2, 32, 0.1)
+
+
+def test_an_arms_trainer_is_raced_as_its_run_trained_it(finished_study: Path, tmp_path: Path) -> None:
+    arms = configs(finished_study, "equal", "verified")
+    setup = beside_trl.StudySetup(arms["equal"], arms, "cpu", 1)
+    for name, config in arms.items():
+        encoded = beside_trl.as_it_trained(config, finished_study / "arms" / name / "seed-3")
+        workload = Workload(name, tuple(encoded[f"p{n}"] for n in range(4)), step=2)
+        build, tokenizer = setup.builder(f"arm:{name}"), load_tokenizer(setup.tokenizer)
+        trainer = build(setup.model(), tokenizer, setup, workload, str(tmp_path / name))
+        assert trainer.args.weighting == name
+        assert trainer.train().global_step == 2 * 2, "two steps in the round that warms up and in the one that counts"
+        assert len(trainer.model.peft_config) == 1
+
+
+def on_study(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, Path(beside_trl.__file__).with_name("step.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+
+
+def test_the_command_line_of_a_study_is_checked_before_any_work(tmp_path: Path) -> None:
+    done = on_study("--study", tmp_path, "--shape", "toy", "--contenders", "lens")
+    assert done.returncode == 2
+    assert "--shape has no effect with --study" in done.stderr
+    assert "--contenders must name one of TRL's" in done.stderr
+    if importlib.util.find_spec("trl") is None:
+        assert "TRL, which is not installed" in done.stderr
+    done = on_study("--arms", "equal")
+    assert "--arms names arms of a study; give its folder with --study" in done.stderr
+
+
+def test_a_study_is_timed_beside_trl_and_its_page_shows_it(finished_study: Path) -> None:
+    pytest.importorskip("trl", reason="the extra `bench` is not installed")
+    missing = on_study("--study", finished_study.with_name("nothing"))
+    assert missing.returncode == 2
+    assert "run `compact study` to its end first" in missing.stderr
+    assert not finished_study.with_name("nothing").exists()
+    assert "Beside TRL: not measured" in (finished_study / "study.html").read_text()
+    words = [
+        "--arms",
+        "equal",
+        "verified",
+        "--contenders",
+        "trl-single",
+        "trl-packed",
+        "--rounds",
+        "1",
+        "--problems",
+        "4",
+    ]
+    done = on_study("--study", finished_study, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = StepTimes.model_validate_json((finished_study / "trl.json").read_text())
+    assert (found.problems, found.step, found.rationales, found.failed) == (4, 2, 2, {})
+    assert list(found.everyone) == ["equal", "verified", "TRL, one sequence at a time", "TRL, packed"]
+    assert all(own.peak > 0 for own in found.everyone.values())
+    page = (finished_study / "study.html").read_text()
+    assert "A step beside TRL" in page
+    assert "not measured" not in page
+    assert f"trl {found.machine['trl']}" in page

@@ -28,6 +28,7 @@ from compact_distill.runs.files import fingerprint
 MergeMethod = Literal["task_arithmetic", "ties", "dare_ties", "dare_linear", "average", "mot"]
 Mix = Literal["union", "long_short"]
 BEST = "best"
+REFERENCES = ("equal", "compact")  # arms that the others are compared with, where a study has them
 LONG_EVERY = 5  # long/short mix 1:4 (Li et al. 2025, arXiv 2502.12143)
 MOT_STEPS = 50  # of a branch in a round, as published (arXiv 2509.08814), where no budget says how many
 

@@ -32,11 +32,10 @@ from compact_distill.runs.files import atomic_write
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import text_table
 from compact_distill.statistics import Table, exact_p, holm, over_seeds_and_rows
-from compact_distill.study.arms import Study
-from compact_distill.study.weights import weights_of
+from compact_distill.study.arms import REFERENCES, Study
+from compact_distill.study.training import costs_of, weights_of
 
 FORMAT = 1
-REFERENCES = ("equal", "compact")
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,10 @@ def collect(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
         if name in outcome.chosen:
             arms[name]["teacher"] = outcome.chosen[name]
         if done:
+            trained = [outcome.parts.get(run, [run]) for run in done.values()]
             tables[name] = _tables(list(done.values()), rows)
-            arms[name] |= _of_arm(list(done.values()), tables[name], outcome)
-            costs[name] = _costs(list(done.values()), outcome)
+            arms[name] |= _of_arm(list(done.values()), trained, tables[name])
+            costs[name] = costs_of(trained)
     document = {
         "format": FORMAT,
         "student": outcome.study.base.student,
@@ -196,7 +196,9 @@ def _likelihoods(folders: Sequence[Path]) -> dict[str, Any]:
     return {task: {**entry, "value": float(np.mean(entry["by_seed"]))} for task, entry in found.items()}
 
 
-def _of_arm(runs: Sequence[Path], tables: Mapping[str, Mapping[str, Table]], outcome: Outcome) -> dict[str, Any]:
+def _of_arm(
+    runs: Sequence[Path], trained: Sequence[Sequence[Path]], tables: Mapping[str, Mapping[str, Table]]
+) -> dict[str, Any]:
     found: dict[str, Any] = {"tasks": {}}
     for role in ROLES:
         if tables[role]:
@@ -205,7 +207,7 @@ def _of_arm(runs: Sequence[Path], tables: Mapping[str, Mapping[str, Table]], out
             estimate = asdict(over_seeds_and_rows([table]))
             found["tasks"][task] = {"role": role, "rows": table.shape[1], **estimate}
             found["tasks"][task]["by_seed"] = [float(value) for value in table.mean(axis=1)]
-    found |= weights_of([outcome.parts.get(run, [run]) for run in runs])
+    found |= weights_of(trained)
     found["likelihood"] = _likelihoods([run / "eval" / "student" for run in runs])
     found["drift"] = _drift(runs)
     return found
@@ -280,17 +282,6 @@ def _differences(
         for name, p in holm(p_values).items():
             found[name][role]["p_holm"] = p
     return found
-
-
-def _costs(runs: Sequence[Path], outcome: Outcome) -> dict[str, Any]:
-    """Seconds and steps of training and peak memory in GiB, by seed; of merged students, of all their parts."""
-    seconds, memory, steps = [], [], []
-    for run in runs:
-        summaries = [RunFolder.open(part).stage_summary("train") for part in outcome.parts.get(run, [run])]
-        seconds.append(round(sum(summary.get("seconds", 0.0) for summary in summaries), 1))
-        memory.append(max(summary.get("peak_memory_gib", 0.0) for summary in summaries))
-        steps.append(sum(summary.get("steps", 0) for summary in summaries))
-    return {"train_seconds": seconds, "peak_memory_gib": memory, "steps": steps}
 
 
 def _csv(document: Mapping[str, Any]) -> str:

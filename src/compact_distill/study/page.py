@@ -19,12 +19,11 @@ from compact_distill.evaluation.examine import ROLES
 from compact_distill.evaluation.result_files import read_attempts, rows_path
 from compact_distill.records import Verdict
 from compact_distill.report.charts import Mark, Point, heat_chart, interval_chart, scatter_chart
-from compact_distill.report.drawing import DASH, Table, listed, number, percent, plural, points, short
+from compact_distill.report.drawing import Table, listed, number, percent, plural, points, short
 from compact_distill.report.html import Card, Figure, Page, Section, fragment
 from compact_distill.runs.files import atomic_write
-from compact_distill.runs.progress import duration
-from compact_distill.study.findings import REFERENCES
-from compact_distill.study.weights import weight_section
+from compact_distill.study.arms import REFERENCES
+from compact_distill.study.training import cost_section, weight_section
 
 _SHOWN, _LONGEST = 12, 2000  # problems for each pair of arms; characters of a text
 _SURE = 0.05
@@ -35,7 +34,7 @@ def write_page(out: Path, document: Mapping[str, Any], costs: Mapping[str, Any])
     path = out / "study.html"
     arms = {name: arm for name, arm in document["arms"].items() if "tasks" in arm}
     sections = [_arms(arms), _results(document, arms), _differences(document), weight_section(arms)]
-    sections += [_problems(out, document, arms), _cost(arms, costs), _runs(document)]
+    sections += [_problems(out, document, arms), cost_section(out, arms, costs), _runs(document)]
     seeds = document["seeds"]
     text = Page(
         title="Study",
@@ -248,38 +247,6 @@ def _link(arm: Mapping[str, Any], name: str) -> Markup:
     """Into the explorer of the arm's first run, which shows what it was trained on."""
     run = next(iter(arm["runs"].values()))
     return Markup('<a href="{}/report.html#explorer">{}: its report</a>').format(run, name)
-
-
-def _cost(arms: Mapping[str, Any], costs: Mapping[str, Any]) -> Section:
-    rows: list[tuple[Any, ...]] = []
-    seconds: dict[str, list[float]] = {}
-    memory: dict[str, list[float]] = {}
-    for name, arm in arms.items():
-        cost = costs["arms"].get(name, {"train_seconds": [], "peak_memory_gib": [], "steps": []})
-        took = float(np.mean(cost["train_seconds"])) if cost["train_seconds"] else None
-        steps = float(np.mean(cost.get("steps") or [0]))
-        peak = max(cost["peak_memory_gib"], default=None)
-        said = DASH if took is None else duration(took)
-        rows.append((name, round(float(np.mean(arm["tokens"]))), round(float(np.mean(arm["tokens_with_weight"]))),
-                     took, said, took / steps if took and steps else None, peak))  # fmt: skip
-        seconds |= {name: cost["train_seconds"]} if took else {}
-        memory |= {name: cost["peak_memory_gib"]} if peak else {}
-    columns = ("arm", "rationale tokens", "of them with weight", "seconds", "time", "seconds a step", "memory, GiB")
-    base = next((name for name in REFERENCES if seconds.get(name)), "")
-    charts = []
-    for title, label, found in (("Time of training", "of the time", seconds), ("Peak memory", "of the memory", memory)):
-        if base in found and len(found) > 1:
-            unit = float(np.mean(found[base]))
-            marks = [(name, [Mark(f"seed {i + 1}", v / unit, css="s2") for i, v in enumerate(values)])
-                     for name, values in found.items()]  # fmt: skip
-            charts.append(interval_chart(title, marks, x_label=f"{label} of {base}", reference=1.0))
-    look = f"As shares of {base}'s; a mark a seed. Compare runs that did not share their machine's time with others."
-    figures = [Figure("cost", "Cost", look, charts, Table(columns, rows))] if charts else []
-    lede = (
-        "A run's mean: tokens of rationales read with a backward; time and peak memory of its training. make bench "
-        "measures a step against TRL (docs/performance.md)."
-    )
-    return Section("cost", "Cost", "What each arm took", lede, figures, tables=[("Per run", Table(columns, rows))])
 
 
 def _arms(arms: Mapping[str, Any]) -> Section:
