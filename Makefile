@@ -1,6 +1,7 @@
 # make demo    a generated task, end to end            make test    all tests but the slow ones (make test-slow)
 # make lint    style, types, import layers             make bench   speed and memory against peers
 # make docs    the documentation's pages, in site/     make wheel   build, check and try the package
+# make address the repository's address from pyproject.toml into README, notebook and CITATION.cff
 # make picture the README's picture of the demo's report; needs chromium
 #
 # Each target does the set-up it needs in .venv of this folder and reuses it afterwards.
@@ -13,7 +14,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --progress-bar off -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help demo picture test test-slow lint bench docs wheel clean
+.PHONY: help demo picture test test-slow lint bench docs address wheel clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -47,6 +48,9 @@ bench: .venv/.installed-bench
 
 docs: .venv/.installed-dev
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet --site-dir site
+
+address:
+	$(PYTHON) docs/address.py
 
 # The demo runs from the installed wheel, in an environment of its own and outside this folder.
 wheel: .venv/.installed-dev

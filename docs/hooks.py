@@ -1,12 +1,14 @@
 """What the site makes from the code while it is built: reference pages, and pages that live outside docs/.
 
-mkdocs calls `on_page_markdown` for each page; a line `<!-- make: NAME -->` is replaced by what NAME makes.
+mkdocs calls `on_config` once and `on_page_markdown` for each page; a line `<!-- make: NAME -->` is replaced by what
+NAME makes.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -18,6 +20,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def on_config(config: Any) -> Any:
+    """Link to the repository, as soon as pyproject.toml has its address."""
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"].get("Repository")
+    if address:
+        config.repo_url = address
+        config.repo_name = "/".join(address.rstrip("/").split("/")[-2:])
+    return config
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -25,74 +25,87 @@ from compact_distill.cli import app
 from compact_distill.config.file import config_from
 from compact_distill.evaluation.task import Task
 from compact_distill.study.arms import StudyConfig
+from doc_pages import FENCED, faults, mark, not_in_ci
 from models import byte_level_tokenizer, save_student, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", *(ROOT / "examples").rglob("README.md")])
+PAGES = sorted(
+    [
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", "benchmarks/README.md")),
+        *(ROOT / "examples").rglob("README.md"),
+    ]
+)
 HUB_STUDENT = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_FENCED = re.compile(r"^(?P<indent> *)```(?P<kind>sh|bash|console|python|yaml)\n(?P<text>.*?)^ *```$", re.M | re.S)
 _FILE = re.compile(r"# ([\w-]+\.(?:py|yaml))\b")
-_MARK = re.compile(r"<!-- (?P<kind>run|not run): (?P<what>[^>]+) -->\s*$")
-
-
-def commands(text: str) -> list[list[str]]:
-    """Calls of `compact` in a page's code, as words; what stands in a sentence is no call."""
-    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
-    calls = []
-    for line in lines:
-        found = re.match(r"(?: {4}|\t)?(?:[A-Z_]+=\S+ )*compact ([a-z].*)$", line)
-        if found and (line.startswith((" ", "\t")) or _in_code(text, line)):
-            calls.append(re.split(r"\s#\s|\s+\[--", found[1])[0].replace("...", "").split())
-    return calls
-
-
-def _in_code(text: str, line: str) -> bool:
-    return any(line in block["text"].splitlines() for block in _FENCED.finditer(text) if block["kind"] in SHELLS)
-
-
-SHELLS = ("sh", "bash", "console")
-
-
-def mark(text: str, block: re.Match[str]) -> re.Match[str] | None:
-    """What the line before a block says of it."""
-    return _MARK.search(text[: block.start()])
 
 
 def blocks_to_run(page: Path) -> list[re.Match[str]]:
     """The page's blocks that a test runs, and the files that stand between them."""
     text = page.read_text(encoding="utf-8")
-    found = [(block, mark(text, block)) for block in _FENCED.finditer(text)]
-    told = [(block, own) for block, own in found if (own and own["kind"] == "run") or _FILE.match(block["text"])]
+    found = [(block, mark(text, block)) for block in FENCED.finditer(text)]
+    told = [(block, own) for block, own in found if (own["kind"] == "run" if own else _FILE.match(block["text"]))]
     return [block for block, own in told if own is None or not own["what"].startswith("continuous integration")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_and_option_in_the_documentation_exists(page):
-    group = typer.main.get_command(app)
-    for name, *words in commands(page.read_text(encoding="utf-8")):
-        assert name in group.commands, f"compact {name}"
-        known = {
-            option
-            for parameter in group.commands[name].params
-            for option in (*parameter.opts, *parameter.secondary_opts)
-        }
-        known |= {"-h", "--help"}
-        unknown = [word for word in words if word.startswith("-") and word.split("=")[0] not in known]
-        assert not unknown, f"compact {name}: {unknown}"
+def test_every_block_says_whether_it_is_run_and_every_command_option_and_name_in_a_page_exists(page):
+    assert faults(page.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_block_of_commands_says_whether_it_is_run(page):
-    text = page.read_text(encoding="utf-8")
-    for block in _FENCED.finditer(text):
-        assert block["kind"] == "yaml" or mark(text, block), f"no mark before:\n{block['text']}"
-    # A command that is only indented would have no place for a mark.
-    assert not re.findall(r"^ {4}(?:vllm|make|compact|python|pip|bash|torchrun|ray) .*", _FENCED.sub("", text), re.M)
+@pytest.mark.parametrize(
+    ("page", "fault"),
+    [
+        ("```sh\ncompact run run.yaml\n```\n", "without a mark"),
+        ("1. In a list:\n\n    ```sh\n    make test\n    ```\n", "without a mark"),
+        ("<!-- run: a -->\n\nSome words.\n\n```python\nprint()\n```\n", "without a mark"),
+        ("<!-- run: a -->\n```shell\ncompact run run.yaml\n```\n", "of kind 'shell'"),
+        ("<!-- run: a -->\n```\ncompact run run.yaml\n```\n", "of kind ''"),
+        ("~~~sh\ncompact run run.yaml\n~~~\n", "another sort"),
+        ("> ```sh\n> compact run run.yaml\n> ```\n", "quoted"),
+        ("So:\n\n    git commit -a\n", "only indented"),
+        ("So:\n\n    $ .venv/bin/compact demo\n", "only indented"),
+        ("```text\ncompact run run.yaml\n```\n", "in a block of text"),
+        ("```json\n{'a': 1}\n```\n", "double quotes"),
+        ("Then `compact trian run.yaml`.\n", "compact trian: no such command"),
+        ("Then `compact run run.yaml\n--dscard`.\n", "compact run: no option --dscard"),
+        (
+            "<!-- not run: a -->\n```sh\ncd a && CUDA=0 compact eval RUN [--chekpoint 50]  # so\n```\n",
+            "no option --chekpoint",
+        ),
+        (
+            "<!-- not run: a -->\n```sh\ntorchrun -n 8 --no-python compact run \\\n  --verfy run.yaml\n```\n",
+            "no option --verfy",
+        ),
+        ("`make tset`\n", "make tset: no such target"),
+        ('`make bench ARGS="--shpae small"`\n', "no option --shpae"),
+        ("<!-- not run: a -->\n```sh\npython examples/gsm8k/make.py\n```\n", "no such file: examples/gsm8k/make.py"),
+        ("<!-- not run: a -->\n```sh\npython examples/cluster/ray_train.py --wokers 8\n```\n", "no option --wokers"),
+        ("<!-- not run: a -->\n```python\nfrom compact_distill import askk\n```\n", "has no askk"),
+        (
+            "<!-- not run: a -->\n```python\nfrom compact_distill import EvalConfig\nEvalConfig(limt=2)\n```\n",
+            "takes no limt",
+        ),
+        ("<!-- not run: a -->\n```python\nprint(\n```\n", "never closed"),
+    ],
+)
+def test_a_page_with_a_block_or_a_command_that_is_wrong_is_found(page, fault):
+    (found,) = faults(page)
+    assert fault in found
+
+
+def test_what_is_said_to_run_in_continuous_integration_is_in_its_script():
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    blocks = [(block, mark(text, block)) for text in texts for block in FENCED.finditer(text)]
+    named = [block for block, own in blocks if own and own["what"].startswith("continuous integration")]
+    assert [re.findall(r"^make ([a-z-]+)", block["text"], re.M) for block in named] == [["demo", "test"]]
+    assert [not_in_ci(block["text"]) for block in named] == [[]]
+    assert not_in_ci("make bench\n") == ["bench"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_of_yaml_is_a_run_a_study_or_a_benchmark(page):
-    for block in _FENCED.finditer(page.read_text(encoding="utf-8")):
+    for block in FENCED.finditer(page.read_text(encoding="utf-8")):
         if block["kind"] != "yaml":
             continue
         data = yaml.safe_load(block["text"])
@@ -173,7 +186,7 @@ def test_the_entrances_have_the_names_that_people_look_for():
 
 
 def test_a_score_of_ones_own_is_used_as_its_page_says(place):
-    blocks = list(_FENCED.finditer((ROOT / "docs" / "own-score.md").read_text(encoding="utf-8")))
+    blocks = list(FENCED.finditer((ROOT / "docs" / "own-score.md").read_text(encoding="utf-8")))
     settings = yaml.safe_load(next(b["text"] for b in blocks if b["kind"] == "yaml"))
     _run(blocks[0]["text"], place, "python")
     given = "student: student\nrationales: data.jsonl\noutput: runs/own\ntrain: {max_steps: 1, use_cpu: true}\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+import yaml
 from nbclient import NotebookClient
 
 from models import byte_level_tokenizer, save_student, tiny_model
@@ -49,12 +52,42 @@ def test_its_first_cell_installs_the_package_by_its_published_name():
     assert first.source.endswith(f"%pip install --quiet {project['name']}")
 
 
-def test_the_badge_for_hosted_notebooks_is_there_as_soon_as_the_repository_has_an_address():
-    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"].get("Repository", "")
-    repository = re.fullmatch(r"https://github\.com/([^/]+/[^/]+?)/?", address)
-    pages = [(ROOT / "README.md").read_text(), nbformat.read(NOTEBOOK, as_version=4).cells[0].source]
-    for text in pages:
-        found = re.findall(r"https://colab\.research\.google\.com/\S+?(?=\))", text)
-        path = NOTEBOOK.relative_to(ROOT).as_posix()
-        expected = [f"https://colab.research.google.com/github/{repository[1]}/blob/main/{path}"] if repository else []
-        assert found == expected  # without an address it would lead nowhere
+def pages_with_the_address(root: Path) -> list[str]:
+    first = nbformat.read(root / NOTEBOOK.relative_to(ROOT), as_version=4).cells[0].source
+    return [(root / "README.md").read_text(), first, (root / "CITATION.cff").read_text()]
+
+
+@pytest.fixture
+def copy_with(tmp_path):
+    """The files that name the repository's address, in a folder of their own, with the one that is asked for."""
+
+    def made(address: str) -> Path:
+        for name in ("pyproject.toml", "README.md", "CITATION.cff", "docs/address.py", NOTEBOOK.relative_to(ROOT)):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+        project = re.sub(r"^Repository = .*\n", "", (ROOT / "pyproject.toml").read_text(), flags=re.M)
+        (tmp_path / "pyproject.toml").write_text(project.replace("[project.urls]\n", f"[project.urls]\n{address}"))
+        for _ in range(2):  # once more changes nothing
+            subprocess.run([sys.executable, tmp_path / "docs" / "address.py"], check=True)
+        return tmp_path
+
+    return made
+
+
+def test_what_names_the_repository_is_as_pyproject_says(copy_with):
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"].get("Repository")
+    made = copy_with(f'Repository = "{address}"\n' if address else "")
+    assert pages_with_the_address(made) == pages_with_the_address(ROOT)  # else: `make address`
+    assert (made / NOTEBOOK.relative_to(ROOT)).read_bytes() == NOTEBOOK.read_bytes()
+
+
+def test_an_address_stands_in_one_place_and_goes_to_all_others(copy_with):
+    link = "https://colab.research.google.com/github/they/it/blob/main/examples/notebooks/quickstart.ipynb"
+    readme, first, citation = pages_with_the_address(copy_with('Repository = "https://github.com/they/it/"\n'))
+    assert readme.startswith("# compact-distill\n\n[![Open in Colab](")
+    assert [readme.count(link), first.count(link)] == [1, 1]
+    assert yaml.safe_load(citation)["repository-code"] == "https://github.com/they/it"
+    readme, first, citation = pages_with_the_address(copy_with('Repository = "https://gitlab.com/they/it"\n'))
+    assert "Colab" not in readme + first
+    assert yaml.safe_load(citation)["repository-code"] == "https://gitlab.com/they/it"
+    assert "repository-code" not in pages_with_the_address(copy_with(""))[2]

@@ -149,6 +149,13 @@ def test_a_teacher_that_is_never_the_heaviest_is_named(wins_of_b, problems, stat
     assert check.value == f"b: heaviest in {wins_of_b} of {problems} problems"
 
 
+def test_all_teachers_that_are_never_the_heaviest_are_named():
+    rows = [{"id": f"p{i}", "epoch": 0.0, "teachers": list("abc"), "weights": [0.6, 0.3, 0.1]} for i in range(30)]
+    check = never_chosen(RunData(path=Path("r"), name="r", trace=arrange_trace(rows)))
+    assert (check.state, check.value) == ("bad", "b and c: heaviest in 0 of 30 problems")
+    assert "leaving them out" in check.text
+
+
 def test_a_teacher_that_was_chosen_earlier_is_not_one_never_chosen():
     rows = [
         {"id": f"p{i}", "epoch": float(e), "teachers": ["a", "b"], "weights": w}

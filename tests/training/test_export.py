@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -14,8 +16,10 @@ from compact_distill.data import export_instances, load_instances
 from compact_distill.errors import ConfigError, RunError
 from compact_distill.report.read import PairedChange, read_run
 from compact_distill.students.load import load_student
+from compact_distill.students.prompt import prompt_tokens
 from compact_distill.training import export
 from compact_distill.training.export import dataset_card, merge, model_card, push_card, write_card
+from models import byte_level_tokenizer
 
 
 def front_and_body(card: str) -> tuple[dict, str]:
@@ -40,9 +44,43 @@ def test_a_run_ends_with_a_card_of_its_data_teachers_settings_and_results(finish
     assert "| not stated |" in body
     assert "Made &lt;up&gt;." in body
     assert "learning\\_rate: 0.05" in body
+    assert "estimator: probe, " in body  # defaults too: another version may have others
     assert "AutoPeftModelForCausalLM.from_pretrained" in body
     assert "2601.13992" in body
     assert str(finished) not in body
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_cards_code_asks_with_the_prompt_of_training_and_gets_the_students_answer(finished, tmp_path, chat):
+    shutil.copytree(finished, tmp_path / "run")
+    config = load_config(finished / "config.yaml")
+    if chat:
+        byte_level_tokenizer(chat=True).save_pretrained(tmp_path / "run" / "student")
+        text = config.text.model_copy(
+            update={"system": 'Be "brief".\n', "template_options": {"enable_thinking": False}}
+        )
+        config = config.model_copy(update={"text": text})
+    card = model_card(replace(read_run(finished), path=tmp_path / "run"), config)
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    code = code.replace("PATH_OR_NAME", str(tmp_path / "run" / "student")).replace('"..."', '"What is 2 + 1?"')
+    made: dict = {}
+    exec(code.replace("max_new_tokens=512", "max_new_tokens=4"), made)
+    model, tokenizer = load_student(tmp_path / "run" / "student")
+    if chat:
+        prompt = prompt_tokens(tokenizer, config.text.messages("What is 2 + 1?"), config.text.template_options)
+    else:
+        prompt = tokenizer("Question: What is 2 + 1?\nAnswer:")["input_ids"]
+    assert made["inputs"]["input_ids"].tolist() == [list(prompt)]
+    model.eval()
+    assert made["written"][0, len(prompt)] == model(torch.tensor([list(prompt)])).logits[0, -1].argmax()
+
+
+def test_a_run_of_a_study_is_called_by_its_arm_and_seed(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "arms" / "verified" / "seed-0")
+    _, body = front_and_body(
+        model_card(read_run(tmp_path / "arms" / "verified" / "seed-0"), load_config(finished / "config.yaml"))
+    )
+    assert body.startswith("\n# verified, seed-0\n")
 
 
 def test_mean_weights_sum_to_one_over_teachers_that_always_take_part(finished):
@@ -62,6 +100,8 @@ def test_a_loss_that_the_interval_shows_is_called_forgotten_and_others_are_not(f
     nats = model_card(replace(run, changes=[change("retained", 0.1, 0.2, metric="nats_per_token")]), config)
     assert "**It forgot:** retained-task (+0.150 (+0.100 to +0.200))." in nats
     assert "unknown" in model_card(replace(run, changes=[change("learned", 0.1, 0.2)]), config)
+    same = replace(change("retained", 0.0, 0.0), gained=0, lost=0)
+    assert "| none: not one of 100 rows was gained or lost |" in model_card(replace(run, changes=[same]), config)
 
 
 def test_a_student_without_benchmarks_says_so_and_a_hub_base_is_named(finished):

@@ -21,7 +21,6 @@ from compact_distill.report.drawing import (
     percent,
     plural,
     points,
-    share_text,
     short,
 )
 from compact_distill.report.figures_results import final_results
@@ -30,6 +29,7 @@ from compact_distill.report.html import Card
 from compact_distill.report.read import RIGHT, WRONG, PairedChange, RunData
 from compact_distill.report.trace import mean_sem
 from compact_distill.runs.progress import duration
+from compact_distill.statistics import wilson
 
 _EVEN = 0.01  # weights closer than this are not told apart
 _ALL = "all equally"
@@ -89,14 +89,20 @@ def _spans(changes: Sequence[PairedChange], tasks: str) -> list[str]:
     """A line for each task: its result before and after, and the interval of the difference; then what that means."""
     lines = [
         f"{short(c.task, 40)}: {measured(c.before, c.metric)} → {measured(c.after, c.metric)} "
-        f"({moved(c.low, c.metric)} to {moved(c.high, c.metric)})"
+        + (
+            "(no question gained or lost)"
+            if c.unchanged
+            else f"({moved(c.low, c.metric)} to {moved(c.high, c.metric)})"
+        )
         for c in changes
     ]
     rows = sorted({c.rows for c in changes})
     asked = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,} to {rows[-1]:,}"
     less = " Less is better where a unit is named." if any(c.metric in UNITS for c in changes) else ""
-    how = "Right answers before → after training; in brackets the range in which the change very likely lies (95 %)."
-    return [*lines, how + less, f"{tasks}: the same {asked} questions before and after, none of them trained on."]
+    how = "Right answers before → after training"
+    if not all(c.unchanged for c in changes):
+        how += "; in brackets the range in which the change very likely lies (95 %)"
+    return [*lines, f"{how}.{less}", f"{tasks}: the same {asked} questions before and after, none of them trained on."]
 
 
 def _learned_clause(run: RunData) -> str:
@@ -163,7 +169,8 @@ def _kept(run: RunData) -> Card:
         worst = f"{moved(lost[0].difference, lost[0].metric)} {unit} on {short(lost[0].task, 40)}"
         return Card(question, worst, _spans(changes, _NOT_TAUGHT), "bad")
     shares = [c for c in changes if c.metric not in UNITS]
-    least = min((c.low for c in shares), default=0.0)
+    # Rows that all stayed as they were say nothing of others by resampling, so theirs is the limit of a share of 0.
+    least = min((-wilson(0.0, c.rows).high if c.unchanged else c.low for c in shares), default=0.0)
     caution = [f"A loss of up to {points(-least).lstrip('+')} points cannot be excluded."] if least < 0 else []
     clear = all(c.better for c in changes)
     return Card(question, "Nothing" if clear else "Nothing clear", [*_spans(changes, _NOT_TAUGHT), *caution], "good")
@@ -215,17 +222,27 @@ def _trust(run: RunData) -> Card:
     weights, trusted = weight_shares(run), most_trusted(run)
     if trusted is None:
         return Card(question, "Not known", ["No weights were recorded."])
-    details = ["How much each teacher's solutions counted in the end:"] if len(weights) > 1 else []
-    details += [f"{short(name, 40)}: {percent(share, 0)}" for name, share, _ in weights[:4]]
+    right = {name: _right(run, name) for name, *_ in weights}
+    judged = ", and how many of them were right" if any(share is not None for share in right.values()) else ""
+    details = [f"How much each teacher's solutions counted in the end{judged}:"] if len(weights) > 1 else []
+    for name, share, _ in weights[:4]:
+        known = "" if right[name] is None else f" ({percent(right[name], 0)} right)"
+        details.append(f"{short(name, 40)}: {percent(share, 0)}{known}")
     if len(weights) > 4:
         details.append(f"and {len(weights) - 4} more")
     if (means := _right_and_wrong(run)) is not None:
-        right, wrong = map(share_text, means)
+        of_right, of_wrong = (percent(mean) for mean in means)
         details.append(
-            "Teachers that were sometimes right and sometimes wrong: their right solutions weigh "
-            f"{right} on average, their wrong ones {wrong}."
+            "Teachers that were sometimes right and sometimes wrong: their right solutions counted "
+            f"{of_right} on average, their wrong ones {of_wrong}."
         )
     return Card(question, "All about equally" if trusted == _ALL else f"Most from {short(trusted, 60)}", details)
+
+
+def _right(run: RunData, teacher: str) -> float | None:
+    """Share of a teacher's solutions that gave the right answer, of those that were judged."""
+    verdicts = [rationale.verdict for rationale in run.rationales(teacher) if rationale.verdict]
+    return verdicts.count(RIGHT) / len(verdicts) if verdicts else None
 
 
 def _right_and_wrong(run: RunData) -> tuple[float, float] | None:

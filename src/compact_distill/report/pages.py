@@ -133,12 +133,12 @@ def run_sections(run: RunData) -> list[Section]:
 
 def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYTES) -> str:
     """The page of a run, as HTML of at most `max_bytes` bytes; the explorer holds as many problems as fit."""
-    top, gains, place = headline(run), read_gains(run), run.path.resolve().parts[-3:]  # arms, ARM, seed-N: of a study
+    top, gains = headline(run), read_gains(run)
     damaged = [f"gains.jsonl has {plural(gains.damaged, 'damaged line')}, left out"] if gains.damaged else []
     html = Page(
-        title=short(run.name, 60),
+        title=short(run.title, 60),
         sections=sections,
-        eyebrow=f"Report of the run {clean(', '.join(place[1:])) if place[0] == 'arms' else f'“{run.name}”'}",
+        eyebrow=f"Report of the run “{run.title}”",
         headline=top.verdict,
         lede=about(run),
         cards=top.cards,

@@ -86,6 +86,11 @@ class PairedChange:
     main: bool = True
 
     @property
+    def unchanged(self) -> bool:
+        """Whether no row's answer turned right or wrong; resampling then cannot say what other rows might do."""
+        return self.gained == self.lost == 0
+
+    @property
     def better(self) -> bool:
         """Whether the interval shows that the student became better."""
         return self.high < 0 if self.metric in UNITS else self.low > 0
@@ -139,6 +144,12 @@ class RunData:
     teacher_costs: dict[str, dict[str, float]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     stamp: str = ""
+
+    @cached_property
+    def title(self) -> str:
+        """What people call the run: its folder's name; in a study, where that is the seed alone, with its arm."""
+        arms, arm, seed = ("", "", "", *self.path.resolve().parts)[-3:]
+        return clean(f"{arm}, {seed}") if arms == "arms" else self.name
 
     @cached_property
     def teachers(self) -> tuple[str, ...]:

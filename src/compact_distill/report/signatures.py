@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compact_distill.report.drawing import number, percent, plural, share_text, short
+from compact_distill.report.drawing import listed, number, percent, plural, share_text, short
 from compact_distill.report.figures_results import log_number
 from compact_distill.report.figures_weights import lengths_PK, pair_sums, verdicts_PK
 from compact_distill.report.html import Check
@@ -178,10 +178,14 @@ def never_chosen(run: RunData) -> Check:
     shares = {k: float(np.nansum(wins[:, k]) / took_part[k]) for k in trace.active if took_part[k]}
     rarest = min(shares, key=lambda k: (shares[k], -took_part[k]))
     share, problems = shares[rarest], int(took_part[rarest])
-    ever = bool((trace.wins_NK[:, rarest] > 0).any())
-    state = "ok" if share >= RARE else "bad" if problems >= ENOUGH and not ever else "look"
+    never = [k for k in shares if took_part[k] >= ENOUGH and not (trace.wins_NK[:, k] > 0).any()]
+    state = "ok" if share >= RARE else "bad" if rarest in never else "look"
     won = number(round(float(np.nansum(wins[:, rarest])), 1))
     value = f"{short(trace.teachers[rarest], 28)}: heaviest in {won} of {plural(problems, 'problem')}"
+    if state == "bad" and len(never) > 1:
+        names = listed([short(trace.teachers[k], 28) for k in never])
+        text = "the solutions of these teachers never weighed most, in no epoch: leaving them out saves their cost"
+        return Check(name, state, f"{names}: heaviest in 0 of {plural(len(wins), 'problem')}", text)
     text = {
         "ok": "the solution of every teacher weighs most somewhere; the rarest is named",
         "look": "the solutions of this teacher hardly ever weigh most; leaving it out may cost little",

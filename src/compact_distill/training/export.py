@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from compact_distill.config.file import load_config
-from compact_distill.config.models import RunConfig
+from compact_distill.config.models import RunConfig, TextConfig
 from compact_distill.data import ExportCounts
 from compact_distill.errors import ConfigError, RunError
 from compact_distill.records import Instance, RationaleStatus
@@ -76,9 +76,10 @@ def model_card(run: RunData, config: RunConfig) -> str:
     adapter = (run.path / "student" / "adapter_config.json").is_file()
     parts = [
         _front(run, config, adapter),
-        f"# {_safe(run.name)}\n\n"
+        f"# {_safe(run.title)}\n\n"
         f"{'A LoRA adapter for' if adapter else 'All weights of'} {_base(config)}, trained with "
-        "[compact-distill](https://arxiv.org/abs/2601.13992) on several teachers' rationales at once.",
+        "[compact-distill](https://arxiv.org/abs/2601.13992) on several teachers' rationales (worked-out solutions) at "
+        "once, each with a weight of its own.",
         _results(run),
         _data(run, config),
         _settings(run, config),
@@ -130,7 +131,7 @@ def _front(run: RunData, config: RunConfig, adapter: bool) -> str:
         front["license"] = config.card.license
     after = [result for result in run.results if result.student == "student"]
     if after:
-        front["model-index"] = [{"name": run.name, "results": [_index_entry(result) for result in after]}]
+        front["model-index"] = [{"name": run.title, "results": [_index_entry(result) for result in after]}]
     return "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---"
 
 
@@ -154,7 +155,8 @@ def _results(run: RunData) -> str:
         said = f"**It forgot:** {names}."
     elif forgot:
         said = (
-            "On the tasks it was not to forget, no loss shows beyond chance; the intervals say what might still hide."
+            "On the tasks it was not to forget, no loss shows beyond chance; intervals and numbers of rows say what "
+            "might still hide."
         )
     else:
         said = "No task was named that it was not to forget, so what it forgot is unknown."
@@ -171,6 +173,8 @@ def _value(metric: str, value: float) -> str:
 
 
 def _difference(change: PairedChange) -> str:
+    if change.unchanged:
+        return f"none: not one of {change.rows} rows was gained or lost"
     if change.metric in UNITS:
         return f"{change.difference:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
     return f"{100 * change.difference:+.1f} points ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
@@ -194,7 +198,11 @@ def _data(run: RunData, config: RunConfig) -> str:
     said = f"{len(run.problems)} problems" + (f" (SHA-256 {str(hashes)[:16]}...)" if hashes else "")
     note = f"\n\n{_safe(config.card.data)}" if config.card.data else ""
     header = ["teacher", "rationales used", "right", "mean weight", "licence of its texts"]
-    return f"## Training data\n\n{said}, with rationales of:\n\n{_table(header, rows)}{note}"
+    words = (
+        "Right: the final answer is the gold answer, of those that were judged. A problem's weights sum to 1, and say "
+        "how much each of its rationales counted."
+    )
+    return f"## Training data\n\n{said}, with rationales of:\n\n{_table(header, rows)}\n\n{words}{note}"
 
 
 def _mean_weights(run: RunData) -> dict[str, float]:
@@ -209,10 +217,10 @@ def _mean_weights(run: RunData) -> dict[str, float]:
 
 
 def _settings(run: RunData, config: RunConfig) -> str:
-    compatibility = config.compatibility.model_dump(mode="json", exclude_defaults=True)
+    compatibility = config.compatibility.model_dump(mode="json", exclude_none=True)
     shown: dict[str, Any] = {
         "weights": config.weighting,
-        "compatibility": compatibility or "defaults",
+        "compatibility": {key: value for key, value in compatibility.items() if value not in ([], {}, ())},
         "consistency": config.consistency,
         "LoRA": config.lora.model_dump(mode="json") if config.lora else "none: all weights are trained",
         "training": {key: config.train[key] for key in sorted(config.train)},
@@ -232,16 +240,44 @@ def _plain(value: Any) -> str:
 def _load(run: RunData, config: RunConfig, adapter: bool) -> str:
     kind = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
     package = "peft" if adapter else "transformers"
+    imports = f"from {package} import {kind}\n" if adapter else ""
+    others = "AutoTokenizer" if adapter else f"{kind}, AutoTokenizer"
+    chat = _chats(run.path / "student")
     code = (
-        f"from {package} import {kind}\nfrom transformers import AutoTokenizer\n\n"
-        f'model = {kind}.from_pretrained("PATH_OR_NAME")\ntokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")'
+        f'{imports}from transformers import {others}\n\nname = "PATH_OR_NAME"\n'
+        f"model, tokenizer = {kind}.from_pretrained(name), AutoTokenizer.from_pretrained(name)\n\n"
+        f'question = "..."\n{_prompt_code(config.text, chat)}\n'
+        "written = model.generate(**inputs, do_sample=False, max_new_tokens=512)\n"
+        'print(tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))'
     )
-    prompt, answer = (
-        _code(text.replace("\n", "\\n")) for text in (config.text.prompt_template, config.text.answer_template)
+    answer = _code(config.text.answer_template.replace("\n", "\\n"))
+    closed = (
+        " Thinking that the prompt opens was closed at once in training." if chat and config.text.close_thinking else ""
     )
     return (
-        f"## Load it\n\n```python\n{code}\n```\n\nIt answers best to the prompt it was trained on: the tokenizer's "
-        f"chat template where it has one, else `{prompt}`. Its answers end in the form `{answer}`."
+        f"## Load it\n\n```python\n{code}\n```\n\nThat is the prompt it was trained on, and it answers best to it."
+        f"{closed} Its answers end in the form `{answer}`."
+    )
+
+
+def _chats(student: Path) -> bool:
+    """Whether the student's tokenizer has a chat template."""
+    settings = student / "tokenizer_config.json"
+    inside = settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8")
+    return inside or (student / "chat_template.jinja").is_file()
+
+
+def _prompt_code(text: TextConfig, chat: bool) -> str:
+    """Lines of Python that make `inputs` of `question`, as training did."""
+    if not chat:
+        template = _code(json.dumps(text.prompt_template, ensure_ascii=False))
+        return f'prompt = {template}.replace("{{question}}", question)\ninputs = tokenizer(prompt, return_tensors="pt")'
+    system = [f'{{"role": "system", "content": {json.dumps(text.system, ensure_ascii=False)}}}'] if text.system else []
+    messages = ", ".join([*system, '{"role": "user", "content": question}'])
+    options = f", **{text.template_options!r}" if text.template_options else ""
+    asked = f'add_generation_prompt=True, return_dict=True, return_tensors="pt"{options}'
+    return (
+        _code(f"messages = [{messages}]") + "\n" + _code(f"inputs = tokenizer.apply_chat_template(messages, {asked})")
     )
 
 
