@@ -139,7 +139,8 @@ HOMES = {
     "choice of a device": (r"backends\.mps", {"runs/environment.py"}),
     "peak memory": (r"ru_maxrss|max_memory_allocated", {"runs/environment.py"}),
     "tables of text": (r"\.[lr]just\(", {"runs/progress.py"}),
-    "local generation": (r"past_key_values|\.generate\(", {"students/generate.py"}),
+    # The card shows the call to its readers.
+    "local generation": (r"past_key_values|\.generate\(", {"students/generate.py", "training/export.py"}),
     "seeds from names": (r"0x7FFFFFFF", {"runs/files.py"}),
     "longest example": (r"\b2560\b", {"config/models.py"}),
     "what a student is": (r"def (student|weights|folder)_hash\b", {"students/identity.py"}),
