@@ -41,6 +41,8 @@ def test_the_notebook_is_committed_with_its_figures():
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     if not outputs:
         pytest.fail("the notebook has no outputs; run it top to bottom before you commit it")
+    # Warnings and progress name folders of whoever ran it.
+    assert not [output for output in outputs if output.get("name") == "stderr"]
     text = nbformat.writes(notebook)
     assert "/tmp/" not in text
     assert "/home/" not in text
