@@ -6,6 +6,7 @@ NAME makes.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import tomllib
@@ -32,8 +33,10 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill a page's marks, and let links that leave docs/ point at nothing but their text."""
+    """Fill a page's marks, show why a block is not run, and let links that leave docs/ point at their text alone."""
     filled = re.sub(r"^<!-- make: (\w+) -->$", lambda mark: MAKERS[mark[1]](), markdown, flags=re.M)
+    # The comments of the sources, which the tests read, would be invisible.
+    filled = re.sub(r"^( *)<!-- not run: (.+) -->$", r"\1<small>Not run by a test: \2.</small>\n", filled, flags=re.M)
     return re.sub(r"\[([^\]]+)\]\(\.\./((?:\.\./)*)([\w./-]+)\)", _outside, filled)
 
 
@@ -50,14 +53,18 @@ def configuration() -> str:
 
 
 def _model_rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    yield "\n| key | type | default | meaning |\n| --- | --- | --- | --- |"
-    sections: list[tuple[str, type[BaseModel]]] = []
-    for name, field in model.model_fields.items():
-        yield f"| `{prefix}{name}` | {_type(field)} | {_default(field)} | {_cell(field.description or '')} |"
-        sections += [(name, inner) for inner in _models_in(field.annotation)]
+    yield from _rows_of(model, prefix)
+    fields = model.model_fields.items()
+    sections = [(name, inner) for name, field in fields for inner in _models_in(field.annotation)]
     for name, inner in sections:
         yield f"\n## `{prefix}{name}`\n\n{_cell(inspect.getdoc(inner) or '')}"
         yield from _model_rows(inner, f"{prefix}{name}.")
+
+
+def _rows_of(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    yield "\n| key | type | default | meaning |\n| --- | --- | --- | --- |"
+    for name, field in model.model_fields.items():
+        yield f"| `{prefix}{name}` | {_type(field)} | {_default(field)} | {_cell(field.description or '')} |"
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -130,8 +137,25 @@ def python() -> str:
     for name in sorted(compact_distill.__all__):
         found = getattr(compact_distill, name)
         home = f"{found.__module__}.{found.__qualname__}"
-        lines.append(f"::: {home}")
+        lines += [f"::: {home}", *_fields(found)]
     return "\n\n".join(lines)
+
+
+def _fields(found: Any) -> Iterator[str]:
+    """The fields of a settings class that say what they mean, as a table; nothing for other objects."""
+    if isinstance(found, type) and issubclass(found, BaseModel):
+        yield "\n".join(row.replace("| key |", "| field |") for row in _rows_of(found, ""))
+    elif dataclasses.is_dataclass(found):
+        own = [field for field in dataclasses.fields(found) if field.name in vars(found).get("__annotations__", {})]
+        rows = [
+            f"| `{f.name}` | {_plain_default(f)} | {_cell(f.metadata['help'])} |" for f in own if "help" in f.metadata
+        ]
+        if rows:
+            yield "\n".join(["| field | default | meaning |", "| --- | --- | --- |", *rows])
+
+
+def _plain_default(field: dataclasses.Field[Any]) -> str:
+    return "its own" if field.default is dataclasses.MISSING else f"`{field.default}`"
 
 
 def changelog() -> str:

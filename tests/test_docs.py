@@ -211,6 +211,13 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "WARNING" not in done.stderr
     page = (tmp_path / "site" / "reference" / "configuration" / "index.html").read_text(encoding="utf-8")
     assert "compatibility.estimator" in page
+    python = (tmp_path / "site" / "reference" / "python" / "index.html").read_text(encoding="utf-8")
+    assert "problems a batch and device" in python  # a field of CompactConfig
+    assert "how the belief in the gold answer is read" in python  # of CompatibilityConfig
+    quickstart = (tmp_path / "site" / "quickstart" / "index.html").read_text(encoding="utf-8")
+    assert "<small>Not run by a test: it needs a real student and some minutes;" in quickstart
+    releasing = (tmp_path / "site" / "releasing" / "index.html").read_text(encoding="utf-8")
+    assert re.search(r"<small>Not run by a test: publishes.</small>.*?<code.*?yanked.*?</ol>", releasing, re.S)
     for html in (tmp_path / "site").rglob("*.html"):
         assert "fonts.googleapis.com" not in html.read_text(encoding="utf-8")
 
