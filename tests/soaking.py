@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import resource
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,25 +50,21 @@ def make_inputs(folder: Path) -> dict[str, Any]:
 
 
 def run(settings: dict[str, Any], said: Path, verify: bool = False, largest: int | None = None) -> None:
-    """Run all stages; what is said goes to the end of a file. An error made on purpose ends with exit code 2.
+    """`compact run`; what is said goes to the end of a file.
 
     No file may grow beyond `largest` bytes, as if the disk were full.
     """
-    from compact_distill import pipeline
-    from compact_distill.config.file import config_from
-    from compact_distill.errors import CompactError
+    from compact_distill.cli import app
 
     torch.set_num_threads(1)
+    config = said.with_suffix(".yaml")
+    config.write_text(json.dumps(settings), encoding="utf-8")
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    try:
-        pipeline.run(config_from(settings), verify=verify)
-    except CompactError as error:
-        print(f"error: {error}", flush=True)
-        sys.exit(2)
+    app(["run", str(config), *(["--verify"] if verify else [])])
 
 
 def start(settings: dict[str, Any], said: Path, verify: bool = False, largest: int | None = None) -> Any:

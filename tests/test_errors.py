@@ -49,7 +49,7 @@ _LOOKED_AT = (
     "row {}: its prompt of {} tokens and {} new ones do not fit in the student's {}; lower max_new_tokens of the task, "
     "or remove the row",
     "none of the {} checkpoints in {} is complete; move them elsewhere to start anew",
-    "train: other inputs than before ({}). The student that was here is now in {}, a run folder of its own, which "
+    "train: other inputs than before ({}). What it had made is now in {}, a run folder of its own, which "
     "`compact report` reads (--discard deletes it). To take it back: compact run {} --set output={}",
     "Delete a student of other inputs instead of moving it aside.",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -324,6 +325,42 @@ def test_a_trace_that_was_cut_is_never_continued_with_a_hole(configure, tmp_path
     assert "checkpoint-2 cannot" not in said
     assert list(again.read_scores()) == list(whole.read_scores())
     assert same(weights(again), weights(whole))
+
+
+def test_what_a_user_keeps_beside_the_checkpoints_is_the_users(configure, capsys):
+    config = configure(train={"save_steps": 1, "save_total_limit": 2}, report={"gains": False})
+    stop_in_training(config)  # in the fifth step
+    student = Path(config.output) / "student"
+    shutil.copytree(student / "checkpoint-4", student / "checkpoint-4-best")
+    (student / "checkpoint-mine").mkdir()
+    (student / "checkpoint-mine" / "adapter_model.safetensors").write_text("mine")
+    (student / "README.md").write_text("about my student", encoding="latin-1")
+    (student / "checkpoint-4" / "complete.json").unlink()  # as a crash leaves it
+    capsys.readouterr()
+    pipeline.train(config)
+    said = capsys.readouterr().err
+    assert sorted(path.name for path in student.glob("checkpoint-*")) == [
+        "checkpoint-4-best", "checkpoint-5", "checkpoint-6", "checkpoint-mine",
+    ]  # fmt: skip
+    assert (student / "checkpoint-4-best" / "complete.json").is_file()
+    assert (student / "checkpoint-mine" / "adapter_model.safetensors").read_text() == "mine"
+    (half,) = Path(config.output).glob("damaged.*/student/checkpoint-4")
+    assert f"it is now in {half.parents[1]}" in said
+    (card,) = student.glob("README.md.*")
+    assert card.read_text() == "about my student"
+    assert card.name in said
+
+
+def test_every_file_of_a_run_has_the_permissions_of_any_new_file(configure):
+    before = os.umask(0o027)
+    try:
+        folder = pipeline.run(configure(train={"save_steps": 1}))
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(folder.path): oct(path.stat().st_mode & 0o777) for path in folder.path.rglob("*")}
+    assert Path("student/adapter_model.safetensors") in modes
+    assert Path("student/checkpoint-6/adapter_model.safetensors") in modes
+    assert set(modes.values()) == {"0o640", "0o750"}
 
 
 def test_a_loss_or_weight_that_is_no_number_stops_at_its_step(configure, monkeypatch, tmp_path):

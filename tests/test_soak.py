@@ -155,6 +155,7 @@ def soak(tmp_path: Path, seed: int, events: int, seconds: float) -> None:
     for part, value in expected.items():
         assert found[part] == value, f"{part} differ after {soaked.done}"
     assert pipeline.damage_of(RunFolder.open(soaked.path), verify=True) == []
+    assert "Traceback" not in soaked.said.read_text(), f"after {soaked.done}"
     print(f"{len(soaked.done)} events: {soaked.done}")
 
 
@@ -167,7 +168,8 @@ def test_a_run_whose_disk_was_full_ends_like_one_left_alone(tmp_path):
     for largest in (1_000, 6_000, 20_000, 60_000):  # the manifest, the trace, the adapter, a checkpoint
         process = start({**run.settings, "output": str(run.path)}, run.said, largest=largest)
         process.join(_LONGEST)
-        assert process.exitcode not in (None, 0)
+        assert process.exitcode == 2
+    assert "Traceback" not in run.said.read_text()
     run.whole()
     alone = Soak(tmp_path, 0)
     alone.path = tmp_path / "alone"

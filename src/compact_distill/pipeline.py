@@ -262,7 +262,7 @@ def _make_room(prepared: Prepared, folder: RunFolder, inputs: str, discard: bool
     aside = folder.set_aside(discard)
     if aside is not None:
         say(
-            f"train: other inputs than before ({changed or 'unknown ones'}). The student that was here is now in "
+            f"train: other inputs than before ({changed or 'unknown ones'}). What it had made is now in "
             f"{aside}, a run folder of its own, which `compact report` reads (--discard deletes it). To take it back: "
             f"compact run {aside / folder.config_path.name} --set output={folder.path}"
         )

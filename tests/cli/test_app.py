@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from safetensors import SafetensorError
 
 from compact_distill import pipeline
 from compact_distill.cli.training import load
@@ -121,6 +123,28 @@ def test_a_full_disk_or_a_place_that_cannot_be_written_is_a_message(compact, con
     monkeypatch.setattr(pipeline, "run", fail)
     result = compact("run", config, code=2)
     assert f"error: some/file: {os.strerror(number)}" in result.stderr
+
+
+def test_a_full_disk_is_a_message_in_every_librarys_words(compact, config, monkeypatch):
+    for number in (errno.ENOSPC, errno.EFBIG):
+        words = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+        for error in (SafetensorError(words), RuntimeError(words)):
+            monkeypatch.setattr(pipeline, "run", mock.Mock(side_effect=error))
+            assert "error: the disk is full (" in compact("run", config, code=2).stderr
+
+
+@pytest.mark.parametrize("sign", ["\x1b[2J", "\x9b31m", "\u202e", "\u2066", "\r"])
+def test_a_word_that_no_command_knows_is_repeated_so_that_no_terminal_obeys_it(compact, sign):
+    for arguments in (
+        [f"no{sign}command"],
+        [f"--no{sign}option"],
+        ["run", "a.yaml", f"b{sign}.yaml"],
+        ["run", f"--no{sign}option"],
+        ["demo", "--seed", f"1{sign}"],
+    ):
+        result = compact(*arguments, code=2)
+        assert "Usage: " in result.stderr
+        assert sign[0] not in result.output + result.stderr
 
 
 def test_an_output_that_is_an_input_is_refused(compact, tmp_path):

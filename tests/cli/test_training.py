@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+
+import pytest
 
 from compact_distill import pipeline
 from compact_distill.config.file import load_config
@@ -84,6 +87,60 @@ def test_train_and_run_print_where_the_result_is(compact, config, tmp_path, monk
     assert report.is_file()
     assert "train: done already" in second.stderr
     assert RunFolder.open(tmp_path / "run").manifest["finished"]
+
+
+def test_a_slip_in_set_costs_no_student_and_the_printed_command_takes_it_back(compact, config, tmp_path, monkeypatch):
+    compact("train", config)
+    weights = tmp_path / "run" / "student" / "adapter_model.safetensors"
+    old = weights.read_bytes()
+    assert "train.max_stepz" in compact("train", config, "--set", "train.max_stepz=1", code=2).stderr
+    assert "max_steps" in compact("train", config, "--set", "train.max_steps=one", code=2).stderr
+    assert weights.read_bytes() == old
+    said = compact("train", config, "--set", "train.learning_rate=0.02").stderr
+    new = weights.read_bytes()
+    assert new != old
+    assert "other inputs than before (train.learning_rate)" in said
+    command = re.search(r"To take it back: compact (run \S+ --set \S+)", said)[1]
+    monkeypatch.setattr(pipeline, "train_student", None)  # nothing is trained for it
+    said = compact(*command.split()).stderr
+    assert "taken back" in said
+    assert weights.read_bytes() == old
+    (aside,) = (tmp_path / "run").glob("before.*")
+    assert (aside / "student" / "adapter_model.safetensors").read_bytes() == new
+
+
+def test_a_file_that_a_run_writes_is_no_target_of_any_command(compact, config, student, data, tmp_path):
+    compact("train", config)
+    run = tmp_path / "run"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for arguments in (
+        ("score", "--student", student, "--data", data, "--out", run / "scores.jsonl"),
+        ("export", data, run / "data.jsonl"),
+        ("export", data, tmp_path / "rows.jsonl", "--card", run / "student" / "README.md"),
+        ("export", run, run / "student" / "whole", "--merged"),
+        ("eval", student, "--task", data, "--out", run / "eval"),
+        ("drift", student, student, "--retained", data, "--out", run / "student"),
+        ("compare", tmp_path, tmp_path, "--out", run / "manifest.json"),
+        ("diagnose", config, "--out", run / "eval" / "diagnosis"),
+        ("init", run / "config.yaml", "--force"),
+        ("report", run, "--out", run / "scores.jsonl"),
+    ):
+        assert "must not be" in compact(*arguments, code=2).stderr
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("harm", "options"), [("cut", []), ("flip", ["--verify"]), ("delete", [])])
+def test_the_report_of_a_damaged_run_is_written_and_says_what_is_damaged(compact, config, tmp_path, harm, options):
+    compact("train", config)
+    path = tmp_path / "run" / "student" / "adapter_model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] if harm == "cut" else whole[:-1] + bytes([whole[-1] ^ 1]))
+    if harm == "delete":
+        path.unlink()
+    result = compact("report", tmp_path / "run", *options)
+    assert f"{tmp_path / 'run'}: student/adapter_model.safetensors " in result.stderr
+    assert "`compact run` goes on with training from its last complete checkpoint" in result.stderr
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_a_files_own_errors_are_told_before_the_hub_is_asked_for_the_student(compact, config, monkeypatch):

@@ -27,6 +27,10 @@ def folder(cache: Path) -> Path:
     return cached_student(TINY, cache)
 
 
+def test_the_cached_students_weights_may_be_read_by_whoever_reads_its_settings(folder: Path) -> None:
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
 def all_texts() -> list[str]:
     texts = corpus_lines(3000, seed=7)
     for split in ("train", "tuning", "held_out"):

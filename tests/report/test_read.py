@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+from pathlib import Path
 
 import pytest
 
 from compact_distill.errors import InputError
-from compact_distill.report import read_run, write_report
+from compact_distill.report import read_run, summary, write_report
+from compact_distill.report.explorer import read_gains
 from compact_distill.report.headline import stage_seconds
 from report.synthetic import make_run
 
@@ -107,6 +110,46 @@ def test_files_of_another_format_are_named_not_guessed(run, name, content, told)
     (run / name).write_text(json.dumps(content))
     write_report([run])
     assert any(told in line for line in read_run(run).missing)
+
+
+def places(value, at=()):
+    """Where each value of a JSON document stands."""
+    yield at
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield from places(part, (*at, key))
+
+
+def replaced(document, at, value):
+    if not at:
+        return value
+    copy = list(document) if isinstance(document, list) else dict(document)
+    copy[at[0]] = replaced(copy[at[0]], at[1:], value)
+    return copy
+
+
+ODD = [None, -1, float("inf"), float("nan"), "x", [], {}, [[1]], True, "9" * 40, {"a": 1}, ["gsm8k"]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["eval/student/gsm8k.json", "eval/changes.json", "eval/drift.json", "data.jsonl", "scores.jsonl", "gains.jsonl"],
+)
+def test_a_value_of_any_other_kind_anywhere_is_no_traceback(run, name):
+    path, draw = run / name, random.Random(name)
+    text = path.read_text()
+    first, *others = text.splitlines() if name.endswith("l") else [text]
+    document = json.loads(first)
+    top = [at for at in places(document) if len(at) <= 2]
+    deep = [at for at in places(document) if len(at) > 2]
+    for at in (*top, *draw.sample(deep, min(len(deep), 20))):
+        line = json.dumps(replaced(document, at, draw.choice(ODD)))
+        path.write_text("\n".join([line, *others, ""]))
+        found = read_run(run)
+        read_gains(found)
+        summary(found)
+    path.write_text("[" * 100_000)
+    assert any(Path(name).name in line for line in read_run(run).missing) or name == "gains.jsonl"
 
 
 def test_a_run_that_goes_on_says_so(run):

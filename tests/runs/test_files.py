@@ -9,9 +9,20 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from compact_distill.errors import RunError
-from compact_distill.runs.files import Lock, is_aside, json_lines, move_aside, output_problem, read_jsonl, seed_of
+from compact_distill.runs.files import (
+    Lock,
+    give_ordinary_modes,
+    is_aside,
+    json_lines,
+    move_aside,
+    output_problem,
+    read_jsonl,
+    seed_of,
+)
 from compact_distill.runs.folder import RunFolder
 
 
@@ -43,6 +54,20 @@ def test_only_names_that_were_given_so_are_aside():
     assert not any(
         map(is_aside, ("student", "gsm8k.json", "checkpoint-2", "my.2026-11-25", "run.2026-11-25T21-30-05Z.bak"))
     )
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_weights_get_the_permissions_of_any_other_new_file(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text("{}")
+        give_ordinary_modes(tmp_path)
+        assert os.umask(umask) == umask  # and is not moved
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
 
 
 def test_a_seed_is_the_first_31_bits_that_every_sampler_takes_of_its_names_hash():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,6 +212,44 @@ def test_a_student_that_was_damaged_where_it_lay_aside_is_not_taken_back(tmp_pat
         assert (aside / "student" / "model.safetensors").read_text() == "OLD"
 
 
+def test_what_was_measured_and_traced_is_moved_aside_where_its_student_is_gone(tmp_path):
+    with trained(tmp_path) as run:
+        shutil.rmtree(run.student_path)
+        aside = run.set_aside()
+    assert (aside / "eval" / "student" / "gsm8k.json").is_file()
+    assert len(list(RunFolder.open(aside).read_scores())) == 1
+
+
+def test_what_is_made_again_at_once_needs_no_folder_of_its_own(tmp_path):
+    with RunFolder.claim(tmp_path) as run:
+        run.data_path.write_text("{}\n")
+        run.student_path.mkdir()
+        assert run.set_aside() is None
+    assert not list(tmp_path.glob("before.*"))
+
+
+def test_what_came_to_a_student_that_lay_aside_stays_there_when_it_is_taken_back(tmp_path):
+    with trained(tmp_path) as run:
+        aside = run.set_aside()
+        (tmp_path / "notes.txt").write_text("mine")
+        (aside / "notes.txt").write_text("about the old one")
+        (aside / "eval" / "base" / "svamp.json").write_text("measured since")
+        assert run.take_back("a") == aside
+        assert run.damage("train", verify=True) == {}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    left = sorted(path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file())
+    assert left == ["eval/base/gsm8k.json", "eval/base/svamp.json", "notes.txt"]
+
+
+def test_a_student_that_lies_aside_is_left_there_while_somebody_works_on_it(tmp_path):
+    with trained(tmp_path) as run:
+        aside = run.set_aside()
+        with RunFolder.claim(aside):
+            assert run.take_back("a") is None
+            assert (aside / "student" / "model.safetensors").read_text() == "old"
+        assert run.take_back("a") == aside
+
+
 def test_two_students_that_are_set_aside_in_one_second_do_not_meet(tmp_path):
     with trained(tmp_path) as run:
         first = run.set_aside()
@@ -387,6 +426,31 @@ def test_what_a_killed_writer_left_aside_is_removed(tmp_path):
     (tmp_path / ".manifest.json.123.tmp").write_text("half")
     RunFolder.claim(tmp_path).close()
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_users_own_hidden_files_are_not_taken_for_what_a_killed_writer_left(tmp_path):
+    RunFolder.claim(tmp_path).close()
+    (tmp_path / ".cache.1.tmp").mkdir()
+    for name in (".notes.tmp", ".thesis.tex.7.tmp", ".manifest.json.best.tmp", ".cache.1.tmp/file"):
+        (tmp_path / name).write_text("mine")
+    RunFolder.claim(tmp_path).close()
+    assert len(list(tmp_path.rglob(".*.tmp"))) == 4
+
+
+@pytest.mark.parametrize("name", ["../precious", "student/../../precious", "ABSOLUTE"])
+def test_a_manifest_that_names_files_elsewhere_is_damaged_and_they_stay(tmp_path, name):
+    precious = tmp_path / "precious"
+    precious.write_text("years of work")
+    trained(tmp_path / "run").close()
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["stages"]["train"]["outputs"][name.replace("ABSOLUTE", str(precious))] = [1, "0"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="is no file of the run"):
+        RunFolder.open(tmp_path / "run")
+    with RunFolder.claim(tmp_path / "run") as run:
+        run.put_damage_aside(run.damage("train"))
+    assert precious.read_text() == "years of work"
 
 
 def test_fingerprints_ignore_key_order_and_see_every_value():

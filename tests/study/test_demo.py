@@ -21,6 +21,9 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPACT_CACHE", str(folder / "cache"))
+        (folder / "out").mkdir()
+        for name in ("problems.jsonl", "results.json"):
+            (folder / "out" / name).write_text("a user's own")
         yield run_demo(folder / "out", seed=3, recipe=RECIPE), folder
 
 
@@ -77,6 +80,12 @@ def test_the_terminal_obeys_nothing_that_the_demo_prints(monkeypatch, sign):
     printed = console.file.getvalue()
     assert sign not in printed
     assert printed.count("a\ufffd[2Jb [bold]") == 6
+
+
+def test_a_users_own_files_of_the_same_names_are_moved_aside(demo):
+    _, folder = demo
+    for name in ("problems.jsonl", "results.json"):
+        assert "a user's own" in {path.read_text() for path in (folder / "out").glob(f"{name}.*")}
 
 
 def test_run_again_it_does_nothing_anew(demo, capsys):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
+import models
+from compact_distill import pipeline
+from compact_distill.config.file import config_from, dump_config
 from compact_distill.errors import ConfigError, RunError
 from compact_distill.runs.folder import RunFolder
 from compact_distill.students.load import revision_of
+from compact_distill.study import merge
 from compact_distill.study.arms import MergeMethod
 from compact_distill.study.merge import merge_adapters, merge_students, merge_weights, pin_as_trained
 
@@ -231,6 +237,54 @@ def test_a_merge_loads_the_hubs_base_at_the_commit_that_its_students_started_fro
     assert pin_as_trained([tmp_path / "elsewhere"]) == {}
     with pytest.raises(ConfigError, match="started from org/tiny at aaaaaaaaaaaa and at bbbbbbbbbbbb"):
         pin_as_trained(runs)
+
+
+def tiny_students(folder):
+    """A base and two students of other weights, as folders."""
+    made = []
+    for seed in range(3):
+        model = models.tiny_model("llama", layers=1, dtype=torch.float32, seed=seed)
+        made.append(models.save_student(folder / f"student-{seed}", model, models.byte_level_tokenizer()))
+    return str(made[0]), made[1:]
+
+
+def test_a_merge_into_a_folder_that_is_there_moves_that_aside(tmp_path, capsys):
+    base, students = tiny_students(tmp_path)
+    out = tmp_path / "merged"
+    (out / "my notes").mkdir(parents=True)
+    (out / "my notes" / "one.txt").write_text("mine")
+    merge_students(base, students, out, "average")
+    (aside,) = tmp_path.glob("merged.*")
+    assert (aside / "my notes" / "one.txt").read_text() == "mine"
+    assert str(aside) in capsys.readouterr().err
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
+
+
+def test_a_merged_student_of_other_students_is_moved_aside_with_its_results(tmp_path, monkeypatch, capsys):
+    base, students = tiny_students(tmp_path)
+    config = config_from({"student": base, "rationales": "none.jsonl", "output": str(tmp_path / "run")})
+    monkeypatch.setattr(merge, "_state", lambda student: {"global_step": 1, "epoch": 1.0})
+    monkeypatch.setattr(pipeline, "evaluate", lambda *_: None)
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+
+    def merged(method):
+        task = {"base": base, "students": [str(s) for s in students], "out": str(tmp_path / "run" / "student")}
+        task |= {"method": method, "density": 0.5, "scale": None, "seed": 0, "whole": True}
+        (tmp_path / "task.json").write_text(json.dumps({**task, "config": str(tmp_path / "run.yaml")}))
+        monkeypatch.setattr(sys, "argv", ["merge", str(tmp_path / "task.json")])
+        merge.main()
+        return (tmp_path / "run" / "student" / "model.safetensors").read_bytes()
+
+    first = merged("average")
+    (tmp_path / "run" / "eval" / "student").mkdir(parents=True)
+    (tmp_path / "run" / "eval" / "student" / "gsm8k.json").write_text("{}")
+    assert merged("average") == first  # done already
+    assert not list((tmp_path / "run").glob("before.*"))
+    assert merged("task_arithmetic") != first
+    (aside,) = (tmp_path / "run").glob("before.*")
+    assert str(aside) in capsys.readouterr().err
+    assert (aside / "student" / "model.safetensors").read_bytes() == first
+    assert (aside / "eval" / "student" / "gsm8k.json").is_file()
 
 
 def test_a_merge_of_one_is_refused(tmp_path):

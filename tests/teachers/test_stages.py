@@ -149,6 +149,22 @@ def test_damaged_rationales_of_a_finished_run_come_back_from_the_stores(configur
     assert asked(servers) == [6, 6]
 
 
+def test_a_student_that_was_set_aside_is_evaluated_and_reported_where_it_lies(configure, servers, tmp_path, compact):
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"id": "e", "question": "2 + 2?", "answer": "4"}) + "\n")
+    exam = {"eval": {"learned": [str(tmp_path / "exam.jsonl")], "max_new_tokens": 2, "drift_rows": 0}}
+    pipeline.run(configure())
+    folder = pipeline.run(configure(train={"max_steps": 1, "use_cpu": True}))
+    (aside,) = folder.path.glob("before.*")
+    assert pipeline.damage_of(RunFolder.open(aside), verify=True) == []
+    settings = {f"eval.{key}": value for key, value in exam["eval"].items()}
+    results = pipeline.evaluate(aside, settings)
+    assert (results / "student" / "exam.json").is_file()
+    pipeline.run(configure())  # it is taken back; what was measured of the base there stays
+    assert (folder.eval_path / "student" / "exam.json").is_file()
+    assert (aside / "eval" / "base" / "exam.json").is_file()
+    assert asked(servers) == [6, 6]
+
+
 def test_no_file_of_a_run_holds_the_key(configure, servers):
     folder = pipeline.run(configure())
     assert servers[0].seen[0].headers["authorization"] == f"Bearer {KEY}"

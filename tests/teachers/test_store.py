@@ -32,6 +32,16 @@ def test_rows_come_back_as_they_were_written(tmp_path, row):
     assert list(StoreReader(tmp_path, "t").rows()) == rows
 
 
+def test_a_store_has_the_permissions_of_any_new_file(tmp_path, row):
+    before = os.umask(0o002)
+    try:
+        with Store(tmp_path, "t") as store:
+            store.append(row())
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o664"}
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     identity=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import signal
@@ -25,7 +24,9 @@ from compact_distill.training.callbacks import (
     TrainingMetrics,
     damage,
     newest_complete,
+    numbered,
     require_complete,
+    rotate,
     seal,
     trace_damage,
     trace_so_far,
@@ -219,16 +220,52 @@ def test_no_checkpoint_is_no_error(tmp_path):
         (lambda path: (path / "complete.json").write_text("null"), "lists no files"),
         (lambda path: (path / "complete.json").write_text("{}"), "lists no weights"),
         (lambda path: (path / "complete.json").write_text('{"a.json": 1}'), "lists no files"),
+        (lambda path: (path / "complete.json").write_text("[" * 100_000), "not valid JSON"),
     ],
 )
-def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path, caplog, harm, says):
+def test_a_damaged_checkpoint_falls_back_and_says_so(tmp_path, capsys, harm, says):
     checkpoint(tmp_path, 3)
     harm(checkpoint(tmp_path, 6))
-    with caplog.at_level(logging.WARNING):
-        assert newest_complete(tmp_path) == tmp_path / "checkpoint-3"
-    assert says in caplog.text
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-3"
+    assert says in capsys.readouterr().err
     with pytest.raises(RunError, match=says):
         require_complete(tmp_path / "checkpoint-6")
+
+
+def test_a_damaged_seal_cannot_control_the_terminal(tmp_path, capsys):
+    checkpoint(tmp_path, 3)
+    (checkpoint(tmp_path, 6) / "complete.json").write_text(json.dumps({"x\x1b[2J.safetensors": "0"}))
+    newest_complete(tmp_path)
+    assert "x\ufffd[2J.safetensors is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "left"),
+    [
+        (2, None, [20, 100]),
+        (1, None, [100]),
+        (1, 9, [9, 100]),
+        (2, 100, [20, 100]),
+        (5, None, [9, 20, 100]),
+        (0, None, [9, 20, 100]),
+        (None, None, [9, 20, 100]),
+    ],
+)
+def test_old_checkpoints_go_by_their_steps_and_what_a_user_called_like_them_stays(tmp_path, keep, best, left):
+    for step in (9, 20, 100):
+        checkpoint(tmp_path, step)
+    for own in ("checkpoint-9-best", "checkpoint-mine", "checkpoint-"):
+        (tmp_path / own).mkdir()
+    rotate(tmp_path / "checkpoint-100", keep, best and str(tmp_path / f"checkpoint-{best}"))
+    assert [step for step, _ in numbered(tmp_path)] == left
+    assert len(list(tmp_path.iterdir())) == len(left) + 3
+
+
+def test_what_an_earlier_training_left_does_not_push_the_newest_checkpoint_out(tmp_path):
+    for step in (100, 200, 10):
+        checkpoint(tmp_path, step)
+    rotate(tmp_path / "checkpoint-10", 2, None)
+    assert [step for step, _ in numbered(tmp_path)] == [10, 200]
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path):

@@ -171,6 +171,24 @@ def test_the_merged_model_computes_what_adapter_and_base_did(finished, tmp_path)
     assert not torch.allclose(expected, plain, atol=1e-3)
 
 
+def test_whoever_may_read_a_merged_models_settings_may_read_its_weights(finished, tmp_path):
+    merge(finished / "student", tmp_path / "whole")
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "whole").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+    assert len(set(modes.values())) == 1
+
+
+def test_a_card_that_somebody_has_written_into_is_kept_beside_the_new_one(finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = run / "student" / "README.md"
+    path.write_bytes("my own words, é".encode("latin-1"))
+    write_card(read_run(run))
+    (kept,) = path.parent.glob("README.md.*")
+    assert kept.read_bytes() == "my own words, é".encode("latin-1")
+    assert kept.name in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8").startswith("---")
+
+
 def test_a_merge_that_changes_the_model_is_refused_and_leaves_nothing(finished, tmp_path, monkeypatch):
     monkeypatch.setitem(export._TOLERANCE, "torch.float32", 0.0)
     with pytest.raises(RunError, match=r"merged model differs .* nothing was written"):

@@ -5,10 +5,11 @@ Results go to stdout, progress to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from typer.core import TyperGroup
 
 from compact_distill.cli import evaluation, training
 from compact_distill.errors import CompactError, ConfigError, InputError
-from compact_distill.runs.progress import say, show
+from compact_distill.runs.progress import printable, say, show
 
 __all__ = ["app"]
 
@@ -36,9 +37,14 @@ class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
 
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        with _usage_told_plainly():
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _usage_told_plainly():
+                return super().invoke(ctx)
         except InputError as error:
             for problem in error.problems:
                 say(f"error: {problem}")
@@ -46,15 +52,26 @@ class _Commands(TyperGroup):
                 say(f"{len(error.problems)} errors; nothing was done")
         except CompactError as error:
             say(f"error: {error}")
-        except (OSError, RuntimeError) as error:
+        except KeyboardInterrupt:
+            say("stopped")
+            raise typer.Exit(_INTERRUPTED) from None
+        except Exception as error:
             told = _of_the_system(error)
             if told is None:
                 raise
             say(f"error: {told}")
-        except KeyboardInterrupt:
-            say("stopped")
-            raise typer.Exit(_INTERRUPTED) from None
         raise typer.Exit(_BAD_INPUT)
+
+
+@contextlib.contextmanager
+def _usage_told_plainly() -> Iterator[None]:
+    """A wrong word on the command line is repeated in the message: not so that the terminal obeys it."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's, whichever typer has
+            error.message = printable(error.message)  # type: ignore[attr-defined]
+        raise
 
 
 def _of_the_system(error: Exception) -> str | None:

@@ -152,6 +152,7 @@ def export(
     if merged:
         from compact_distill.training.export import merge
 
+        check_folder(out, source)
         run = Path(source)
         difference = merge(run / "student" if (run / "manifest.json").is_file() else run, out)
         show(f"wrote {out}: one model; logits differ by {difference:.1e} of the largest from adapter and base")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compact_distill.errors import ConfigError, InputError
+from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.runs.progress import say, show
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run; see `compact init`.")]
@@ -81,6 +82,13 @@ def check_folder(path: Path, *inputs: str | Path) -> None:
 
 
 def _refuse_inputs(path: Path, inputs: Sequence[str | Path]) -> None:
+    from compact_distill.runs.folder import RunFolder
+
+    for folder in path.resolve().parents:
+        with contextlib.suppress(RunError):  # no run
+            own = RunFolder.open(folder).written_at(path, with_rationales=True)
+            if own is not None:
+                raise ConfigError(f"{path} must not be a file that a run writes, or lie in {own}; choose another name")
     for source in map(Path, inputs):
         if path.resolve() == source.resolve() or (source.resolve() in path.resolve().parents and source.is_dir()):
             raise ConfigError(f"{path} must not be what is read, {source}, or lie in it; choose another name")

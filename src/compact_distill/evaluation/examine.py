@@ -237,7 +237,7 @@ def trained_subject(student: Path, label: str) -> Subject:
     try:
         state = json.loads((student / "trainer_state.json").read_text(encoding="utf-8"))
         step, epoch = int(state["global_step"]), float(state["epoch"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise RunError(f"{student} is no finished checkpoint: trainer_state.json cannot be read ({error!r})") from error
     return Subject(label, name, student_hash(student), step, epoch)
 

@@ -64,7 +64,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         found = document["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(
             f"{path} must be a result of `compact eval`, but cannot be read ({error!r}); evaluate again (it is kept)"
         ) from error

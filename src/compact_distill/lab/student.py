@@ -33,6 +33,7 @@ from compact_distill.lab import (
     steps,
     yes_no,
 )
+from compact_distill.runs.files import give_ordinary_modes
 from compact_distill.runs.progress import progress, say
 
 _WORD = r"\n|\w+|#+|[^\w\s]"
@@ -100,6 +101,7 @@ def cached_student(recipe: Recipe | None = None, cache: Path | None = None) -> P
         staging = Path(scratch) / "student"
         model.save_pretrained(staging)
         tokenizer().save_pretrained(staging)
+        give_ordinary_modes(staging)
         try:
             staging.rename(folder)  # publishes all files at once
         except OSError:

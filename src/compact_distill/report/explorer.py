@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from compact_distill.report.drawing import clean, spaced
-from compact_distill.report.read import RunData, UsedProblem, sample_name
+from compact_distill.report.read import UNREADABLE, RunData, UsedProblem, sample_name
 from compact_distill.report.trace import Trace
 from compact_distill.runs.files import read_jsonl
 
@@ -153,7 +153,7 @@ def read_gains(run: RunData) -> Gains:
         try:
             name, student = clean(row["id"]), clean(row["student"])
             packed = dict(_packed_gains(row, run.problems.get(name)))
-        except (KeyError, TypeError, ValueError, IndexError):
+        except UNREADABLE:
             damaged.append(row)
             continue
         found.setdefault(name, {})[student] = packed

@@ -26,7 +26,7 @@ from compact_distill.report.drawing import (
 from compact_distill.report.figures_results import final_results
 from compact_distill.report.figures_weights import verdicts_PK
 from compact_distill.report.html import Card
-from compact_distill.report.read import RIGHT, WRONG, PairedChange, RunData
+from compact_distill.report.read import RIGHT, UNREADABLE, WRONG, PairedChange, RunData
 from compact_distill.report.trace import mean_sem
 from compact_distill.runs.progress import duration
 from compact_distill.statistics import wilson
@@ -269,7 +269,7 @@ def stage_seconds(run: RunData) -> dict[str, float]:
         try:
             start, end = (datetime.datetime.fromisoformat(record[key]) for key in ("started", "finished"))
             durations[clean(name)] = (end - start).total_seconds()
-        except (KeyError, TypeError, ValueError):  # it has not finished, or another version wrote it
+        except UNREADABLE:  # it has not finished, or another version wrote it
             continue
     return durations
 

@@ -22,6 +22,8 @@ from compact_distill.runs.files import read_jsonl
 from compact_distill.runs.folder import RunFolder
 
 _Made = TypeVar("_Made")
+# What comes of values that are not of the kind a file of ours has.
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
 RIGHT, WRONG = "correct", "wrong"  # verdicts
 _KNOWN = ("manifest.json", "config.yaml", "data.jsonl", "scores.jsonl", "training_log.jsonl", "gains.jsonl", "eval")
 READ = (*_KNOWN[:-1], "rationales/*.jsonl", "eval/*.json", "eval/*/*.json")  # of a run folder
@@ -240,7 +242,7 @@ def _made(path: Path, holds: str, make: Callable[[dict[str, Any]], _Made], missi
     for row in read_jsonl(path, at_damage=damaged.append):
         try:
             made = make(row)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except UNREADABLE:
             damaged.append(row)
             continue
         count += 1
@@ -301,7 +303,7 @@ def _json(path: Path, holds: str, missing: list[str]) -> dict[str, Any]:
         why = "" if isinstance(value, dict) else "holds no object"
     except FileNotFoundError:
         why = "is missing"
-    except (ValueError, OSError) as error:
+    except (*UNREADABLE, OSError) as error:
         why = f"cannot be read ({clean(error)})"
     if why:
         missing.append(f"eval/{path.name} {why}: no {holds}")
@@ -313,7 +315,7 @@ def _results(folder: Path, missing: list[str]) -> list[TaskResult]:
     for path in sorted(folder.glob("*/*.json")) if folder.is_dir() else ():
         try:
             results.extend(_result(path.parent.name, json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        except (*UNREADABLE, OSError):
             missing.append(f"eval/{clean(path.parent.name)}/{clean(path.name)} cannot be read, left out")
     if not results:
         remedy = "name benchmarks under `eval:` and run `compact eval`"
@@ -323,10 +325,10 @@ def _results(folder: Path, missing: list[str]) -> list[TaskResult]:
 
 def _readable(rows: Any, make: Callable[[Any], _Made], what: str, missing: list[str]) -> list[_Made]:
     made = []
-    for row in rows:
+    for row in rows if isinstance(rows, list | tuple) else [rows]:
         try:
             made.append(make(row))
-        except (KeyError, TypeError, ValueError):
+        except UNREADABLE:
             missing.append(f"{what} that cannot be read, left out")
     return made
 

@@ -113,7 +113,9 @@ def arrange_trace(rows: Iterable[dict[str, Any]], teachers: Iterable[str] = ()) 
         if values is None:
             continue
         own = [places.setdefault(clean(name), len(places)) for name in row["teachers"]]
-        readings.append((ids.setdefault(clean(row["id"]), len(ids)), float(row.get("epoch", 0.0)), own, values))
+        epoch = row.get("epoch")
+        epoch = float(epoch) if isinstance(epoch, int | float) and math.isfinite(epoch) else 0.0
+        readings.append((ids.setdefault(clean(row["id"]), len(ids)), epoch, own, values))
     if not readings:
         return None
     names = [name for name in BUILT_IN if any(name in values for *_, values in readings)]

@@ -128,21 +128,26 @@ def is_aside(path: str | Path) -> bool:
     return _ASIDE.search(Path(path).name) is not None
 
 
+def give_ordinary_modes(folder: Path) -> None:
+    """Give weights the permissions of any other new file: safetensors lets nobody but their owner read them."""
+    umask = os.umask(0o077)  # to ask for it is to set it
+    os.umask(umask)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o666 & ~umask)
+
+
 def cut_torn_line(path: Path) -> None:
     """Cut off what stands after the last line end: a crash tore it."""
     if not path.exists():
         return
     with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        position = end
-        while position > 0:
+        end = position = file.seek(0, os.SEEK_END)
+        found = -1
+        while position > 0 and found < 0:
             start = max(0, position - 65536)
             file.seek(start)
             found = file.read(position - start).rfind(b"\n")
-            if found >= 0:
-                position = start + found + 1
-                break
-            position = start
+            position = start + found + 1
         if position < end:
             file.truncate(position)
 
@@ -265,7 +270,7 @@ class StepLog(Closing):
             return 0
         with atomic_write(self.path) as file:
             for row in read_jsonl(self.path, at_damage=self._tell):
-                if row.get("step", step) < step:
+                if isinstance(at := row.get("step"), int) and at < step:
                     file.write(json_line(row))
                 else:
                     removed += 1
@@ -303,14 +308,10 @@ def content_hash(path: str | Path) -> str:
     """SHA-256 of a file's bytes, or of a folder's file names and their hashes (hidden files left out)."""
     path = Path(path)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
+        files = sorted(p for p in path.rglob("*") if p.is_file() and "/." not in f"/{p.relative_to(path).as_posix()}")
         return fingerprint([[p.relative_to(path).as_posix(), content_hash(p)] for p in files])
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
 
 
 def sync_folder(folder: Path) -> None:
@@ -344,12 +345,8 @@ def output_problem(path: str | Path) -> str | None:
 def _output_problem(path: Path) -> str | None:
     if path.exists() and not path.is_dir():
         return f"output must be a folder, but {path} is a file; choose another `output:`"
-    if (
-        path.is_dir()
-        and not (path / "manifest.json").exists()
-        and not is_ours(path)
-        and any(not p.name.startswith(".") for p in path.iterdir())
-    ):
+    known = (path / "manifest.json").exists() or is_ours(path)
+    if path.is_dir() and not known and any(not p.name.startswith(".") for p in path.iterdir()):
         return f"output must be new, empty or a run folder, but {path} holds other files; choose another `output:`"
     if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
         return f"output {path} cannot be used: File name too long; choose another `output:`"
@@ -384,11 +381,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest.setdefault("finished", None)  # one that does not say so has not finished
         for record in manifest["stages"].values():
             str(record["inputs"]), record["finished"], record.setdefault("summary", {}).items()
-            for size, digest in record.setdefault("outputs", {}).values():
+            for name, (size, digest) in record.setdefault("outputs", {}).items():
                 int(size), str(digest)
+                if ".." in Path(name).parts or Path(name).is_absolute():  # what is damaged is moved: only ours
+                    raise ValueError(f"{name!r} is no file of the run")
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise DamagedManifest(
             f"{path} is damaged ({error!r}); `compact run` with this output starts a new one and keeps what is there, "
             "or choose another `output:`"

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -51,6 +52,7 @@ from compact_distill.runs.progress import say
 
 _OF_STUDENT = ("data", "train", "gains", "eval")  # stages whose files `set_aside` moves
 _BASE_RESULTS = "base"  # of eval/: they are of the untrained student
+_UNFINISHED = re.compile(r"\.[a-z_]+\.(?:json|jsonl|yaml|html)\.\d+\.tmp")  # as `atomic_write` names it
 
 
 class RunFolder(Closing):
@@ -111,8 +113,9 @@ class RunFolder(Closing):
         except OSError as error:
             raise RunError(f"{path} cannot be written: {error.strerror}; choose another `output:`") from error
         try:
-            for leftover in path.glob(".*.tmp"):  # of a process that was killed while it wrote
-                leftover.unlink()
+            for leftover in path.glob(".*.tmp"):  # of a process that was killed while it wrote; not a user's own
+                if _UNFINISHED.fullmatch(leftover.name) and leftover.is_file():
+                    leftover.unlink()
             manifest, known = _manifest_to_go_on_with(path / "manifest.json", ours)
             run = cls(path, lock, manifest)
             if not known:
@@ -200,7 +203,7 @@ class RunFolder(Closing):
     def training_outputs(self) -> list[Path]:
         """What training leaves when it ends: the student, without its checkpoints, and how it got there."""
         # The model card is written later, and again.
-        student = [p for p in self.student_path.glob("*") if p.is_file() and p.name != "README.md"]
+        student = [p for p in self.student_path.glob("*") if p.is_file() and not p.name.startswith("README.md")]
         return [*student, *(path for path in (self.scores_path, self.training_log_path) if path.exists())]
 
     def results(self) -> list[Path]:
@@ -232,14 +235,10 @@ class RunFolder(Closing):
         """Move damaged files out of the way of those that will be written in their place; returns where they are."""
         self._must_write()
         there = [self.path / name for name in names if (self.path / name).exists()]
-        if not there:
-            return None
         aside = dated_name(self.path / "damaged")
         for file in there:
-            target = aside / file.relative_to(self.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.rename(target)
-        return aside
+            _move(file, aside / file.relative_to(self.path))
+        return aside if there else None
 
     def finish(self) -> None:
         """Record that the run has done all its stages."""
@@ -258,28 +257,21 @@ class RunFolder(Closing):
             That folder; None where there was nothing or it is gone.
         """
         self._must_write()
-        known = (self.scores_path, self.training_log_path, self.gains_path, self.data_path, self.report_path)
-        of_student = [path for path in self.eval_path.glob("*") if path.name != _BASE_RESULTS and not is_aside(path)]
-        there = [path for path in (self.student_path, *known, *of_student) if path.exists()]
-        worth_keeping = self.student_path.exists() and any(self.student_path.iterdir())
-        aside: Path | None = None
-        if worth_keeping and not discard:
-            aside = dated_name(self.path / "before")
+        there, made_at_once = self._of_student(), (self.data_path, self.report_path)
+        keep = not discard and any(path not in made_at_once for path in there)
+        aside = dated_name(self.path / "before") if keep else None
+        if aside is not None:
             aside.mkdir()
-            for path in (self.config_path, self.manifest_path):
+            for path in (self.config_path, self.manifest_path, self.training_path):
                 if path.exists():
                     shutil.copy2(path, aside)
             if (self.eval_path / _BASE_RESULTS).is_dir():
                 shutil.copytree(self.eval_path / _BASE_RESULTS, aside / "eval" / _BASE_RESULTS)
         for path in there:
             if aside is not None:
-                target = aside / path.relative_to(self.path)
-                target.parent.mkdir(exist_ok=True)
-                path.rename(target)
-            elif path.is_dir():
-                shutil.rmtree(path)
+                _move(path, aside / path.relative_to(self.path))
             else:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         for stage in _OF_STUDENT:
             self.manifest["stages"].pop(stage, None)
         self._save_manifest()
@@ -289,25 +281,35 @@ class RunFolder(Closing):
         """Undo `set_aside` for a student that was trained with exactly these inputs; returns where it was."""
         self._must_write()
         for aside in sorted(self.path.glob("before.*"), reverse=True):
-            try:
+            with contextlib.suppress(RunError):
                 then = RunFolder.open(aside)
-            except RunError:
-                continue
-            if not then.stage_is_done("train", inputs) or then.damage("train", verify=True):
-                continue
-            for path in (then.config_path, then.eval_path / _BASE_RESULTS):  # copies
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            moved = [p for p in aside.iterdir() if p not in (then.manifest_path, then.eval_path)]
-            for path in [*moved, *then.eval_path.glob("*")]:
-                target = self.path / path.relative_to(aside)
-                target.parent.mkdir(exist_ok=True)
-                path.rename(target)
-            of_student = {name: record for name, record in then.manifest["stages"].items() if name in _OF_STUDENT}
-            self.manifest["stages"].update(of_student)
-            self._save_manifest()
-            shutil.rmtree(aside)
-            return aside
+                if then.stage_is_done("train", inputs) and not then.damage("train", verify=True):
+                    with Lock(aside / ".lock", aside):  # unless somebody works on it now
+                        self._move_back(then)
+                    return aside
         return None
+
+    def _move_back(self, then: RunFolder) -> None:
+        for path in then._of_student():
+            _move(path, self.path / path.relative_to(then.path))
+        stages = then.manifest["stages"]
+        self.manifest["stages"].update({name: stages[name] for name in _OF_STUDENT if name in stages})
+        self._save_manifest()
+        for path in (then.manifest_path, then.config_path, then.training_path, then.path / ".lock"):  # copies
+            path.unlink(missing_ok=True)
+        base, own = then.eval_path / _BASE_RESULTS, self.eval_path / _BASE_RESULTS
+        if base.is_dir() and own.is_dir() and content_hash(base) == content_hash(own):
+            shutil.rmtree(base)
+        for folder in (then.eval_path, then.path):  # what somebody has put or measured there since stays there
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _of_student(self) -> list[Path]:
+        """What there is of the student and is known of it alone."""
+        known = (self.scores_path, self.training_log_path, self.gains_path, self.data_path, self.report_path)
+        results = [path for path in self.eval_path.glob("*") if path.name != _BASE_RESULTS and not is_aside(path)]
+        student = [self.student_path] if any(self.student_path.glob("*")) else []
+        return [path for path in (*student, *known, *results) if path.exists()]
 
     def write_rows(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
         """Write a JSONL file of the run, whole or not at all; returns the number of rows."""
@@ -331,6 +333,11 @@ class RunFolder(Closing):
         with atomic_write(self.manifest_path) as file:
             json.dump(self.manifest, file, indent=2, ensure_ascii=False, allow_nan=False)
             file.write("\n")
+
+
+def _move(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(target)
 
 
 class _Follower(RunFolder):

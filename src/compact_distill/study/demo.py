@@ -156,7 +156,7 @@ def _weights_by_epoch(folder: RunFolder, training: Sequence[Instance]) -> dict[s
 
 
 def _write(problems: Sequence[Problem], path: Path) -> None:
-    with atomic_write(path) as file:
+    with atomic_write(path, keep=True) as file:
         for problem in problems:
             file.write(json_line({"id": problem.id, "question": problem.question, "answer": problem.answer}))
 
@@ -169,7 +169,7 @@ def _write_result(result: DemoResult, seed: int, recipe: DemoRecipe) -> None:
         "weights": result.weights,
         "seconds": round(result.seconds, 1),
     }
-    with atomic_write(result.output / "results.json") as file:
+    with atomic_write(result.output / "results.json", keep=True) as file:
         json.dump(plain, file, indent=2)
         file.write("\n")
 

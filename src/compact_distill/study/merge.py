@@ -28,8 +28,9 @@ from torch import Tensor
 
 from compact_distill.config.file import load_config
 from compact_distill.errors import ConfigError, RunError
-from compact_distill.runs.files import fingerprint
+from compact_distill.runs.files import fingerprint, give_ordinary_modes, move_aside
 from compact_distill.runs.folder import RunFolder
+from compact_distill.runs.progress import say
 from compact_distill.students.load import load_student, pin
 from compact_distill.study.arms import MergeMethod
 
@@ -137,8 +138,9 @@ def merge_students(
         model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
     out.parent.mkdir(parents=True, exist_ok=True)
+    give_ordinary_modes(aside)
     if out.exists():
-        shutil.rmtree(out)
+        say(f"{out} was there already; that one is now {move_aside(out)}")
     aside.rename(out)
 
 
@@ -188,6 +190,8 @@ def main() -> None:
     )
     with RunFolder.claim(config.output) as folder:
         if not folder.stage_is_done("train", made_of):
+            if not folder.stage_was_begun("train", made_of) and (aside := folder.set_aside()):
+                say(f"merge: other students than before; what was here is now in {aside}")
             folder.write_config(dump_config(config))
             if commits:  # the evaluation pins what the manifest names
                 folder.update_manifest(student={"name": config.student, "commits": commits})

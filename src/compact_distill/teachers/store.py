@@ -186,7 +186,7 @@ class StoreReader:
                     packed = _STATUS_NUMBERS[head["status"]] | _VERDICT_NUMBERS[head["verdict"]] << 4
                     packed |= int(head["digest"], 16) << 8 | offset << 56
                     self._index[_key(head["id"], head["sample"], head["request"])] = packed
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     self.damaged.append(number)
                 offset += len(line)
 
@@ -207,7 +207,7 @@ class Store(StoreReader, Closing):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(path.with_suffix(".jsonl.lock"), path)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             raise DataError(f"{path} must be writable: {error.strerror}; choose another output folder") from None
         self.path = path

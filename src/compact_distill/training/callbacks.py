@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import math
 import re
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from compact_distill.errors import RunError
 from compact_distill.evaluation.examine import Exam, examine
@@ -30,7 +31,7 @@ from compact_distill.evaluation.writers import StudentWriter
 from compact_distill.method.encode import EncodedProblem
 from compact_distill.method.loss import LossTerms
 from compact_distill.runs.environment import peak_memory_mib
-from compact_distill.runs.files import StepLog, atomic_write, content_hash, read_jsonl
+from compact_distill.runs.files import StepLog, atomic_write, content_hash, give_ordinary_modes, read_jsonl
 from compact_distill.runs.progress import Progress, progress, say
 from compact_distill.students.identity import weights_hash
 
@@ -138,8 +139,8 @@ class TrainingHistory(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self._log.truncate(state.global_step + 1)  # a line is written after its step
-            kept = [row.get("seconds", 0.0) for row in read_jsonl(self._log.path)]
-            self._seconds_before = max(kept, default=0.0)
+            kept = [row.get("seconds") for row in read_jsonl(self._log.path)]
+            self._seconds_before = max((float(s) for s in kept if isinstance(s, int | float)), default=0.0)
             loader = kwargs.get("train_dataloader")
             self._problems = len(loader.dataset) if loader is not None else 0
             self._started = self._last = time.monotonic()
@@ -256,10 +257,44 @@ def _end(number: int) -> None:
 # transformers resumes a checkpoint whose optimizer file is missing without a word, with other weights than the
 # uninterrupted run; here a damaged checkpoint is named and the newest complete one before it is taken.
 
-logger = logging.getLogger(__name__)
-
 SEAL = "complete.json"
 STATE = "compact_state.json"
+
+
+def tidy(student: Path, args: Any) -> None:
+    """After transformers and peft have saved a folder: settings as JSON instead of a pickle, and no empty card.
+
+    Weights get the permissions of any other file.
+    """
+    (student / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+    (student / "README.md").unlink(missing_ok=True)  # peft's, with a path of this machine
+    (student / "training_args.json").write_text(args.to_json_string(), encoding="utf-8")
+    give_ordinary_modes(student)
+
+
+def numbered(folder: Path) -> list[tuple[int, Path]]:
+    """The folders `checkpoint-N`, in the order of their steps; others that are called so are a user's own."""
+    found = [(int(m[1]), path) for path in folder.glob("checkpoint-*") if (m := re.fullmatch(r"\D+-(\d+)", path.name))]
+    return sorted(found)
+
+
+@contextlib.contextmanager
+def no_rotation(args: Any) -> Iterator[None]:
+    """Keep transformers from removing checkpoints: it takes every folder called checkpoint-..., a user's copy too."""
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        yield
+    finally:
+        args.save_total_limit = limit
+
+
+def rotate(newest: Path, keep: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints beyond `keep`, as `save_total_limit` asks; not the newest, and not the best."""
+    protected = {newest, Path(best) if best else newest}
+    found = [path for _, path in numbered(newest.parent)]
+    spare = len(found) - max(keep, len(protected)) if keep and keep > 0 else 0
+    for path in [path for path in found if path not in protected][: max(spare, 0)]:
+        shutil.rmtree(path)
 
 
 def seal(checkpoint: Path) -> None:
@@ -280,7 +315,7 @@ def damage(checkpoint: Path) -> str | None:
         return f"no {SEAL}: it was interrupted while it was written"
     try:
         files = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return f"{SEAL} is not valid JSON"
     if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
         return f"{SEAL} lists no files"
@@ -307,7 +342,7 @@ def trace_damage(checkpoint: Path, trace: Path) -> str | None:
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         size, expected = int(state["trace_bytes"]), str(state["trace_sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         return f"{STATE} cannot be read ({error!r})"
     digest, left = hashlib.sha256(), size
     if trace.exists():
@@ -326,12 +361,12 @@ def newest_complete(folder: Path) -> Path | None:
     Raises:
         RunError: there are checkpoints, and none is complete.
     """
-    found = [(int(m[1]), path) for path in folder.glob("checkpoint-*") if (m := re.fullmatch(r"\D+-(\d+)", path.name))]
-    for _, path in sorted(found, reverse=True):
+    found = numbered(folder)
+    for _, path in reversed(found):
         wrong = damage(path)
         if wrong is None:
             return path
-        logger.warning("checkpoint %s is damaged (%s); falling back to the one before it", path, wrong)
+        say(f"checkpoint {path} is damaged ({wrong}); falling back to the one before it")
     if found:
         raise RunError(
             f"none of the {len(found)} checkpoints in {folder} is complete; move them elsewhere to start anew"

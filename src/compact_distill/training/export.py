@@ -26,7 +26,7 @@ from compact_distill.errors import ConfigError, RunError
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.report.drawing import UNITS
 from compact_distill.report.read import PairedChange, RunData, TaskResult
-from compact_distill.runs.files import atomic_write
+from compact_distill.runs.files import atomic_write, give_ordinary_modes
 from compact_distill.runs.progress import say
 from compact_distill.students.load import adapter_base, load_student, split_revision
 
@@ -48,8 +48,8 @@ def write_card(run: RunData) -> Path:
     """Write the card of a run's student as `student/README.md`, where hubs look for it; returns its path."""
     path = run.path / "student" / "README.md"
     card = model_card(run, load_config(run.path / "config.yaml"))
-    if not path.is_file() or path.read_text(encoding="utf-8") != card:
-        with atomic_write(path) as file:
+    if not path.is_file() or path.read_bytes() != card.encode():
+        with atomic_write(path, keep=True) as file:  # somebody may have written into it
             file.write(card)
     return path
 
@@ -354,6 +354,7 @@ def merge(student: str | Path, out: str | Path) -> float:
         folder = Path(scratch) / "model"
         whole.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        give_ordinary_modes(folder)
         card = Path(student) / "README.md"
         if card.is_file():
             shutil.copyfile(card, folder / "README.md")

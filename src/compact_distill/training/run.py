@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,18 @@ from compact_distill.method.encode import EncodedProblem
 from compact_distill.method.passes import ProblemDataset
 from compact_distill.method.score import gains
 from compact_distill.runs.environment import accelerator, peak_memory_mib
+from compact_distill.runs.files import move_aside
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import progress, say
 from compact_distill.students.identity import commit_of
 from compact_distill.students.load import adapter_base, load_student
 from compact_distill.training.callbacks import (
-    SEAL,
     ExamineEveryEpoch,
     ShowProgress,
     StopInOrder,
     TrainingHistory,
     damage,
+    numbered,
     trace_damage,
 )
 from compact_distill.training.prepare import Prepared
@@ -82,6 +82,9 @@ def train_student(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
     with StopInOrder() as stop:
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=True)
+    card = run.student_path / "README.md"
+    if trainer.is_world_process_zero() and card.exists():  # peft writes its own there, and `tidy` removes it
+        say(f"train: {card} is now {move_aside(card).name}")
     trainer.save_model(str(run.student_path))
     trainer.save_state()
     return {
@@ -165,15 +168,11 @@ def adapter_settings(lora: LoraConfig | None, commit: str | None) -> Any:
 
 
 def _keep_usable_checkpoints(run: RunFolder) -> None:
-    """Leave only checkpoints that training can go on from.
+    """Move aside all checkpoints that training cannot go on from: half written, damaged, or of a trace that lacks rows.
 
-    One that a crash left without its seal is removed. One that is damaged, or whose trace lacks rows, is moved aside.
+    Folders of other names are the user's own.
     """
-    for checkpoint in sorted(run.student_path.glob("checkpoint-*")):
-        if not (checkpoint / SEAL).is_file():
-            say(f"train: {checkpoint.name} was interrupted while it was written; removed")
-            shutil.rmtree(checkpoint)
-            continue
+    for _, checkpoint in numbered(run.student_path):
         wrong = damage(checkpoint) or trace_damage(checkpoint, run.scores_path)
         if wrong is not None:
             aside = run.put_damage_aside([f"student/{checkpoint.name}"])

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerControl, set_seed
-from transformers.trainer import TRAINING_ARGS_NAME
 
 from compact_distill.errors import ConfigError, RunError
 from compact_distill.method.encode import EncodedProblem, Encoder
@@ -37,8 +36,11 @@ from compact_distill.training.callbacks import (
     STATE,
     TrainingMetrics,
     newest_complete,
+    no_rotation,
     require_complete,
+    rotate,
     seal,
+    tidy,
     trace_damage,
     trace_so_far,
 )
@@ -369,14 +371,17 @@ class CompactTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         self._require_finite_weights()
-        super()._save_checkpoint(model, trial)
+        with no_rotation(self.args):
+            super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save and folder.is_dir():
             moments = self.scorer.running.moments if self.scorer.running is not None else {}
             self.trace.sync()
             state = {"step": self.state.global_step, "moments": moments, **trace_so_far(self.trace.path)}
             (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+            tidy(folder, self.args)
             seal(folder)
+            rotate(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _load_state(self, checkpoint: Path) -> int:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
@@ -390,10 +395,6 @@ class CompactTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save model and tokenizer; settings as JSON instead of transformers' pickle."""
         super()._save(output_dir, state_dict)
-        folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
-            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card with a path of this machine
-            (folder / "training_args.json").write_text(self.args.to_json_string(), encoding="utf-8")
+            tidy(Path(output_dir or str(self.args.output_dir)), self.args)
