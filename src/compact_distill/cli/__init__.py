@@ -28,7 +28,10 @@ _OF_THE_SYSTEM = {
     errno.EMFILE, errno.ENOTDIR, errno.EISDIR,
 }  # fmt: skip
 # How safetensors (a disk that is full, a file too large) and torch put it.
-_OF_LIBRARIES = ("No space left on device", "os error 28", "os error 27", "PytorchStreamWriter failed writing")
+_OF_LIBRARIES = (
+    "No space left on device", "os error 28", "os error 27", "PytorchStreamWriter failed writing",
+    "unexpected pos ", "iostream error",
+)  # fmt: skip
 
 
 class _Commands(TyperGroup):
