@@ -196,8 +196,9 @@ _ONE_PATH = "/".join(["d" * 200] * 25)  # 5,000 characters
     ],
 )
 def test_a_name_or_path_longer_than_the_system_allows_is_a_message(
-    compact, config, data, student, tmp_path, command, long
+    compact, config, data, student, tmp_path, monkeypatch, command, long
 ):
+    monkeypatch.chdir(tmp_path)  # where a command writes that is told no other place
     given = {"CONFIG": config, "DATA": data, "STUDENT": student, "OUT": tmp_path / "out", "LONG": tmp_path / long}
     words = [re.sub("[A-Z]{3,}", lambda found: str(given[found[0]]), word) for word in command.split()]
     result = compact(*words, code=2)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.config.models import EvalConfig, TextConfig
-from compact_distill.errors import CompactError, ConfigError, InputError, RunError, nearest
+from compact_distill.errors import CompactError, ConfigError, InputError, RunError, StudentError, nearest
 from compact_distill.evaluation.drift import MIN_PROMPTS, check_sets, describe_drift, measure_drift, prompts_in
 from compact_distill.evaluation.harness import Subject, describe, evaluate_task
 from compact_distill.evaluation.result_files import (
@@ -38,7 +38,7 @@ from compact_distill.runs.environment import accelerator
 from compact_distill.runs.files import fingerprint
 from compact_distill.runs.progress import say
 from compact_distill.students.identity import student_hash
-from compact_distill.students.load import load_student
+from compact_distill.students.load import check_student, load_student
 
 ROLES = ("learned", "retained")
 _LONGEST_NAME = 100
@@ -244,6 +244,8 @@ def trained_subject(student: Path, label: str) -> Subject:
 
 def examine_drift(base: str, student: str, exam: Exam, folder: Path, benchmarks: bool = True) -> None:
     """Measure the drift of any student from any base; with `benchmarks` both sit the retained ones too."""
+    if wrong := [*check_student(base), *check_student(student)]:
+        raise StudentError(wrong)
     sets = drift_sets(exam)
     check_sets(sets)
     retained = replace(exam, rows=tuple(pair for pair in exam.rows if pair[0] == "retained"))
