@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from compact_distill.cli import app
-from compact_distill.errors import InputError, RunError
+from compact_distill.errors import RunError
 from compact_distill.evaluation.side_by_side import SideBySide, TeacherText, Trial, page
 from compact_distill.method.encode import Encoder
 from compact_distill.students.generate import Decoding, Generator
@@ -73,10 +73,12 @@ def test_a_run_without_student_says_what_to_do(finished, tmp_path):
         Trial(tmp_path)
 
 
-def test_serving_without_gradio_names_the_extra(finished, monkeypatch):
+def test_serving_without_gradio_names_the_extra_before_a_model_is_loaded(finished, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(InputError, match=r"compact-distill\[serve\]"):
-        page(Trial(finished, max_new_tokens=2))
+    monkeypatch.setattr("compact_distill.evaluation.side_by_side.load_student", None)
+    done = CliRunner().invoke(app, ["try", str(finished), "--serve"])
+    assert done.exit_code == 2
+    assert "compact-distill[serve]" in done.output
 
 
 def test_the_page_answers_in_a_browser_and_shows_model_text_as_text(finished):

@@ -144,7 +144,7 @@ def test_right_and_wrong_are_compared_within_the_teachers_that_wrote_both():
     trace = weights([0.7, 0.3], [0.9, 0.1])
     mixed = {"p0": problem("p0", a="correct", b="correct"), "p1": problem("p1", a="correct", b="wrong")}
     (_, _, trust) = headline(run(trace=trace, problems=mixed)).cards
-    assert trust.details[-1].endswith("their right solutions counted 30.0 % on average, their wrong ones 10.0 %.")
+    assert trust.details[-2].endswith("their right solutions counted 30.0 % on average, their wrong ones 10.0 %.")
     apart = {"p0": problem("p0", a="correct", b="wrong"), "p1": problem("p1", a="correct", b="wrong")}
     (_, _, trust) = headline(run(trace=trace, problems=apart)).cards
     assert not any("on average" in line for line in trust.details)
@@ -152,7 +152,10 @@ def test_right_and_wrong_are_compared_within_the_teachers_that_wrote_both():
         "How much each teacher's solutions counted in the end, and how many of them were right:",
         "a: 80 % (100 % right)",
         "b: 20 % (0 % right)",
+        "What counts is how well a solution fits this student, not only whether it is right: see Scores.",
     ]
+    equal = headline(run(trace=trace, problems=apart, config="weighting: equal")).cards[2]
+    assert not any("fits this student" in line for line in equal.details)
 
 
 def test_rows_that_all_stayed_as_they_were_do_not_exclude_a_loss_on_others():
@@ -161,3 +164,4 @@ def test_rows_that_all_stayed_as_they_were_do_not_exclude_a_loss_on_others():
     assert kept.details[0] == "facts: 100.0 % → 100.0 % (no question gained or lost)"
     assert kept.details[-1] == "A loss of up to 8.0 points cannot be excluded."  # Wilson's limit of 0 in 44
     assert not any("in brackets" in line for line in kept.details)
+    assert "+0.0 points (no question gained or lost)" in summary(run(same))

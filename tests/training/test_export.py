@@ -47,6 +47,7 @@ def test_a_run_ends_with_a_card_of_its_data_teachers_settings_and_results(finish
     assert "estimator: probe, " in body  # defaults too: another version may have others
     assert "AutoPeftModelForCausalLM.from_pretrained" in body
     assert "2601.13992" in body
+    assert "Its base was a folder" in body
     assert str(finished) not in body
 
 
@@ -111,6 +112,7 @@ def test_a_student_without_benchmarks_says_so_and_a_hub_base_is_named(finished):
     assert "Not evaluated" in body
     assert front["base_model"] == "Org/My_Model"
     assert "`Org/My_Model` at `abc`" in body
+    assert "Its base was a folder" not in body
 
 
 def test_texts_of_others_cannot_act_in_a_card(finished):

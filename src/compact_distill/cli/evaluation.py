@@ -196,10 +196,10 @@ def try_out(
 
     from compact_distill.evaluation import side_by_side
 
-    trial = side_by_side.Trial(run, max_new_tokens)
     if serve:
-        side_by_side.serve(trial)
+        side_by_side.serve(run, max_new_tokens)
         return
+    trial = side_by_side.Trial(run, max_new_tokens)
     asked = [*(questions or []), *trial.questions(known)]
     if not asked and not sys.stdin.isatty():
         asked = [line.strip() for line in sys.stdin if line.strip()]

@@ -124,16 +124,21 @@ def _last_weights(run: RunData, problem: str) -> dict[str, float]:
     }
 
 
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ImportError:
+        raise InputError("--serve needs gradio; run `pip install 'compact-distill[serve]'`") from None
+    return gradio
+
+
 def page(trial: Trial) -> Any:
     """The trial as a gradio page. All that models wrote stands in text boxes, which show it as plain text.
 
     Raises:
         InputError: gradio is not installed.
     """
-    try:
-        import gradio
-    except ImportError:
-        raise InputError("--serve needs gradio; run `pip install 'compact-distill[serve]'`") from None
+    gradio = _gradio()
 
     def answer(question: str) -> tuple[str, str, str]:
         (found,) = trial.ask([question])
@@ -150,13 +155,15 @@ def page(trial: Trial) -> Any:
     return shown
 
 
-def serve(trial: Trial, port: int | None = None) -> None:
-    """Show the page to this machine alone, until Ctrl-C; without a port, at the first free one from 7860 on."""
-    from gradio.themes import Base
+def serve(run: str | Path, max_new_tokens: int = 256) -> None:
+    """Show the page of a run's trial to this machine alone, until Ctrl-C, at the first free port from 7860 on.
 
+    Raises:
+        InputError: gradio is not installed; before any model is loaded.
+    """
     # System fonts: the theme's own would be asked of another host.
-    theme = Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    page(trial).launch(server_name="127.0.0.1", server_port=port, share=False, theme=theme, footer_links=[])
+    theme = _gradio().themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    page(Trial(run, max_new_tokens)).launch(server_name="127.0.0.1", share=False, theme=theme, footer_links=[])
 
 
 def known(answers: SideBySide) -> Iterator[str]:

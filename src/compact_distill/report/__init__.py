@@ -136,8 +136,9 @@ def summary(run: RunData) -> str:
         for c in sorted((c for c in run.changes if c.main), key=lambda c: (c.role != "learned", c.task)):
             levels = f"{measured(c.before, c.metric):>7} → {measured(c.after, c.metric):>7}"
             change = f"{moved(c.difference, c.metric):>6} {'' if c.metric in UNITS else 'points '}"
-            span = f"{moved(c.low, c.metric)} to {moved(c.high, c.metric)}"
-            lines.append(f"  {short(c.task, _NAME):<{width}}  {levels}   {change}(95 %: {span})")
+            span = f"95 %: {moved(c.low, c.metric)} to {moved(c.high, c.metric)}"
+            said = "no question gained or lost" if c.unchanged else span
+            lines.append(f"  {short(c.task, _NAME):<{width}}  {levels}   {change}({said})")
         lines.append("")
     weights = weight_shares(run)
     if weights:

@@ -236,6 +236,10 @@ def _trust(run: RunData) -> Card:
             "Teachers that were sometimes right and sometimes wrong: their right solutions counted "
             f"{of_right} on average, their wrong ones {of_wrong}."
         )
+    if len(weights) > 1 and run.settings.get("weighting", "compact") == "compact":
+        details.append(
+            "What counts is how well a solution fits this student, not only whether it is right: see Scores."
+        )
     return Card(question, "All about equally" if trusted == _ALL else f"Most from {short(trusted, 60)}", details)
 
 

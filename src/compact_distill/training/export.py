@@ -219,7 +219,7 @@ def _mean_weights(run: RunData) -> dict[str, float]:
 def _settings(run: RunData, config: RunConfig) -> str:
     compatibility = config.compatibility.model_dump(mode="json", exclude_none=True)
     shown: dict[str, Any] = {
-        "weights": config.weighting,
+        "weight rule": config.weighting,
         "compatibility": {key: value for key, value in compatibility.items() if value not in ([], {}, ())},
         "consistency": config.consistency,
         "LoRA": config.lora.model_dump(mode="json") if config.lora else "none: all weights are trained",
@@ -250,13 +250,15 @@ def _load(run: RunData, config: RunConfig, adapter: bool) -> str:
         "written = model.generate(**inputs, do_sample=False, max_new_tokens=512)\n"
         'print(tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))'
     )
+    folder = adapter and Path(split_revision(config.student)[0]).exists()
+    needs = " Its base was a folder of the machine that trained it; `adapter_config.json` says where." if folder else ""
     answer = _code(config.text.answer_template.replace("\n", "\\n"))
     closed = (
         " Thinking that the prompt opens was closed at once in training." if chat and config.text.close_thinking else ""
     )
     return (
         f"## Load it\n\n```python\n{code}\n```\n\nThat is the prompt it was trained on, and it answers best to it."
-        f"{closed} Its answers end in the form `{answer}`."
+        f"{closed} Its answers end in the form `{answer}`.{needs}"
     )
 
 
