@@ -1,4 +1,4 @@
-"""What a study reads from its runs' training: values worked out by hand, on run folders of two problems."""
+"""What a study reads from its runs' training: values worked out by hand, on run folders of six small problems."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ from compact_distill.study.training import (
 VERDICTS = ("correct", "wrong", "wrong")
 
 
-def run_folder(folder, weights, penalties=((0.0, 5.0, 10.0), (0.0, 5.0, 10.0))):
-    """A run that read two problems once an epoch; `weights[epoch][problem]` are those of teachers a, b and c."""
+COPIES = 3  # six problems are enough for an interval
+
+
+def run_folder(folder, weights, penalties=((0.0, 5.0, 10.0), (0.0, 5.0, 10.0)), copies=COPIES):
+    """A run that read its problems once an epoch; `weights[epoch][problem]` are those of teachers a, b and c."""
     with RunFolder.claim(folder):
         pass
     rows, trace = [], []
-    for p, numbers in enumerate(penalties):
+    for p, numbers in enumerate(penalties * copies):
         rationales = [
             {"teacher": t, "sample": 0, "verdict": v, "tokens": 10 * (k + 1), "numbers": {"mqm": n}}
             for k, (t, v, n) in enumerate(zip("abc", VERDICTS, numbers, strict=True))
         ]
         rows.append({"id": f"p{p}", "question": "q", "answer": "1", "rationales": rationales})
     for epoch, of_problems in enumerate(weights):
-        for p, own in enumerate(of_problems):
+        for p, own in enumerate(of_problems * copies):
             scores = {name: [0.1, 0.2, 0.3] for name in ("consensus", "adaptability", "difficulty")}
             trace.append({"epoch": epoch, "step": epoch, "id": f"p{p}", "teachers": ["a", "b", "c"],
                           "weights": own, **scores})  # fmt: skip
@@ -48,11 +51,11 @@ DOWN, UP, FIRST = [0.6, 0.3, 0.1], [0.1, 0.3, 0.6], [0.5, 0.0, 0.5]
 
 def test_tokens_areas_and_correlations_are_those_of_the_readings(tmp_path):
     found = weights_of([[run_folder(tmp_path / "r", [[DOWN, UP]])]])
-    assert found["tokens"] == [120]  # (10 + 20 + 30) twice
-    assert found["tokens_with_weight"] == [120]
+    assert found["tokens"] == [360]  # (10 + 20 + 30) six times
+    assert found["tokens_with_weight"] == [360]
     # The right one weighs more than both wrong ones in p0, less than both in p1.
     assert found["auc"]["value"] == 0.5
-    assert found["auc"]["problems"] == 2
+    assert found["auc"]["problems"] == 6
     # The penalty rises with k: rank correlation -1 in p0, +1 in p1.
     assert found["follows"]["mqm"]["value"] == pytest.approx(0.0, abs=1e-12)
     down = weights_of([[run_folder(tmp_path / "down", [[DOWN, DOWN]])]])
@@ -60,9 +63,15 @@ def test_tokens_areas_and_correlations_are_those_of_the_readings(tmp_path):
     assert down["auc"]["value"] == 1.0
 
 
+def test_of_fewer_than_five_problems_no_interval_is_told(tmp_path):
+    for copies, told in ((2, False), (3, True)):  # four problems, six
+        found = weights_of([[run_folder(tmp_path / f"{copies}", [[DOWN, DOWN]], copies=copies)]])
+        assert (found["auc"] is not None, "mqm" in found["follows"]) == (told, told)
+
+
 def test_tokens_without_weight_are_read_but_not_weighed(tmp_path):
     found = weights_of([[run_folder(tmp_path / "r", [[FIRST, DOWN]])]])
-    assert (found["tokens"], found["tokens_with_weight"]) == ([120], [100])
+    assert (found["tokens"], found["tokens_with_weight"]) == ([360], [300])
 
 
 def test_equal_weights_follow_no_number_and_no_curriculum(tmp_path):
@@ -86,7 +95,7 @@ def test_a_curriculum_is_the_change_of_the_weights_correlation_over_training(tmp
 def test_a_merged_students_parts_count_together_and_have_no_curriculum(tmp_path):
     parts = [run_folder(tmp_path / "a", [[DOWN, DOWN]] * 3), run_folder(tmp_path / "b", [[UP, UP]] * 3)]
     found = weights_of([parts])
-    assert found["tokens"] == [6 * 120]
+    assert found["tokens"] == [6 * 360]
     assert found["curriculum"] == {}
     assert found["auc"]["value"] == 0.5
 

@@ -14,6 +14,7 @@ from compact_distill.report.drawing import CHARACTER, Chart, Sheet, number, padd
 _MARKERS_UP_TO = 14  # points of a line; more of them would hide it
 _LABEL = 15  # most characters of a label at a line's end
 _TICKS = 6
+_ROW = 20  # most characters of a heat map's row
 Show = Callable[[float], str]
 Given = ParamSpec("Given")
 
@@ -306,13 +307,13 @@ def heat_chart(
 ) -> Sheet:
     """Coloured cells with their values; `columns` are the rows again by default; `level` (-4..4) gives a colour."""
     columns = columns or names
-    left = round(min(max((len(n) for n in names), default=1), 16) * CHARACTER) + 10
+    left = round(min(max((len(n) for n in names), default=1), _ROW) * CHARACTER) + 10
     wide = min((width - left - 8) / max(len(columns), 1), 80)
     tall = min(wide, 40)
     sheet = Sheet(title, width=width, height=round(34 + tall * len(names) + 62), left=left)
     for i, name in enumerate(names):
         y = 36 + tall * i
-        sheet.text(left - 8, y + tall / 2 + 4, short(name, 16), "tick", "end")
+        sheet.text(left - 8, y + tall / 2 + 4, short(name, _ROW), "tick", "end")
         for j, other in enumerate(columns):
             if math.isfinite(value := cells[i][j]):
                 where = {"x": left + wide * j + 1, "y": y + 1, "width": wide - 2, "height": tall - 2, "rx": 3}

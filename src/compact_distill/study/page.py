@@ -82,7 +82,8 @@ def _card(document: Mapping[str, Any], arms: Mapping[str, Any], role: str) -> Ca
     lines = ([f"before training: {percent(before['value'])}"] if before else []) + lines
     values = [own["value"] for own in found.values()]
     what = {"learned": "What was learned?", "retained": "What was kept?"}[role]
-    return Card(what, f"{percent(min(values))} to {percent(max(values))}", lines)
+    least, most = percent(min(values)), percent(max(values))
+    return Card(what, least if least == most else f"{least} to {most}", lines)
 
 
 def _span(estimate: Mapping[str, float]) -> str:

@@ -30,6 +30,7 @@ from compact_distill.statistics import area, over_seeds_and_rows, rank_correlati
 from compact_distill.study.arms import REFERENCES
 
 STEP_TIMES = "trl.json"
+_FEWEST = 5  # problems: an interval over fewer says nothing
 _MEASURE = 'make bench ARGS="--study FOLDER" in a checkout of the source, FOLDER being that of this page'
 
 
@@ -38,7 +39,7 @@ def weights_of(runs: Sequence[Sequence[Path]]) -> dict[str, Any]:
 
     Returns:
         `tokens`, `tokens_with_weight`: of each seed, rationale tokens read with a backward, and those with a weight.
-        `auc`: area of right over wrong rationales, mean over problems that have both; None where none has.
+        `auc`: area of right over wrong rationales, mean over problems that have both; None where under 5 have.
         `follows`: by name of the data's own numbers, the rank correlation within problems of weight and number.
         `curriculum`: by property (difficulty, length), of each seed the change over training of the weight's rank
         correlation with it: `value`, `low`, `high`.
@@ -93,9 +94,9 @@ def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def _within_problems(by_seed: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
-    """Mean over seeds and the problems that all of them have, with its interval; None where there is none."""
+    """Mean over seeds and the problems that all of them have, with its interval; None where they are too few."""
     shared = sorted(set.intersection(*(set(of_seed) for of_seed in by_seed)))
-    if not shared:
+    if len(shared) < _FEWEST:
         return None
     table = np.array([[of_seed[name] for name in shared] for of_seed in by_seed])
     return {"problems": len(shared), **asdict(over_seeds_and_rows([table]))}
@@ -162,8 +163,7 @@ class StepTimes(Strict):
         step: problems of an optimizer step.
         rationales: of each problem.
         made_of: of each arm what `ingredients` gives for its run.
-        arms: by name.
-        trl: TRL's settings, by what they are called on the page.
+        arms, trl: by name; TRL's settings by what the page calls them.
         failed: who did not get through, and why.
     """
 
@@ -188,7 +188,7 @@ class StepTimes(Strict):
     @property
     def everyone(self) -> dict[str, Timed]:
         """Arms, then TRL's settings."""
-        return {**self.arms, **self.trl}
+        return self.arms | self.trl
 
     @property
     def fastest(self) -> str:
@@ -301,8 +301,8 @@ def _curriculum(arms: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
                      for arm, trends in found.items() for i, t in enumerate(trends)]  # fmt: skip
     look = (
         "How the rank correlation of weight and difficulty (at first reading), or length, changed from the first to "
-        "the last part of training; a mark a seed, intervals over problems. Right of 0 is a curriculum: easy first, "
-        "hard later. Each run's own report shows the curve."
+        "the last part of training; a mark a seed, intervals over problems. An interval right of 0 is a curriculum: "
+        "easy first, hard later. Each run's own report shows the curve."
     )
     table = Table(("arm", "property", "seed", "change", "low", "high"), rows)
     return [Figure("curriculum", "Does a curriculum show?", look, charts, table)] if charts else []
@@ -334,7 +334,7 @@ def _drift(arms: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
 
 def cost_section(out: Path, arms: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Any]) -> Section:
     """The page's section of what `costs_of` found, and of a step beside TRL's where that was measured."""
-    rows: list[tuple[Any, ...]] = []
+    rows = []
     found = {name: costs["arms"].get(name, {"train_seconds": [], "peak_memory_gib": [], "steps": []}) for name in arms}
     steps = {name: float(np.mean(cost.get("steps") or [0])) for name, cost in found.items()}
     for name, cost in found.items():
