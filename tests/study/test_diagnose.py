@@ -125,6 +125,32 @@ def test_a_diagnosis_that_is_there_already_is_moved_aside(tmp_path):
     assert "\u22121" in cells, "good against bad, in tenths: longer numbers would run into each other"
 
 
+UP, DOWN, ACROSS = (
+    {"problems": 9, "value": value, "low": value - 0.2, "high": value + 0.2} for value in (0.5, -0.5, 0.1)
+)
+
+
+@pytest.mark.parametrize(
+    ("weight", "scores", "told"),
+    [
+        (UP, {"a": UP}, "go to the rationales that help this student. Of 1 score tried, a predicts what helps."),
+        (DOWN, {"a": DOWN, "b": UP}, "go away from the rationales that help this student. Of 2 scores tried, a and b"),
+        (
+            ACROSS,
+            {"a": ACROSS, "b": None},
+            "do not clearly follow what helps this student. Of 1 score tried, none clea",
+        ),
+        (None, {"a": ACROSS, "b": UP}, "cannot be told apart here. Of 2 scores tried, b predicts what helps."),
+    ],
+)
+def test_the_headline_of_a_diagnosis_names_only_what_an_interval_shows(weight, scores, told, tmp_path):
+    found = {"student": "s", "validation": 3, "problems": 10, "rationales": by_hand(), **analyse(by_hand(), {})}
+    found["predicts"] = {"weight": weight, "cosine": UP, **scores}
+    page = write_diagnosis(found, tmp_path).read_text()
+    headline = re.sub(r"\s+", " ", re.search(r"<h1[^>]*>(.*?)</h1>", page, re.S)[1]).replace("&#39;", "'")
+    assert headline.strip().startswith(f"Today's weights {told}")
+
+
 def test_scores_that_know_nothing_explain_nothing():
     random = torch.Generator().manual_seed(0)
     rows = by_hand()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -31,6 +32,19 @@ def test_a_step_waits_for_what_it_needs_and_one_that_fails_stops_only_those_that
     assert set(failed) == {"c", "d", "e"}
     assert "missing 2 required positional arguments" in failed["c"]
     assert (failed["d"], failed["e"]) == ("needs c, which failed", "needs d, which failed")
+
+
+def test_as_many_steps_run_at_a_time_as_was_asked_for(tmp_path):
+    pair, running, seen = threading.Barrier(2, timeout=60), [], []
+
+    def command():
+        running.append(1)
+        seen.append(len(running))
+        pair.wait()  # until another step is there
+        running.pop()
+
+    assert run_jobs([StudyStep(f"{n}", command) for n in range(6)], 2, {}, tmp_path) == {}
+    assert max(seen) == 2
 
 
 def test_a_step_with_nothing_to_do_counts_as_done(tmp_path):

@@ -314,17 +314,20 @@ def diagnosis_page(document: Mapping[str, Any]) -> str:
 
 
 def _diagnosis_headline(document: Mapping[str, Any]) -> str:
+    """What the intervals show of the weights and of the scores; how many were tried, since one of twenty is chance."""
     weight = document["predicts"]["weight"]
-    known = [name for name, own in document["predicts"].items()
-             if own and name not in ("weight", "cosine") and (own["low"] > 0 or own["high"] < 0)]  # fmt: skip
-    scores = f"{listed(known)} {'does' if len(known) == 1 else 'do'}" if known else "no score clearly does"
+    tried = {name: own for name, own in document["predicts"].items() if own and name not in ("weight", "cosine")}
+    known = [name for name, own in tried.items() if own["low"] > 0 or own["high"] < 0]
+    predict = f"{listed(known)} {'predicts' if len(known) == 1 else 'predict'}" if known else "none clearly predicts"
     if weight is None:
-        return f"Today's weights cannot be told apart here; {scores} predict what helps."
-    if weight["low"] > 0:
-        return f"Today's weights go to the rationales that help this student; of the scores, {scores}."
-    if weight["high"] < 0:
-        return f"Today's weights go away from what helps this student; of the scores, {scores} predict it."
-    return f"Today's weights do not clearly follow what helps this student; of the scores, {scores}."
+        weights = "cannot be told apart here"
+    elif weight["low"] > 0:
+        weights = "go to the rationales that help this student"
+    elif weight["high"] < 0:
+        weights = "go away from the rationales that help this student"
+    else:
+        weights = "do not clearly follow what helps this student"
+    return f"Today's weights {weights}. Of {plural(len(tried), 'score')} tried, {predict} what helps."
 
 
 def _explained(chosen: Mapping[str, Any]) -> str:
