@@ -77,7 +77,7 @@ def train_student(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         say(f"train: {dataset.summary()}")
         if idle := scores_without_effect(config):
-            say(f"train: rationales are answers without reasoning, so {' and '.join(idle)} count{'s' * (len(idle) == 1)} as 0")
+            say(f"train: rationales are answers without reasoning; counted as 0: {' and '.join(idle)}")
     trainer.add_callback(TrainingHistory(run.training_log_path))
     with StopInOrder() as stop:
         trainer.add_callback(stop)
