@@ -112,6 +112,27 @@ def test_thinking_that_a_template_opens_can_be_closed(opened, closed):
     assert closed not in made.decode(prompt_tokens(tokenizer(PLAIN + START), QUESTION, close_thinking=True))
 
 
+@pytest.mark.parametrize(
+    ("template", "question"),
+    [
+        (PLAIN + START + "<think>\n\n</think>\n\n", "How many eggs?"),
+        (PLAIN + START + "[/THINK]", "How many eggs?"),
+        ("{{ messages[-1]['content'] }}\n", "Which tag opens thinking, <think> or [THINK], and what ends it?"),
+        ("{{ messages[-1]['content'] }} in a <thinker>\n", "How many eggs?"),
+    ],
+)
+def test_a_prompt_that_only_speaks_of_thinking_opens_none(template, question):
+    messages = [{"role": "user", "content": question}]
+    assert prompt_problems(tokenizer(template), messages) == []
+    made = tokenizer(template)
+    assert prompt_tokens(made, messages, close_thinking=True) == prompt_tokens(made, messages)
+
+
+def test_the_switch_is_named_only_where_a_template_has_it():
+    for end in ("<think>", "<seed:think>"):
+        assert "enable_thinking" not in prompt_problems(tokenizer(PLAIN + START + end), QUESTION)[0]
+
+
 def test_a_template_that_never_ends_is_killed(monkeypatch):
     monkeypatch.setattr(prompt_module, "_SECONDS", 4.0)
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + PLAIN
