@@ -228,7 +228,7 @@ class _MLP(torch.autograd.Function):
             lows = [part.low(len(x_ND)) if keep else None for part in parts]
             for tile in _tiles(x_ND, settings):
                 low = [None if low_NR is None else low_NR[tile] for low_NR in lows]
-                rooms = [factor[tile] for factor in kept] or [None, None]
+                rooms: list[torch.Tensor | None] = [factor[tile] for factor in kept] or [None, None]
                 gate_NF, up_NF = (matrix(x_ND[tile], rooms[i], low[i]) for i, matrix in enumerate((gate, up)))
                 down(activation(gate_NF).mul_(up_NF), out_ND[tile], low[2])
         source = Input(x_ND, normed)
