@@ -888,6 +888,7 @@ def test_what_is_not_stated_takes_part_unless_inferring_is_turned_off(configure,
     settings = {"rationales": str(write_data(tmp_path / "inferred.jsonl", rows)), "train": {"max_steps": 1}}
     for infer, expected in ((True, {"ok": 5}), (False, {"ok": 2, "unparsed": 3})):
         config = configure(**settings, answers={"infer": infer}, output=str(tmp_path / str(infer)))
+        assert pipeline.prepare(config).arguments.infer_answers is infer
         shown = pipeline.dry_run(pipeline.prepare(config))
         assert [t.inferred for t in shown.teachers] == ([0, 2, 1] if infer else [0, 0, 0])
         assert sum((t.statuses for t in shown.teachers), Counter()) == expected

@@ -71,6 +71,10 @@ def test_parquet_is_read_whatever_its_name(tmp_path):
         ("p.json", json.dumps(ROWS, indent=1)[:-1].encode(), "neither JSONL nor one JSON array"),
         ("p.json", json.dumps({"a": [1], "b": [2]}, indent=1).encode(), "one JSON value, and no list of objects"),
         ("p.csv", b"id,question,answer\n1,2\n", "must have 3 columns"),
+        ("p.csv", b"id,question,answer\n1,2,3,4\n", "line 2: must have 3 columns"),
+        ("p.csv", "id,question,answer\n1,Where is the caf\u00e9?,3\n".encode("latin-1"), "not UTF-8"),
+        ("p.csv", b'id,question,answer\n1,"what"?,3\n', "line 2: broken CSV"),
+        ("p.tsv", b'id\tquestion\tanswer\n1\t"what?\t3\n', "broken CSV: unexpected end of data"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, name, content, says):

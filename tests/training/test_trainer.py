@@ -275,6 +275,15 @@ def test_rationales_that_do_not_take_part_are_counted(tmp_path):
     )
 
 
+@pytest.mark.parametrize("infer", [True, False])
+def test_an_answer_that_is_not_stated_is_inferred_unless_the_settings_say_no(tmp_path, infer):
+    texts = ("We add.\nThe answer is 5.", "So Ann has 5 apples.")
+    data = [Instance("p", "2 + 3?", "5", tuple(Rationale(f"t{k}", text) for k, text in enumerate(texts)))]
+    summary = trainer(tmp_path, data=data, infer_answers=infer).train_dataset.summary()
+    inferred = "1 problems, 2 rationales, 1 of them with an inferred answer"
+    assert summary == (inferred if infer else "1 problems, 1 rationales, 1 unparsed")
+
+
 def test_nothing_to_train_on_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no rationale is left to train on"):
         trainer(tmp_path, data=[Instance("x", "q", "3", (Rationale("t", ""),))])

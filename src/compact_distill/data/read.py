@@ -148,7 +148,7 @@ def _read_csv(path: Path, packed: bool, separator: str, faults: Faults) -> Itera
         except UnicodeDecodeError as error:
             faults.add("", f"not UTF-8: {error.reason} at byte {error.start} of a block; save the file as UTF-8")
         except csv.Error as error:
-            faults.add(f"line {lines.line_num}", f"broken CSV: {error}; mend the line")
+            faults.add(f"line {lines.reader.line_num}", f"broken CSV: {error}; mend the line")
 
 
 def _read_json(path: Path, packed: bool, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
