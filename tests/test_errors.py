@@ -39,7 +39,6 @@ _PAID = re.compile(
 _LOOKED_AT = (
     "answer must be the gold answer as text or a number, {}; write it or remove the row",
     "has no rationale at all; write at least one or remove the row",
-    "student {}: generation_config.json cannot be read ({}); mend or remove it",
     "task {} stands twice; results are kept by name: remove or rename one ({})",
     "is the run's own; remove it",
     "is set by the launcher (torchrun, accelerate); remove it",

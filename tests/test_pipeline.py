@@ -21,7 +21,7 @@ from compact_distill import pipeline
 from compact_distill.config.file import config_from, dump_config, load_config
 from compact_distill.config.models import RunConfig
 from compact_distill.data import load_instances
-from compact_distill.errors import InputError, RunError
+from compact_distill.errors import InputError, RunError, StudentError
 from compact_distill.evaluation import examine as examine_module
 from compact_distill.method.encode import Encoder
 from compact_distill.method.score import score
@@ -297,6 +297,25 @@ def test_what_a_finished_run_lacks_is_said_and_done_again(configure, capsys, fil
     asides = list(folder.path.glob("damaged.*"))
     assert bool(asides) == (harm != "delete")
     assert pipeline.damage_of(RunFolder.open(folder.path), verify=True) == []
+
+
+@pytest.mark.parametrize("harm", ["flip", "list", "number"])
+def test_a_damaged_adapter_configuration_ends_in_a_message_and_is_made_again_where_that_is_asked_for(
+    configure, tmp_path, harm
+):
+    exam = write_data(tmp_path / "exam.jsonl", [{"id": "e", "question": "1 + 1?", "answer": "2"}])
+    config = configure(train={"max_steps": 2}, eval={"learned": [str(exam)], "max_new_tokens": 2, "drift_rows": 0})
+    folder = pipeline.run(config)
+    path = folder.student_path / "adapter_config.json"
+    whole = path.read_bytes()
+    odd = {"flip": whole[:-3] + b"\x01" + whole[-2:], "list": b"[]", "number": b'{"base_model_name_or_path": 7}'}[harm]
+    path.write_bytes(odd.ljust(len(whole)))  # as long as it was: the cheap check sees nothing
+    (folder.eval_path / "student" / "exam.json").unlink()
+    with pytest.raises(StudentError, match="compact run --verify"):
+        pipeline.run(config)
+    pipeline.run(config, verify=True)
+    assert path.read_bytes() == whole
+    assert (folder.eval_path / "student" / "exam.json").is_file()
 
 
 def test_a_trace_that_was_cut_is_never_continued_with_a_hole(configure, tmp_path, monkeypatch, capsys):

@@ -55,6 +55,8 @@ def test_a_key_in_the_wrong_section_names_the_right_one(problems_of):
         ("seed: !!int many\n", "!!tag does not fit"),
         ("student: " + "[" * 5000, "nested this deep"),
         ("student: \x01\n", "must be plain text"),
+        (MINIMAL + 'output: "a\\0b"\n', "line 3: output must not hold a NUL character"),
+        (MINIMAL + 'eval: {learned: ["a\\0b"]}\n', "line 3: eval.learned[0] must not hold a NUL character"),
         (MINIMAL + "5: x\n", "line 3: key must be text, got '5'"),
     ],
 )

@@ -152,6 +152,22 @@ def test_an_index_that_cannot_be_read_is_told(folder, content):
     assert "must map weights to files" in message
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("harm", ["cut", "null", "list", "number", "deep", "bytes", "odd"])
+def test_a_settings_file_of_a_student_that_is_damaged_or_odd_is_told(folder, name, harm):
+    path = folder / name
+    whole = path.read_bytes()
+    if harm == "odd":
+        odd = {"intermediate_size": {"a": 1}, "eos_token": 0.5, "model": [None], "max_new_tokens": [[1]]}
+        path.write_text(json.dumps({**json.loads(whole), **odd}))
+    else:
+        contents = {"cut": whole[:-9], "null": b"null", "list": b"[]", "number": b"7", "bytes": b"\xff\xfe{"}
+        path.write_bytes(contents.get(harm, b"[" * 100_000))
+    told = check_student(folder)
+    assert all(isinstance(message, str) and "\n" not in message for message in told)
+    assert told or (name, harm) == ("tokenizer_config.json", "list")  # transformers reads that as no settings
+
+
 def test_a_quantised_student_is_refused_by_that_name(folder):
     edit(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     (message,) = check_student(folder)

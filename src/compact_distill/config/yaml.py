@@ -157,6 +157,8 @@ def _walk(node: yaml.Node, path: Location, lines: dict[Location, int]) -> Iterat
         for index, item in enumerate(node.value):
             lines[(*path, index)] = item.start_mark.line + 1
             yield from _walk(item, (*path, index), lines)
+    elif isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+        yield node.start_mark.line + 1, f"{key_path(path)} must not hold a NUL character; remove it"
     elif isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         kept = []

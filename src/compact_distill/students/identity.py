@@ -89,7 +89,7 @@ def pin_student(config: RunConfig) -> dict[str, str]:
         known = RunFolder.open(config.output).manifest.get("student", {}).get("commits", {})
     commits: dict[str, str] = {}
     # What keeps a student or the hub from being read is told by check_student, in its own words.
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+    with contextlib.suppress(OSError, ValueError, StudentError):
         for name in hub_names(config.student):
             pin(name, known.get(name))
             commit = commit_of(config.student) if split_revision(config.student)[1] else known.get(name)

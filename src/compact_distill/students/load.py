@@ -5,7 +5,6 @@ Weights come from safetensors only (pickles can run code), and code of a model's
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from pathlib import Path
@@ -44,12 +43,10 @@ def check_student(student: str | Path) -> list[str]:
         return [f"student folder {student} does not exist; name a folder or a hub model such as Qwen/Qwen2.5-1.5B"]
     if folder.is_file():
         return [f"student must be a folder or a hub name, but {student} is a file; name the folder that holds it"]
-    if folder.is_dir():
-        if (folder / _ADAPTER).is_file():
-            return _check_adapter(folder)
-        missing = _missing_files(folder)
-        if missing:
-            return missing
+    if (folder / _ADAPTER).is_file():
+        return _check_adapter(folder)
+    if folder.is_dir() and (missing := _missing_files(folder)):
+        return missing
     return _check_contents(str(student))
 
 
@@ -181,10 +178,10 @@ def adapter_on_adapter(folder: Path, base: str) -> str:
 def _check_adapter(folder: Path) -> list[str]:
     try:
         base = _adapter_and_base(folder)[1]
-        if (Path(base) / _ADAPTER).is_file():
-            return [adapter_on_adapter(folder, base)]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return [f"{folder / _ADAPTER} must name base_model_name_or_path ({error}); save the adapter again with peft"]
+    except StudentError as error:
+        return error.problems
+    if (Path(base) / _ADAPTER).is_file():
+        return [adapter_on_adapter(folder, base)]
     if not (folder / _ADAPTER_WEIGHTS).is_file():  # peft would then open a pickle
         return [f"adapter folder {folder} holds no {_ADAPTER_WEIGHTS}; save the adapter again with peft"]
     return _weight_problems(folder) + [f"base model of adapter {folder}: {message}" for message in check_student(base)]
@@ -195,8 +192,8 @@ def _check_contents(student: str) -> list[str]:
 
     name, options = _from_hub(student)
     try:
-        raw, _ = PreTrainedConfig.get_config_dict(name, revision=options["revision"])
-    except (OSError, ValueError) as error:
+        raw = dict(PreTrainedConfig.get_config_dict(name, revision=options["revision"])[0])
+    except Exception as error:  # here and below: transformers may raise anything at what somebody else wrote
         return [f"student {student!r}: its config cannot be read ({_first_line(error)}); check name, network or folder"]
     if "auto_map" in raw:
         return [
@@ -210,20 +207,19 @@ def _check_contents(student: str) -> list[str]:
         ]
     try:
         config = AutoConfig.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         return [f"student {student!r}: transformers cannot read its config ({_first_line(error)}); check model_type"]
     wrong = architecture_problems(config)
     try:
-        with contextlib.suppress(OSError):  # there need not be one
-            GenerationConfig.from_pretrained(name, revision=options["revision"])
-    except (ValueError, TypeError) as error:
-        wrong.append(
-            f"student {student!r}: generation_config.json cannot be read ({_first_line(error)}); mend or remove it"
-        )
+        GenerationConfig.from_pretrained(name, revision=options["revision"])
+    except Exception as error:
+        if not isinstance(error, OSError) or (Path(name) / "generation_config.json").is_file():  # there need not be one
+            told = f"generation_config.json cannot be read ({_first_line(error)}); mend or remove it"
+            wrong.append(f"student {student!r}: {told}")
     wrong += [] if wrong else _missing_layers(Path(name), getattr(config, "num_hidden_layers", 0))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         return [*wrong, f"student {student!r}: its tokenizer cannot be loaded ({_first_line(error)}); save it again"]
     wrong += [f"student {student!r}: {message}" for message in tokenizer_problems(tokenizer)]
     size = getattr(config, "vocab_size", None)
@@ -328,9 +324,13 @@ def _adapter_and_base(student: str | Path) -> tuple[Path | None, str]:
     folder = Path(student)
     if not (folder / _ADAPTER).is_file():
         return None, str(student)
-    settings = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
-    base, revision = settings["base_model_name_or_path"], settings.get("revision")
-    return folder, f"{base}@{revision}" if revision and not Path(base).exists() else base
+    try:
+        settings = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
+        base, revision = settings["base_model_name_or_path"], settings.get("revision")
+        return folder, base if Path(base).exists() or not revision else f"{base}@{revision}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        told = f"{folder / _ADAPTER} must name base_model_name_or_path ({error}); save the adapter again with peft"
+        raise StudentError(f"{told}, or where it is a run's student: `compact run --verify` makes it again") from error
 
 
 def tokenizer_problems(tokenizer: PreTrainedTokenizerBase) -> list[str]:
