@@ -10,16 +10,20 @@ import json
 import statistics
 from pathlib import Path
 
-from compact_distill.study.demo import ARMS, COMPACT, DemoRecipe, run_demo
+from compact_distill.config.models import PRESETS
+from compact_distill.study.demo import ARMS, DemoRecipe, run_demo
 
-PROBE = COMPACT["compatibility"]
-OURS = {**PROBE, "gain": "net", "consensus": 0.25, "difficulty": 0.25}
-# As examples/study/tune.yaml calls them: the defaults under three strengths of consistency, and with sharper weights.
+# As examples/study/tune.yaml calls them: three strengths of consistency with softer weights than the defaults'; and the
+# published scores and coefficients, read by probes, which were the demo's arm once.
+SOFT = {"temperature": 1.0}
 SETTINGS = {
-    "consistent": {"compatibility": OURS, "consistency": 0.1},
-    "light": {"compatibility": OURS, "consistency": 0.02},
-    "plain": {"compatibility": OURS, "consistency": 0.0},
-    "cold": {"compatibility": {**OURS, "temperature": 0.5}, "consistency": 0.0},
+    "consistent": {"compatibility": SOFT, "consistency": 0.1},
+    "light": {"compatibility": SOFT, "consistency": 0.02},
+    "plain": {"compatibility": SOFT, "consistency": 0.0},
+    "published": {
+        "compatibility": {**PRESETS["paper"]["compatibility"], "estimator": "probe"},
+        "consistency": 0.02,
+    },
 }
 
 
