@@ -27,7 +27,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "study"
         (
             "table",
             {"equal", "compact", "paper", "verified", "rsr", "gate", "random", "grape", "lalp"}
-            | {"union", "long_short", "best", "ties", "mot", "equal-1", "compact-1", "verified-1"},
+            | {"union", "union-verified", "long_short", "best", "ties", "mot", "equal-1", "compact-1", "verified-1"},
         ),
         (
             "tune",
