@@ -32,7 +32,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "study"
         (
             "tune",
             {"consistent", "light", "plain", "cold", "gate", "equal", "verified"}
-            | {"rate-1e-5", "rate-1e-4", "rate-1e-3", "equal-1", "compact-1", "union", "union-24"},
+            | {"rate-1e-5", "rate-1e-4", "rate-1e-3", "compact-1e-3", "union-1e-3"}
+            | {"equal-1", "compact-1", "union", "union-verified", "union-24"},
         ),
         ("second", {"equal", "compact", "verified", "rsr", "gpt-4"}),
         ("curriculum", {"equal", "compact", "paper"}),
