@@ -50,6 +50,13 @@ def test_the_headline_names_only_what_interval_and_corrected_p_show(document):
     assert "no arm to compare with" in headline(document)
 
 
+def test_an_arm_without_settings_of_its_own_says_so(document, tmp_path):
+    document["arms"]["verified"]["settings"] = {}
+    text = write_page(tmp_path, document, {"arms": {}}).read_text()
+    assert "none: the base" in text
+    assert "{}" not in text
+
+
 def write_rows(folder, arm, rows):
     place = folder / "arms" / arm / "seed-0" / "eval" / "student"
     place.mkdir(parents=True)

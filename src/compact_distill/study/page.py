@@ -260,7 +260,9 @@ def _arms(arms: Mapping[str, Any]) -> Section:
 
 
 def _flow(settings: Mapping[str, Any]) -> str:
-    """Settings as YAML on one line."""
+    """Settings as YAML on one line; words where there are none."""
+    if not settings:
+        return "none: the base's"
     return yaml.safe_dump(dict(settings), default_flow_style=True, sort_keys=False, width=math.inf).strip()
 
 
