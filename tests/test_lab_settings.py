@@ -23,7 +23,7 @@ def test_every_arm_has_a_share_for_every_task_and_seed(tmp_path, monkeypatch, ca
     assert set(shares) == set(KEPT)
     assert all(set(tasks) == {"lab_arithmetic", "lab_facts", "lab_yes_no"} for tasks in shares.values())
     assert all(len(values) == 1 for tasks in shares.values() for values in tasks.values())
-    assert "cold\n    lab_arithmetic" in capsys.readouterr().out
+    assert "plain\n    lab_arithmetic" in capsys.readouterr().out
 
 
-KEPT = ("equal", "compact", "cold")
+KEPT = ("equal", "compact", "plain")
