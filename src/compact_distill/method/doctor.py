@@ -154,7 +154,7 @@ def _norm(dtype: torch.dtype, device: torch.device, gemma: bool) -> tuple[Functi
 
 def _mlp(dtype: torch.dtype, device: torch.device, lean: bool) -> tuple[Function, Function, list[Tensor]]:
     silu = nn.functional.silu
-    inputs = _draw(dtype, device, (lora.TILE_ROWS + 7, 24), (40, 24), (40, 24), (24, 40))
+    inputs = _draw(dtype, device, (layers.TILE_ROWS + 7, 24), (40, 24), (40, 24), (24, 40))  # two tiles
 
     def plain(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         return (silu(x @ gate.t()) * (x @ up.t())) @ down.t()

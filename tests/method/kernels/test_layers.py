@@ -118,7 +118,7 @@ def test_a_gate_and_its_gradients_are_autograds() -> None:
 def test_mlps_are_those_of_transformers(
     architecture: str, tile: int, frozen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "_TILE_ROWS", tile)
+    monkeypatch.setattr(layers, "TILE_ROWS", tile)
     mlp = tiny_model(architecture, layers=1).model.layers[0].mlp
     for name in frozen:
         getattr(mlp, name).requires_grad_(False)
@@ -186,7 +186,7 @@ def test_an_mlp_keeps_its_input_or_the_factors_too(hooked: bool, kept: int) -> N
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 11, 20])
 def test_an_mlp_is_the_same_in_tiles_of_any_size(rows: int, monkeypatch) -> None:
-    monkeypatch.setattr(layers, "_TILE_ROWS", rows)
+    monkeypatch.setattr(layers, "TILE_ROWS", rows)
     mlp = tiny_model("llama", layers=1).model.layers[0].mlp
     assert_close(*both(mlp, random(1, 11, 32)), 1e-12)
 

@@ -41,7 +41,7 @@ from compact_distill.method.kernels.lora import (
 _ATTENTIONS = ("LlamaAttention", "Qwen2Attention", "MistralAttention")
 
 # Tokens of a tile where there are no adapters: products of a small width want many.
-_TILE_ROWS = 768
+TILE_ROWS = 768
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -270,7 +270,7 @@ def _tiles(rows_ND: Tensor, settings: Sequence[Settings | None]) -> list[slice]:
     if any(settings):
         return tiles(rows_ND)
     count = len(rows_ND)
-    size = -(-count // max(1, -(-count // _TILE_ROWS)))
+    size = -(-count // max(1, -(-count // TILE_ROWS)))
     return [slice(start, min(start + size, count)) for start in range(0, count, max(size, 1))]
 
 
