@@ -15,12 +15,15 @@ from scipy import stats
 from compact_distill.statistics import (
     area,
     bootstrap_mean,
+    difference_of_tables,
     exact_p,
     holm,
     mcnemar,
     over_seeds_and_rows,
     rank_correlation,
     share_of_rows,
+    share_of_tables,
+    tango,
     wilson,
 )
 
@@ -94,9 +97,110 @@ def test_the_bootstrap_is_the_same_for_the_same_seed_whatever_is_drawn_at_once(m
     assert bootstrap_mean(values, seed=3) == whole
 
 
-def test_no_difference_has_no_width():
-    found = bootstrap_mean([0.0] * 20, seed=0)
-    assert (found.value, found.low, found.high) == (0, 0, 0)
+Z2 = 1.959964**2
+
+
+def slow_tango(gained, lost, rows):
+    """All differences, on a grid, that a score test does not refute; the unknown share of lost rows by likelihood."""
+    kept = []
+    for d in np.linspace(-1, 1, 2001)[1:-1]:
+        shares_lost = np.linspace(max(0.0, -d), (1 - d) / 2, 4001)
+        counts = ((gained, shares_lost + d), (lost, shares_lost), (rows - gained - lost, 1 - d - 2 * shares_lost))
+        with np.errstate(divide="ignore"):
+            likelihood = sum(count * np.log(np.maximum(share, 0)) for count, share in counts if count)
+        share_lost = shares_lost[np.argmax(likelihood)]
+        variance = rows * (2 * share_lost + d - d * d)
+        if (gained - lost - rows * d) ** 2 <= Z2 * variance + 1e-12:
+            kept.append(d)
+    return min(kept), max(kept)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "rows"), [(0, 0, 20), (1, 0, 20), (3, 1, 20), (0, 4, 12), (20, 0, 20), (12, 2, 50), (1, 0, 1)]
+)
+def test_tangos_interval_is_what_a_search_over_all_differences_leaves(gained, lost, rows):
+    found = tango(gained, lost, rows)
+    assert found.value == (gained - lost) / rows
+    assert (found.low, found.high) == pytest.approx(slow_tango(gained, lost, rows), abs=0.0025)
+    mirrored = tango(lost, gained, rows)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_tangos_interval_by_hand():
+    # None of 100 differs: z^2 / (100 + z^2) = 3.8415 / 103.8415 to either side, Wilson's limit of a share of 0.
+    none = tango(0, 0, 100)
+    assert (none.low, none.high) == pytest.approx((-0.036994, 0.036994), abs=1e-6)
+    assert none.high == pytest.approx(wilson(0.0, 100).high)
+    # All 20 gained: (20 - z^2) / (20 + z^2), since others may also be lost.
+    every = tango(20, 0, 20)
+    assert (every.low, every.high) == pytest.approx(((20 - Z2) / (20 + Z2), 1.0), abs=1e-6)
+
+
+def test_tangos_interval_holds_the_truth_where_few_rows_differ():
+    chance = np.random.default_rng(2)
+    for gained, lost in ((0.01, 0.0), (0.01, 0.01), (0.03, 0.01)):
+        draws = chance.multinomial(100, [gained, lost, 1 - gained - lost], 1000)
+        found = [tango(int(g), int(n), 100) for g, n, _ in draws]
+        inside = np.mean([own.low - 1e-9 <= gained - lost <= own.high + 1e-9 for own in found])
+        assert inside >= 0.93, (gained, lost)
+
+
+def with_rows(value, count, rows=40, seeds=1):
+    """A table of zeros but for `count` rows of a value."""
+    return np.repeat(np.array([[value] * count + [0.0] * (rows - count)]), seeds, axis=0)
+
+
+def test_a_difference_of_no_row_is_no_certainty_of_none():
+    for seeds in (1, 3):  # that share their rows, which are all that is known of other rows
+        found = difference_of_tables([with_rows(0.0, 0, seeds=seeds)])
+        assert (found.value, found.low, found.high) == (0.0, *(pytest.approx(s * Z2 / (40 + Z2)) for s in (-1, 1)))
+    # Two benchmarks count alike, and the one of 10 rows may hide a share of Z2 / (10 + Z2): half of it in the mean.
+    both = difference_of_tables([with_rows(0.0, 0, 10), with_rows(0.0, 0, 1000)])
+    assert both.high == pytest.approx(Z2 / (20 + Z2))
+    assert both.high >= Z2 / (10 + Z2) / 2
+
+
+@pytest.mark.parametrize(("seeds", "value"), [(1, 1.0), (1, -1.0), (3, 1.0), (1, 0.25)])
+def test_a_row_more_that_differs_does_not_narrow_the_interval_of_few(seeds, value):
+    widths = []
+    for count in range(5):
+        found = difference_of_tables([with_rows(value, count, seeds=seeds)])
+        assert found.value == pytest.approx(value * count / 40)
+        assert found.low <= found.value <= found.high
+        widths.append(found.high - found.low)
+    assert widths == sorted(widths)
+
+
+def test_where_rows_differ_the_interval_is_the_bootstraps():
+    table = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], size=(2, 60))
+    assert difference_of_tables([table]) == over_seeds_and_rows([table])
+    resampled = bootstrap_mean(table[0], seed=5)
+    assert difference_of_tables([table[:1]], resampled) == resampled
+
+
+def test_seeds_that_differ_keep_their_width_where_rows_are_alike():
+    apart = np.repeat([[0.0], [0.0], [1.0]], 50, axis=1)  # one seed of three has gained all rows
+    found = difference_of_tables([apart])
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
+def test_a_share_of_all_or_none_or_few_rows_has_wilsons_interval_at_least():
+    for right, rows in ((0, 40), (40, 40), (3, 40), (38, 40)):
+        found = share_of_tables([with_rows(1.0, right, rows)])
+        peer = stats.binomtest(right, rows).proportion_ci(0.95, "wilson")
+        assert found.value == right / rows
+        assert found.low <= peer.low + 1e-9
+        assert found.high >= peer.high - 1e-9
+    table = with_rows(1.0, 12)
+    assert share_of_tables([table]) == over_seeds_and_rows([table])
+
+
+def test_a_mean_of_benchmarks_knows_no_more_than_the_smallest_of_them():
+    # None of 10 and none of 1,000 right: the small one may hide a share of z^2 / (10 + z^2), half of it in the mean.
+    found = share_of_tables([with_rows(0.0, 0, 10), with_rows(0.0, 0, 1000)])
+    assert found.high == pytest.approx(Z2 / (20 + Z2))
+    # Of benchmarks of one size all rows count.
+    assert share_of_tables([with_rows(0.0, 0, 30)] * 2).high == pytest.approx(Z2 / (60 + Z2))
 
 
 def test_mcnemar_counts_tails_by_hand():
@@ -165,6 +269,23 @@ def test_the_exact_test_agrees_with_scipys_permutation_test_on_shares_of_samples
         (differences, np.zeros(7)), lambda a, b: np.mean(a - b), permutation_type="samples", n_resamples=np.inf
     )
     assert exact_p([differences[None]]) == pytest.approx(theirs.pvalue)
+
+
+@given(st.lists(st.tuples(*[st.integers(-3, 3)] * 2), min_size=1, max_size=8), st.sampled_from([3, 7]))
+@settings(max_examples=40, deadline=None)
+def test_the_exact_test_ties_what_is_equal_also_of_shares_that_have_no_end_in_decimals(rows, samples):
+    table = np.array(rows, dtype=float).T / samples
+    sums = [sum(row) for row in rows]
+    flips = [
+        abs(sum(sign * own for sign, own in zip(signs, sums, strict=True))) >= abs(sum(sums))
+        for signs in itertools.product((1, -1), repeat=len(sums))
+    ]
+    assert exact_p([table]) == pytest.approx(np.mean(flips), abs=1e-12)
+
+
+def test_the_exact_test_refuses_what_are_no_shares_of_samples():
+    with pytest.raises(ValueError, match=r"shares of at most 1,000 samples, got \[0.1234567"):
+        exact_p([np.array([[0.1234567, 0.5]])])
 
 
 def test_holm_by_hand():

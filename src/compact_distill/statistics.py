@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from statistics import NormalDist
 
 import numpy as np
@@ -18,6 +19,8 @@ LEVEL = 0.95
 RESAMPLES = 10_000
 STUDY_RESAMPLES = 4000
 """Of whole tables of seeds and rows."""
+_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+_FEW = 5  # rows: fewer that are unlike all others do not tell a bootstrap how many there may be
 _DRAWN_AT_ONCE = 2**22
 Table = NDArray[np.float64]
 
@@ -59,11 +62,82 @@ def share_of_rows(shares: Sequence[float], samples: int = 1) -> Estimate:
 
 def wilson(share: float, attempts: float) -> Estimate:
     """Wilson's 95 % score interval of a share of `attempts`; it stays in [0, 1] and does not collapse at the ends."""
-    z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
-    spread = z * z / attempts
+    spread = _Z * _Z / attempts
     center = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / attempts + spread / (4 * attempts)) / (1 + spread)
+    half = _Z * math.sqrt(share * (1 - share) / attempts + spread / (4 * attempts)) / (1 + spread)
     return Estimate(share, max(0.0, center - half), min(1.0, center + half))
+
+
+def tango(gained: float, lost: float, rows: float) -> Estimate:
+    """Tango's 95 % score interval of (gained - lost) / rows (1998, Statistics in Medicine 17:891-908).
+
+    It holds every difference d that the rows do not refute: |gained - lost - rows d| <= z sqrt(rows (2 q + d (1 - d))),
+    q being the likeliest share of lost rows if d is true. It is to paired rows what Wilson's is to one share: where no
+    row differs it reaches as far to either side as Wilson's of a share of 0, to z^2 / (rows + z^2).
+    """
+    return Estimate((gained - lost) / rows, _tango_low(gained, lost, rows), -_tango_low(lost, gained, rows))
+
+
+def _tango_low(gained: float, lost: float, rows: float) -> float:
+    refuted, held = -1.0, (gained - lost) / rows
+    for _ in range(60):
+        d = (refuted + held) / 2
+        b = (2 * rows - gained + lost) * d - gained - lost
+        share_lost = (math.sqrt(max(b * b + 8 * rows * lost * d * (1 - d), 0.0)) - b) / (4 * rows)
+        spread = math.sqrt(max(rows * (2 * share_lost + d * (1 - d)), 0.0))
+        if gained - lost - rows * d > _Z * spread:
+            refuted = d
+        else:
+            held = d
+    return held
+
+
+def share_of_tables(tables: Sequence[Table]) -> Estimate:
+    """Mean over benchmarks of their shares of right answers: `over_seeds_and_rows`, and where that is blind, Wilson's.
+
+    Where fewer than five rows are unlike all others (all right, or none), the interval is at least Wilson's.
+
+    Args:
+        tables: [S, N] of each benchmark, shares of right answers.
+    """
+    found = over_seeds_and_rows(tables)
+    if _unlike_others(tables, (0.0, 1.0)) >= _FEW:
+        return found
+    return _at_least(found, wilson(found.value, _rows_of_the_mean(tables)))
+
+
+def difference_of_tables(tables: Sequence[Table], resampled: Estimate | None = None) -> Estimate:
+    """Mean over benchmarks of paired differences: `over_seeds_and_rows`, and where that is blind, Tango's.
+
+    Where fewer than five rows are unlike all others (none differs, all were gained, or all lost), the interval is at
+    least Tango's: a bootstrap of rows without a difference draws none, whatever other rows would show.
+
+    Args:
+        tables: [S, N] of each benchmark, differences of shares of right answers, -1 to 1.
+        resampled: another bootstrap's interval of these tables, in place of that over seeds and rows.
+    """
+    found = resampled or over_seeds_and_rows(tables)
+    if _unlike_others(tables, (0.0, 1.0, -1.0)) >= _FEW:
+        return found
+    rows = _rows_of_the_mean(tables)
+    gained, lost = (
+        rows * float(np.mean([np.maximum(sign * table.mean(axis=0), 0).mean() for table in tables])) for sign in (1, -1)
+    )
+    return _at_least(found, tango(gained, lost, rows))
+
+
+def _unlike_others(tables: Sequence[Table], alike: Sequence[float]) -> int:
+    """Of how many rows not all cells have the value of `alike` that most rows have."""
+    return min(sum(int((table != value).any(axis=0).sum()) for table in tables) for value in alike)
+
+
+def _rows_of_the_mean(tables: Sequence[Table]) -> int:
+    """How many rows a mean over benchmarks is worth: it knows each no better than that with the fewest rows."""
+    return len(tables) * min(table.shape[1] for table in tables)
+
+
+def _at_least(found: Estimate, other: Estimate) -> Estimate:
+    return Estimate(found.value, min(found.low, other.low), max(found.high, other.high))
 
 
 def bootstrap_mean(values: Sequence[float], seed: int, resamples: int = RESAMPLES) -> Estimate:
@@ -153,15 +227,13 @@ def exact_p(tables: Sequence[Table]) -> float:
     counted exactly, by convolution. With one seed and right or wrong rows it is the exact test of McNemar (1947).
 
     Args:
-        tables: [S, N] of differences that are multiples of 1/1000 (shares of samples), of each benchmark.
+        tables: [S, N] of differences of shares of at most 1,000 samples, of each benchmark.
 
     Raises:
-        ValueError: no table, or tables of different seeds.
+        ValueError: no table, tables of different seeds, or differences of no such shares.
     """
     _check(tables)
-    sums = np.concatenate([table.sum(axis=0) for table in tables])
-    whole = np.rint(sums * 1000).astype(np.int64)
-    whole //= max(int(np.gcd.reduce(whole)), 1) if whole.any() else 1
+    whole = _whole(np.concatenate([table.sum(axis=0) for table in tables]))
     changed = np.abs(whole[whole != 0])
     if not len(changed):
         return 1.0
@@ -175,6 +247,16 @@ def exact_p(tables: Sequence[Table]) -> float:
         chances = moved
     as_far = np.abs(np.arange(-reach, reach + 1)) >= abs(int(whole.sum()))
     return float(min(1.0, chances[as_far].sum()))
+
+
+def _whole(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The smallest whole numbers in these fractions' ratios; thirds stay thirds, since equal sums must tie."""
+    exact = [Fraction(value).limit_denominator(1000) for value in values.tolist()]
+    if any(abs(float(fraction) - value) > 1e-9 for fraction, value in zip(exact, values.tolist(), strict=True)):
+        raise ValueError(f"differences must be of shares of at most 1,000 samples, got {values.tolist()[:5]}")
+    unit = math.lcm(*(fraction.denominator for fraction in exact))
+    whole = np.array([int(fraction * unit) for fraction in exact], dtype=np.int64)
+    return np.asarray(whole // max(int(np.gcd.reduce(whole)), 1))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -403,7 +403,7 @@ def test_compact_compare_names_its_runs(configure, tmp_path):
     assert not (first.eval_path / "drift.json").exists()
     code, out, err = invoke("compare", first.path, second, "--out", tmp_path / "c.json")
     assert code == 0, err
-    assert "+0.0 points (+0.0 to +0.0), 3 rows, McNemar p = 1" in out[1]
+    assert "+0.0 points (-56.1 to +56.1), 3 rows, McNemar p = 1" in out[1]
     document = read_result(tmp_path / "c.json")
     assert (document["before"], document["after"]) == (str(first.path), str(second))
     code, _, err = invoke("compare", first.path, tmp_path / "nothing")

@@ -12,6 +12,7 @@ from compact_distill.evaluation.result_files import (
     compare_results,
     compare_students,
     damaged_results,
+    describe_changes,
     read_result,
     write_result,
 )
@@ -60,6 +61,17 @@ def test_shares_of_samples_have_no_mcnemar(tmp_path):
         evaluate_task(Script([right(0), "no", "no", right(1)]), BASE, rows_of(2, task), tmp_path / name)
     change = compare_results(tmp_path / "base", tmp_path / "student", "sums")
     assert (change["difference"], change["gained"], change["lost"], change["mcnemar_p"]) == (0, None, None, None)
+
+
+def test_where_no_row_was_gained_or_lost_the_change_is_no_certainty_of_none(tmp_path):
+    for name in ("base", "student"):
+        evaluate_task(Script([right(0), "no", right(2), "no"]), BASE, rows_of(4), tmp_path / name)
+    change = compare_results(tmp_path / "base", tmp_path / "student", "sums")
+    assert (change["difference"], change["gained"], change["lost"], change["mcnemar_p"]) == (0, 0, 0, 1)
+    limit = 1.959964**2 / (4 + 1.959964**2)  # Wilson's upper limit of a share of 0 of 4, in either direction
+    assert (change["low"], change["high"]) == (pytest.approx(-limit), pytest.approx(limit))
+    (line,) = describe_changes({"changes": [change], "missing": []})
+    assert "+0.0 points (-49.0 to +49.0)" in line
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,19 @@ def test_intervals_hold_the_mean_and_eight_rows_of_eight_are_no_certainty(outcom
     assert 0.0 <= arms["verified"]["learned"]["low"] < 3 / 8 < arms["verified"]["learned"]["high"] < 1.0
 
 
+def test_arms_that_answer_every_row_alike_may_still_differ_on_others(outcome):
+    for seed, marks in RIGHT["equal"].items():
+        outcome.runs["compact"][seed] = shutil.copytree(outcome.runs["equal"][seed], outcome.out / f"twin-{seed}")
+        answer(outcome.runs["compact"][seed] / "eval" / "student", marks)
+    document, costs = collect(outcome)
+    own = document["differences"]["equal"]["compact"]["learned"]
+    assert (own["value"], own["p"], own["seeds"]) == (0.0, 1.0, 2)
+    # Two seeds share their eight rows, which are all that is known of others: z^2 / (8 + z^2), Tango's and Wilson's.
+    limit = 1.959964**2 / (8 + 1.959964**2)
+    assert (own["low"], own["high"]) == (pytest.approx(-limit), pytest.approx(limit))
+    assert "+0.0 (-32.4 to +32.4), 1" in "\n".join(describe(document, costs))
+
+
 def test_rows_are_shares_over_seeds(outcome):
     rows = collect(outcome)[0]["rows"]["t"]
     assert rows["ids"] == list("abcdefgh")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from compact_distill.errors import RunError
 from compact_distill.records import Closing, Verdict
 from compact_distill.runs.files import (
@@ -28,6 +30,7 @@ from compact_distill.statistics import (
     Estimate,
     bootstrap_mean,
     bootstrap_ratio,
+    difference_of_tables,
     mcnemar,
     share_of_rows,
 )
@@ -232,7 +235,7 @@ class Measured:
             return None
         differences = [b - a for a, b in zip(self.over, after.over, strict=True)]
         if self.under is None:
-            found = bootstrap_mean(differences, seed)
+            found = difference_of_tables([np.array([differences])], bootstrap_mean(differences, seed))
         else:
             found = bootstrap_ratio(differences, self.under, seed)
         verdicts = self.under is None and self.samples == 1

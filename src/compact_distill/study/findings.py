@@ -31,7 +31,7 @@ from compact_distill.evaluation.task import load_tasks
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import text_table
-from compact_distill.statistics import Estimate, Table, exact_p, holm, over_seeds_and_rows, wilson
+from compact_distill.statistics import Table, difference_of_tables, exact_p, holm, share_of_tables
 from compact_distill.study.arms import REFERENCES, Study
 from compact_distill.study.training import costs_of, weights_of
 
@@ -196,22 +196,15 @@ def _likelihoods(folders: Sequence[Path]) -> dict[str, Any]:
     return {task: {**entry, "value": float(np.mean(entry["by_seed"]))} for task, entry in found.items()}
 
 
-def _share(tables: Sequence[Table]) -> Estimate:
-    """A share of right answers; where all are alike a bootstrap has nothing to draw, so it is Wilson's of the rows."""
-    found = over_seeds_and_rows(tables)
-    alike = found.low == found.high and found.value in (0.0, 1.0)
-    return wilson(found.value, sum(table.shape[1] for table in tables)) if alike else found
-
-
 def _of_arm(
     runs: Sequence[Path], trained: Sequence[Sequence[Path]], tables: Mapping[str, Mapping[str, Table]]
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"tasks": {}}
     for role in ROLES:
         if tables[role]:
-            found[role] = asdict(_share(list(tables[role].values())))
+            found[role] = asdict(share_of_tables(list(tables[role].values())))
         for task, table in tables[role].items():
-            estimate = asdict(_share([table]))
+            estimate = asdict(share_of_tables([table]))
             found["tasks"][task] = {"role": role, "rows": table.shape[1], **estimate}
             found["tasks"][task]["by_seed"] = [float(value) for value in table.mean(axis=1)]
     found |= weights_of(trained)
@@ -259,8 +252,8 @@ def _base(outcome: Outcome) -> dict[str, Any]:
     for role, task, _, shares in read_shares(outcome.out / "base"):
         table = np.array([shares])
         tables.setdefault(role, []).append(table)
-        found["tasks"][task] = {"role": role, "rows": len(shares), **asdict(_share([table]))}
-    return found | {role: asdict(_share(parts)) for role, parts in tables.items()}
+        found["tasks"][task] = {"role": role, "rows": len(shares), **asdict(share_of_tables([table]))}
+    return found | {role: asdict(share_of_tables(parts)) for role, parts in tables.items()}
 
 
 def _differences(
@@ -283,7 +276,7 @@ def _differences(
             p_values[name] = exact_p(differences)
             found.setdefault(name, {})[role] = {
                 "seeds": len(both),
-                **asdict(over_seeds_and_rows(differences)),
+                **asdict(difference_of_tables(differences)),
                 "p": p_values[name],
             }
         for name, p in holm(p_values).items():

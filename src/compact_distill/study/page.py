@@ -154,8 +154,8 @@ def _differences(document: Mapping[str, Any]) -> Section:
             look = "An interval that leaves 0 out is a difference on rows and seeds like these; p is of these students."
             figures.append(Figure(f"minus_{reference}_{role}", title, look, [chart], table))
     lede = (
-        "On the same rows. Intervals: bootstrap over seeds and rows. p: exact sign-flip test over rows (with one seed "
-        "McNemar's), two-sided, corrected for the number of arms by Holm."
+        "On the same rows. Intervals: bootstrap over seeds and rows; at least Tango's where few rows differ. p: exact "
+        "sign-flip test over rows (with one seed McNemar's), two-sided, corrected for the number of arms by Holm."
     )
     return Section("differences", "Differences", "Paired differences", lede, figures)
 
