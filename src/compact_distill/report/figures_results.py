@@ -82,15 +82,12 @@ def unit_charts(
     return charts
 
 
-@figure(
-    "results",
-    "accuracy",
-    "Before and after training",
-    "Look for intervals that do not overlap: those changes are very likely real. Learned tasks should move right; "
-    "retained tasks should stay. Bars are 95 % intervals over rows (Wilson's, for accuracy). An answer that could "
-    "not be read counts as wrong, so watch the unparsed and truncated columns below before you trust a low number.",
-)
-def _accuracy(run: RunData) -> Drawn | None:
+@figure("results", "Before and after training")
+def accuracy(run: RunData) -> Drawn | None:
+    """Look for intervals that do not overlap: those changes are very likely real. Learned tasks should move right;
+    retained tasks should stay. Bars are 95 % intervals over rows (Wilson's, for accuracy). An answer that could not be
+    read counts as wrong, so watch the unparsed and truncated columns below before you trust a low number.
+    """
     looks = {_BEFORE: Key("before (base)", "before", 0), _AFTER: Key("after (student)", "after", 2)}
     done = [r for r in run.results if r.student in looks]
     done.sort(key=lambda r: (_role(run, r.task) != "learned", r.task, r.metric, r.student != _BEFORE))
@@ -104,15 +101,12 @@ def _accuracy(run: RunData) -> Drawn | None:
     return Drawn(charts, table_of(columns, run.results), list(looks.values())) if done else None
 
 
-@figure(
-    "results",
-    "change",
-    "Change on the same rows",
-    "Look at whether a bar crosses zero: grey bars do, so chance alone could explain them; blue is better, orange "
-    "is worse. This is the sharper test, because both students answered the same rows (paired bootstrap, 95 %). "
-    "Gained rows turned right, lost rows turned wrong; p is the exact McNemar test of the two counts.",
-)
-def _change(run: RunData) -> Drawn | None:
+@figure("results", "Change on the same rows")
+def change(run: RunData) -> Drawn | None:
+    """Look at whether a bar crosses zero: grey bars do, so chance alone could explain them; blue is better, orange is
+    worse. This is the sharper test, because both students answered the same rows (paired bootstrap, 95 %). Gained rows
+    turned right, lost rows turned wrong; p is the exact McNemar test of the two counts.
+    """
     order = sorted(run.changes, key=lambda c: (c.role != "learned", c.task))
     entries = []
     for c in order:
@@ -125,14 +119,11 @@ def _change(run: RunData) -> Drawn | None:
     return Drawn(charts, table_of(CHANGE_COLUMNS, order)) if order else None
 
 
-@figure(
-    "results",
-    "accuracy_over_training",
-    "Accuracy while training",
-    "Look for the epoch after which learned tasks stop rising, and whether retained tasks start to fall there: "
-    "that is where training could have ended. Bands are 95 % Wilson intervals.",
-)
-def _accuracy_over_training(run: RunData) -> Drawn | None:
+@figure("results", "Accuracy while training")
+def accuracy_over_training(run: RunData) -> Drawn | None:
+    """Look for the epoch after which learned tasks stop rising, and whether retained tasks start to fall there: that is
+    where training could have ended. Bands are 95 % Wilson intervals.
+    """
     shares = [r for r in run.results if r.main and r.metric not in UNITS and r.epoch is not None]
     epochs = sorted({float(r.epoch) for r in shares if r.epoch is not None})
     if len(epochs) < 3:
@@ -153,16 +144,13 @@ _PLANES = 3  # layers shown per set of prompts
 _ROLES = {"learned": 0, "retained": 1}
 
 
-@figure(
-    "drift",
-    "drift_planes",
-    "Where prompts sit: base and student",
-    "Each point is the hidden state of a prompt's last token, in the plane where the base varies most; a thin line "
-    "joins a prompt's two states and the large marks are centroids. Clouds that lie on each other mean that "
-    "training left this layer's picture of the prompts alone; a common shift of all points is the mark of "
-    "forgetting on retained prompts.",
-)
-def _planes(run: RunData) -> Drawn | None:
+@figure("drift", "Where prompts sit: base and student")
+def drift_planes(run: RunData) -> Drawn | None:
+    """Each point is the hidden state of a prompt's last token, in the plane where the base varies most; a thin line
+    joins a prompt's two states and the large marks are centroids. Clouds that lie on each other mean that training left
+    this layer's picture of the prompts alone; a common shift of all points is the mark of forgetting on retained
+    prompts.
+    """
     charts, table = [], []
     for part in run.drift:
         for index in spaced(len(part.layers), _PLANES):
@@ -175,15 +163,12 @@ def _planes(run: RunData) -> Drawn | None:
     return Drawn(charts, Table(("role", "layer", "student", "id", "x", "y"), table), keys) if charts else None
 
 
-@figure(
-    "drift",
-    "drift_layers",
-    "How far each layer moved",
-    "Look for layers where learned and retained prompts part: learned ones may move, retained ones should not. A "
-    "shift of 1 is as far as the base's own prompts lie from their centre; solid lines show how far all moved "
-    "together, dashed ones how far each did. CKA looks at all dimensions and ignores rotations.",
-)
-def _layer_curves(run: RunData) -> Drawn | None:
+@figure("drift", "How far each layer moved")
+def drift_layers(run: RunData) -> Drawn | None:
+    """Look for layers where learned and retained prompts part: learned ones may move, retained ones should not. A shift
+    of 1 is as far as the base's own prompts lie from their centre; solid lines show how far all moved together, dashed
+    ones how far each did. CKA looks at all dimensions and ignores rotations.
+    """
     parts = [part for part in run.drift if part.layers]
     layers = sorted({float(layer.layer) for part in parts for layer in part.layers})
     columns = ("layer", "centroid_shift", "row_shift", "centroid_distance", "row_distance", "cka")
@@ -207,15 +192,12 @@ def _layer_curves(run: RunData) -> Drawn | None:
     return Drawn(charts, Table(("role", *columns), table)) if parts else None
 
 
-@figure(
-    "drift",
-    "divergence",
-    "How differently it goes on",
-    "KL(base ‖ student) of the next-token distributions, in nats. A large value on retained prompts warns of "
-    "changed habits even where accuracy held. It looks one token ahead, so a value near 0 proves nothing about "
-    "what follows. 95 % intervals.",
-)
-def _divergence(run: RunData) -> Drawn | None:
+@figure("drift", "How differently it goes on")
+def divergence(run: RunData) -> Drawn | None:
+    """KL(base ‖ student) of the next-token distributions, in nats. A large value on retained prompts warns of changed
+    habits even where accuracy held. It looks one token ahead, so a value near 0 proves nothing about what follows. 95 %
+    intervals.
+    """
     keys = {"kl_last": Key("after the prompt", "after", 2), "kl_prompt": Key("mean over the prompt", "before", 0)}
     rows, table = [], []
     for part in run.drift:
@@ -244,16 +226,13 @@ CURVES = {
 }
 
 
-@figure(
-    "training",
-    "training",
-    "Loss, gradients, speed and memory",
-    "The loss should fall fast, then slowly; one that rises again, or gradient norms that grow, hint at a learning "
-    "rate that is too high. The likelihood is weighted, so it also moves when the weights do. Throughput should be "
-    "level: dips are pauses to save or evaluate, or a busy machine. Memory is the peak so far, of the accelerator or "
-    "of the process.",
-)
-def _training(run: RunData) -> Drawn | None:
+@figure("training", "Loss, gradients, speed and memory")
+def training(run: RunData) -> Drawn | None:
+    """The loss should fall fast, then slowly; one that rises again, or gradient norms that grow, hint at a learning
+    rate that is too high. The likelihood is weighted, so it also moves when the weights do. Throughput should be level:
+    dips are pauses to save or evaluate, or a busy machine. Memory is the peak so far, of the accelerator or of the
+    process.
+    """
     values = {key: np.array([log_number(row.get(key)) for row in run.log]) for key in ("epoch", *CURVES)}
     if not len(run.log) or np.isnan(values["loss"]).all():
         return None
@@ -276,7 +255,7 @@ def _training(run: RunData) -> Drawn | None:
 
 def loss_curve(run: RunData) -> list[tuple[float, float]]:
     """(epoch, loss) of at most `TRAIN_POINTS` points."""
-    drawn = _training(run)
+    drawn = training(run)
     return [(row[0], row[1]) for row in drawn.table.rows] if drawn else []
 
 
@@ -314,14 +293,11 @@ def _part_of(rationale: UsedRationale) -> str:
     return {RIGHT: "right", WRONG: "wrong", None: "not checked"}.get(rationale.verdict, "unparsed")
 
 
-@figure(
-    "data",
-    "data_status",
-    "What became of the rationales",
-    "Blue and orange parts trained the student; everything grey was left out, never cut or guessed. A teacher "
-    "with much grey needs a longer max_length (over length) or a clearer end of its answers (unparsed).",
-)
-def _status(run: RunData) -> Drawn | None:
+@figure("data", "What became of the rationales")
+def data_status(run: RunData) -> Drawn | None:
+    """Blue and orange parts trained the student; everything grey was left out, never cut or guessed. A teacher with
+    much grey needs a longer max_length (over length) or a clearer end of its answers (unparsed).
+    """
     counts = Counter((name, _part_of(r)) for p in run.problems.values() for name, r in p.rationales.items())
     classes = _PARTS | {part: "gap4" for _, part in counts if part not in _PARTS}
     rows = [(name, [(part, counts[name, part]) for part in classes]) for name in run.teachers]
@@ -340,14 +316,11 @@ def _status(run: RunData) -> Drawn | None:
     )
 
 
-@figure(
-    "data",
-    "data_lengths",
-    "How long they are",
-    "Look for teachers that write much longer than the others: difficulty is a mean over tokens, so length alone "
-    "does not weigh, but long rationales cost most of the time. Completions in tokens; ticks are medians.",
-)
-def _lengths(run: RunData) -> Drawn | None:
+@figure("data", "How long they are")
+def data_lengths(run: RunData) -> Drawn | None:
+    """Look for teachers that write much longer than the others: difficulty is a mean over tokens, so length alone does
+    not weigh, but long rationales cost most of the time. Completions in tokens; ticks are medians.
+    """
     tokens = {name: [r.tokens for r in run.rationales(name) if r.tokens] for name in run.teachers}
     edges = np.linspace(0, max((t for own in tokens.values() for t in own), default=0), _BINS + 1)
     ridges, table = [], []
@@ -362,14 +335,11 @@ def _lengths(run: RunData) -> Drawn | None:
     return Drawn([chart], Table(("teacher", "from", "to", "count", "median"), table)) if edges[-1] else None
 
 
-@figure(
-    "data",
-    "agreement",
-    "Who agrees with whom",
-    "Teachers that always agree teach the same thing twice; one that agrees with nobody is either the best or "
-    "the worst, and the weights should tell which. Two answers agree if both are right or their texts are equal.",
-)
-def _agreement(run: RunData) -> Drawn | None:
+@figure("data", "Who agrees with whom")
+def agreement(run: RunData) -> Drawn | None:
+    """Teachers that always agree teach the same thing twice; one that agrees with nobody is either the best or the
+    worst, and the weights should tell which. Two answers agree if both are right or their texts are equal.
+    """
     order, same = run.teachers, {}
     for a, b in itertools.product(order, order):
         pairs = [(p.rationales.get(a), p.rationales.get(b)) for p in run.problems.values()]
@@ -385,14 +355,11 @@ def _agree(a: UsedRationale, b: UsedRationale) -> bool:
     return a.verdict == b.verdict == RIGHT or (a.answer or "").strip() == (b.answer or "").strip()
 
 
-@figure(
-    "data",
-    "right_per_problem",
-    "How many teachers were right",
-    "Problems at 0 teach only errors unless wrong rationales are rejected; problems in the middle are where "
-    "weighing can help most, because right and wrong stand side by side.",
-)
-def _right_per_problem(run: RunData) -> Drawn | None:
+@figure("data", "How many teachers were right")
+def right_per_problem(run: RunData) -> Drawn | None:
+    """Problems at 0 teach only errors unless wrong rationales are rejected; problems in the middle are where weighing
+    can help most, because right and wrong stand side by side.
+    """
     counts = Counter(sum(r.verdict == RIGHT for r in p.rationales.values()) for p in run.problems.values())
     table = [(i, counts[i]) for i in range(len(run.teachers) + 1)]
     rows = [(f"{i} right: {count:,}", [("problems", count)]) for i, count in table]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -38,11 +39,12 @@ _Draw = Callable[[RunData, Trace], Drawn | None]
 Interval = Callable[[float, float, int], tuple[float, float]]  # mean, standard error, number -> 95 % interval
 
 
-def _figure(section: str, key: str, title: str, caption: str, judged: bool = False) -> Callable[[_Draw], None]:
+def _figure(section: str, title: str, judged: bool = False) -> Callable[[_Draw], None]:
     """A figure of runs that have a trace; `judged`: of those whose rationales are known to be right or wrong."""
 
     def register(draw: _Draw) -> None:
-        @figure(section, key, title, caption)
+        @figure(section, title)
+        @functools.wraps(draw)
         def draw_run(run: RunData) -> Drawn | None:
             if run.trace is None or (judged and not any(r.verdict in (RIGHT, WRONG) for r in run.rationales())):
                 return None
@@ -111,15 +113,12 @@ def _teacher_keys(trace: Trace) -> list[Key]:
     return [Key(trace.teachers[k], series(k), k) for k in trace.active]
 
 
-@_figure(
-    "teachers",
-    "weights",
-    "Weight of each teacher over training",
-    "Look for lines that cross or part: a teacher whose weight grows as the student improves is a curriculum. "
-    "Flat lines mean that the student trusted the same teachers from start to end. A win is the largest weight "
-    "of a problem. Bands are 95 % intervals over problems; teachers that took part in a problem only.",
-)
-def _weights(run: RunData, trace: Trace) -> Drawn:
+@_figure("teachers", "Weight of each teacher over training")
+def weights(run: RunData, trace: Trace) -> Drawn:
+    """Look for lines that cross or part: a teacher whose weight grows as the student improves is a curriculum. Flat
+    lines mean that the student trusted the same teachers from start to end. A win is the largest weight of a problem.
+    Bands are 95 % intervals over problems; teachers that took part in a problem only.
+    """
     lines, rows = _curves(trace, trace.weights_NK, _of_weight)
     wins, win_rows = _curves(trace, trace.wins_NK, _of_share)
     charts = [
@@ -131,14 +130,11 @@ def _weights(run: RunData, trace: Trace) -> Drawn:
     return Drawn(charts, Table(columns, table), _teacher_keys(trace), weight_moves(trace))
 
 
-@_figure(
-    "teachers",
-    "entropy",
-    "How decided the weights are",
-    "Near the dotted line all teachers count alike; near zero one rationale takes everything. A falling line "
-    "means that the student becomes choosier while it learns.",
-)
-def _entropy(run: RunData, trace: Trace) -> Drawn:
+@_figure("teachers", "How decided the weights are")
+def entropy(run: RunData, trace: Trace) -> Drawn:
+    """Near the dotted line all teachers count alike; near zero one rationale takes everything. A falling line means
+    that the student becomes choosier while it learns.
+    """
     stats = [mean_sem(trace.entropy_N[n]) for _, n in trace.bins]
     level = math.log(max(float(trace.present_N.max()), 1.0)), f"all equal: ln {trace.present_N.max()}"
     line = _line("entropy", stats, 0, _of_mean)
@@ -147,16 +143,13 @@ def _entropy(run: RunData, trace: Trace) -> Drawn:
     return Drawn([chart], Table(("epoch", "entropy", "sem", "n"), rows))
 
 
-@_figure(
-    "teachers",
-    "curriculum",
-    "Does a curriculum show?",
-    "Above the line harder (or longer) rationales of a problem weigh more than its easier (shorter) ones, below "
-    "it less. A line that rises from left to right is a curriculum: easy ones first, harder ones later. Rank "
-    "correlation within problems; difficulty is that of the first reading, so that it cannot move with the "
-    "student. Bands are 95 % intervals of a bootstrap over problems.",
-)
-def _curriculum(run: RunData, trace: Trace) -> Drawn | None:
+@_figure("teachers", "Does a curriculum show?")
+def curriculum(run: RunData, trace: Trace) -> Drawn | None:
+    """Above the line harder (or longer) rationales of a problem weigh more than its easier (shorter) ones, below it
+    less. A line that rises from left to right is a curriculum: easy ones first, harder ones later. Rank correlation
+    within problems; difficulty is that of the first reading, so that it cannot move with the student. Bands are 95 %
+    intervals of a bootstrap over problems.
+    """
     properties = {"length": lengths_PK(run, trace)}
     if "difficulty" in trace.scores:
         properties = {"difficulty": trace.scores["difficulty"][trace.first], **properties}
@@ -184,15 +177,12 @@ def _trend_sentence(name: str, trend: Trend) -> str:
     return f"The weight moved towards {more if change > 0 else less} rationales {span}."
 
 
-@_figure(
-    "teachers",
-    "scores_over_training",
-    "What moved the weights: each score over training",
-    "Difficulty should fall for every teacher as the student learns; a teacher whose difficulty falls faster than "
-    "the others' gains weight. Adaptability shows whose reasoning still raises the belief in the gold answer, "
-    "consensus which paths the others' final states attend to most (attention, not agreement of the answers).",
-)
-def _scores_over_training(run: RunData, trace: Trace) -> Drawn:
+@_figure("teachers", "What moved the weights: each score over training")
+def scores_over_training(run: RunData, trace: Trace) -> Drawn:
+    """Difficulty should fall for every teacher as the student learns; a teacher whose difficulty falls faster than the
+    others' gains weight. Adaptability shows whose reasoning still raises the belief in the gold answer, consensus which
+    paths the others' final states attend to most (attention, not agreement of the answers).
+    """
     charts, table = [], []
     for name, values_NK in trace.scores.items():
         lines, rows = _curves(trace, values_NK, _of_mean)
@@ -221,16 +211,12 @@ def weight_moves(trace: Trace) -> str:
 # ---- right and wrong rationales
 
 
-@_figure(
-    "scores",
-    "score_distributions",
-    "Scores of right and wrong rationales",
-    "Look at how far the two hills of a row are shifted against each other: a score that knows right from wrong "
-    "puts right rationales (above the line) to one side of wrong ones (below). Ticks are medians. Each "
-    "rationale's last reading; each hill has the same area; the outermost 1 % is in the first and last bin.",
-    judged=True,
-)
-def _distributions(run: RunData, trace: Trace) -> Drawn | None:
+@_figure("scores", "Scores of right and wrong rationales", judged=True)
+def score_distributions(run: RunData, trace: Trace) -> Drawn | None:
+    """Look at how far the two hills of a row are shifted against each other: a score that knows right from wrong puts
+    right rationales (above the line) to one side of wrong ones (below). Ticks are medians. Each rationale's last
+    reading; each hill has the same area; the outermost 1 % is in the first and last bin.
+    """
     verdict = verdicts_PK(run, trace)
     charts, table = [], []
     for name, values_NK in trace.scores.items():
@@ -257,15 +243,11 @@ def _distributions(run: RunData, trace: Trace) -> Drawn | None:
     return Drawn(charts, Table(columns, table), _JUDGED) if charts else None
 
 
-@_figure(
-    "scores",
-    "separation",
-    "Do the scores know right from wrong?",
-    "Each point is the chance that a right rationale beats a wrong one of the same problem. At the line (50 %) "
-    "the score knows nothing; right of it the student listens to right rationales, left of it to wrong ones.",
-    judged=True,
-)
-def _separation(run: RunData, trace: Trace) -> Drawn | None:
+@_figure("scores", "Do the scores know right from wrong?", judged=True)
+def separation(run: RunData, trace: Trace) -> Drawn | None:
+    """Each point is the chance that a right rationale beats a wrong one of the same problem. At the line (50 %) the
+    score knows nothing; right of it the student listens to right rationales, left of it to wrong ones.
+    """
     verdict = verdicts_PK(run, trace)
     looks = {"first": (trace.first, "before", 0), "last": (trace.last, "after", 2)}
     rows, table = [], []
@@ -307,15 +289,11 @@ def pair_order(values_PK: Floats, right_PK: np.ndarray, wrong_PK: np.ndarray) ->
     return (float(wins_P.sum() / count) if count else math.nan), count
 
 
-@_figure(
-    "scores",
-    "weight_by_verdict",
-    "Does being right pay?",
-    "Look for teachers whose blue point lies right of the orange one: there the student trusts a teacher more "
-    "when it is right. Equal points mean that it trusts the teacher, whatever it says. Bars are 95 % intervals.",
-    judged=True,
-)
-def _weight_by_verdict(run: RunData, trace: Trace) -> Drawn:
+@_figure("scores", "Does being right pay?", judged=True)
+def weight_by_verdict(run: RunData, trace: Trace) -> Drawn:
+    """Look for teachers whose blue point lies right of the orange one: there the student trusts a teacher more when it
+    is right. Equal points mean that it trusts the teacher, whatever it says. Bars are 95 % intervals.
+    """
     verdict, last = verdicts_PK(run, trace), trace.weights_NK[trace.last]
     rows, table = [], []
     for k in trace.active:
@@ -330,14 +308,11 @@ def _weight_by_verdict(run: RunData, trace: Trace) -> Drawn:
     return Drawn([chart], Table(("teacher", "verdict", "weight", "sem", "n"), table), _JUDGED)
 
 
-@_figure(
-    "scores",
-    "correlations",
-    "Do the scores say the same?",
-    "Values near 0 mean that scores add something to each other; near 1 or −1 that one of them would do. The "
-    "last row shows which score decides the weight. Spearman's rank correlation over the last readings.",
-)
-def _correlations(run: RunData, trace: Trace) -> Drawn | None:
+@_figure("scores", "Do the scores say the same?")
+def correlations(run: RunData, trace: Trace) -> Drawn | None:
+    """Values near 0 mean that scores add something to each other; near 1 or −1 that one of them would do. The last row
+    shows which score decides the weight. Spearman's rank correlation over the last readings.
+    """
     if not trace.scores:
         return None
     columns = {name: v[trace.last].ravel() for name, v in (*trace.scores.items(), ("weight", trace.weights_NK))}

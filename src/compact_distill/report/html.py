@@ -66,15 +66,18 @@ _Draw = Callable[[Any], Drawn | None]
 _FIGURES: dict[str, list[Callable[[Any], Figure | None]]] = {}  # by section, in their order
 
 
-def figure(section: str, key: str, title: str, caption: str) -> Callable[[_Draw], _Draw]:
-    """Put a figure into a section of a page: the function below draws it from the run, or gives None without data."""
+def figure(section: str, title: str) -> Callable[[_Draw], _Draw]:
+    """Put a figure into a section of a page: the function below draws it from the run, or gives None without data.
+
+    The function's name is the figure's key, its docstring the caption.
+    """
 
     def register(draw: _Draw) -> _Draw:
+        key, caption = draw.__name__, " ".join((draw.__doc__ or "").split())
+
         def make(run: Any) -> Figure | None:
             drawn = draw(run)
-            if drawn is None:
-                return None
-            return Figure(key, drawn.title or title, caption + drawn.note, *drawn[:4])
+            return drawn and Figure(key, drawn.title or title, caption + drawn.note, *drawn[:4])
 
         _FIGURES.setdefault(section, []).append(make)
         return draw

@@ -316,14 +316,11 @@ class _Compared:
         return [Key(name, series(i), i) for i, name in enumerate(self.names)]
 
 
-@figure(
-    "compare",
-    "compare_accuracy",
-    "Results after training",
-    "Look for intervals that do not overlap. Where they do, the difference may be chance: a paired test on the "
-    "same rows sees more. Bars are 95 % intervals (Wilson's, for accuracy).",
-)
-def _accuracy(all_: _Compared) -> Drawn | None:
+@figure("compare", "Results after training")
+def compare_accuracy(all_: _Compared) -> Drawn | None:
+    """Look for intervals that do not overlap. Where they do, the difference may be chance: a paired test on the same
+    rows sees more. Bars are 95 % intervals (Wilson's, for accuracy).
+    """
     found = [(i, after) for i, run in enumerate(all_.runs) for *_, after in results.final_results(run) if after]
     tasks = list(dict.fromkeys(after.task for _, after in found))
     found.sort(key=lambda pair: tasks.index(pair[1].task))
@@ -335,14 +332,11 @@ def _accuracy(all_: _Compared) -> Drawn | None:
     return Drawn(charts, Table(("run", *columns), rows), all_.keys()) if found else None
 
 
-@figure(
-    "compare",
-    "compare_change",
-    "Change against the first run",
-    "A bar that crosses zero may be chance. Differences of the students on the same rows, with 95 % intervals of a "
-    "paired bootstrap; p is the exact McNemar test.",
-)
-def _change(all_: _Compared) -> Drawn | None:
+@figure("compare", "Change against the first run")
+def compare_change(all_: _Compared) -> Drawn | None:
+    """A bar that crosses zero may be chance. Differences of the students on the same rows, with 95 % intervals of a
+    paired bootstrap; p is the exact McNemar test.
+    """
     found, place = compared(all_.names, all_.paired), {name: i for i, name in enumerate(all_.names)}
     entries = [(c.task, "", c.metric, all_.mark(place[n], c.difference, c.low, c.high)) for n, c in found]
     title, label = "Difference, percentage points", "points"
@@ -353,14 +347,11 @@ def _change(all_: _Compared) -> Drawn | None:
     return Drawn(charts, Table(("run", *table.columns), rows), all_.keys()[1:], title=against) if found else None
 
 
-@figure(
-    "compare",
-    "compare_weights",
-    "Whom each run trusted",
-    "Points of a row that lie apart mean that the settings changed whom the student listens to. Share of "
-    "all weight, over each problem's last reading.",
-)
-def _weights(all_: _Compared) -> Drawn | None:
+@figure("compare", "Whom each run trusted")
+def compare_weights(all_: _Compared) -> Drawn | None:
+    """Points of a row that lie apart mean that the settings changed whom the student listens to. Share of all weight,
+    over each problem's last reading.
+    """
     found = [(name, i, weight) for i, run in enumerate(all_.runs) for name, weight, _ in weight_shares(run)]
     rows: dict[str, list[Mark]] = {}
     for name, i, weight in found:
@@ -371,14 +362,11 @@ def _weights(all_: _Compared) -> Drawn | None:
     return Drawn([chart], table, all_.keys()) if found else None
 
 
-@figure(
-    "compare",
-    "compare_loss",
-    "Loss over training",
-    "A run that ends lower fits its teachers better, which is not the same as answering better. Runs with other "
-    f"scores or teachers have other losses: compare shapes, not heights. At most {results.TRAIN_POINTS} points a run.",
-)
-def _loss(all_: _Compared) -> Drawn | None:
+@figure("compare", "Loss over training")
+def compare_loss(all_: _Compared) -> Drawn | None:
+    """A run that ends lower fits its teachers better, which is not the same as answering better. Runs with other scores
+    or teachers have other losses: compare shapes, not heights.
+    """
     curves = [results.loss_curve(run) for run in all_.runs]
     epochs = sorted({epoch for curve in curves for epoch, _ in curve})
     lines = []
@@ -388,4 +376,5 @@ def _loss(all_: _Compared) -> Drawn | None:
             lines.append(Line(all_.names[i], np.interp(epochs, at, losses, left=math.nan, right=math.nan).tolist(), i))
     chart = line_chart("Loss, nats", epochs, lines, x_label="epoch")
     rows = [(name, *point) for name, curve in zip(all_.names, curves, strict=True) for point in curve]
-    return Drawn([chart], Table(("run", "epoch", "loss"), rows), all_.keys()) if epochs else None
+    note = f" At most {results.TRAIN_POINTS} points a run."
+    return Drawn([chart], Table(("run", "epoch", "loss"), rows), all_.keys(), note=note) if epochs else None
