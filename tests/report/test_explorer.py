@@ -75,18 +75,41 @@ def test_gains_are_those_of_the_file_but_for_what_no_eye_can_see(folder, packed)
             if rationale is None:
                 continue
             steps = by_teacher[rationale["teacher"]][line["student"]]
-            at, gains = steps["start"], steps["gains"]
-            ends = {}
-            for length, gain in zip(steps["lengths"], gains, strict=True):
+            at, ends, thinking = 0, {}, set()
+            for length, gain, thinks in zip(steps["lengths"], steps["gains"], steps["thinking"], strict=True):
+                thinking |= set(range(at, at + length)) if thinks else set()
                 at += length
                 ends[at] = gain
             assert at == rationale["ends"][-1]
+            assert thinking == {i for a, b in rationale["thinking"] for i in range(a, b)}
             visible = {e: g for e, g in zip(rationale["ends"], rationale["gains"], strict=True) if ends.get(e)}
             for end, gain in visible.items():
                 assert ends[end] == pytest.approx(100 * gain, abs=0.51)
             hidden = [abs(g) for e, g in zip(rationale["ends"], rationale["gains"], strict=True) if not ends.get(e)]
             assert max(hidden, default=0) < 0.15 * index["full_colour"] + 0.006
-            assert [[a, a + n] for a, n in steps["thinking"]] == rationale["thinking"]
+
+
+@pytest.mark.parametrize("ends", [[10**6], [5, 3], [-1]])
+def test_steps_that_lie_outside_the_text_or_run_back_are_left_out(tmp_path, ends):
+    rationale = {"teacher": "t", "text": "five and six", "verdict": "correct", "tokens": 5}
+    (tmp_path / "data.jsonl").write_text(json.dumps({"id": "p", "rationales": [rationale]}) + "\n")
+    steps = {"start": 0, "ends": ends, "gains": [1.0] * len(ends), "thinking": []}
+    line = {"id": "p", "student": "after", "rationales": [{"teacher": "t", **steps}]}
+    (tmp_path / "gains.jsonl").write_text(json.dumps(line) + "\n")
+    assert read_gains(read_run(tmp_path)).pieces == {}
+
+
+def test_pieces_count_as_javascript_does_and_are_cut_where_the_look_changes(tmp_path):
+    rationale = {"teacher": "t", "text": "🙂🙂 So 7 it is. 7.", "verdict": "correct", "tokens": 5}
+    (tmp_path / "data.jsonl").write_text(json.dumps({"id": "p", "rationales": [rationale]}) + "\n")
+    steps = {"start": 1, "ends": [2, 5, 5, 8, 12], "gains": [0.0, 0.9, 0.9, 0.9, 0.01], "thinking": [[3, 5], [9, 11]]}
+    line = {"id": "p", "student": "after", "rationales": [{"teacher": "t", **steps}]}
+    (tmp_path / "gains.jsonl").write_text(json.dumps(line) + "\n")
+    assert read_gains(read_run(tmp_path)).pieces["p", "t"]["after"] == {
+        "lengths": [4, 1, 2, 3, 1, 2, 1],
+        "gains": [0, 90, 90, 90, 0, 0, 0],
+        "thinking": [0, 0, 1, 0, 0, 1, 0],
+    }
 
 
 def test_a_small_budget_keeps_evenly_spaced_problems_and_says_how_many(folder, packed):

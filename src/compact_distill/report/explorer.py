@@ -8,9 +8,8 @@ model text can close a tag. What the page reads (explorer.js):
     problem  {"question", "answer", "epochs", "rationales": [{"teacher", "text", "verdict", "status", "tokens",
              "answer", "weights", "scores", "gains"}, ...]}, weights and scores by epoch, gains by student
 
-Gains are {"start", "lengths", "gains", "thinking"}: where the reasoning starts, the steps' lengths in characters, their
-gains in hundredths of a nat, and [start, length] of each thinking expression. Steps whose gain is too small for a
-colour have gain 0, and neighbours of that kind are one step.
+Gains are {"lengths", "gains", "thinking"} of the pieces that the text is cut into up to its last step: UTF-16 units, as
+JavaScript counts; hundredths of a nat, 0 where a gain is too small for a colour; 1 in a thinking expression.
 """
 
 from __future__ import annotations
@@ -19,28 +18,28 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from compact_distill.report.drawing import clean, spaced
-from compact_distill.report.read import UNREADABLE, RunData, UsedProblem, sample_name
+from compact_distill.report.read import UNREADABLE, RunData, UsedProblem, UsedRationale, sample_name
 from compact_distill.report.trace import Trace
 from compact_distill.runs.files import read_jsonl
 
 _EPOCHS = 12  # shown per problem
 _UNIT = 100  # gains are stored in hundredths of a nat
 _SCALE_PERCENTILE = 97  # of all gains: the colour is full there
-_VISIBLE = 0.15  # share of a full colour from which on a gain is coloured; explorer.js has the same
+_VISIBLE = 0.15  # share of a full colour from which on a gain is coloured
+_SIGNS = {"correct": "r", "wrong": "w", None: "n"}
 
 
 @dataclass(frozen=True)
 class Gains:
-    """Where beliefs rise: by problem, student and teacher; the size of a gain whose colour is full; damaged lines."""
+    """Where beliefs rise: pieces by problem and teacher, then student; the gain whose colour is full; damaged lines."""
 
-    steps: dict[str, dict[str, dict[str, dict[str, Any]]]]
+    pieces: dict[tuple[str, str], dict[str, dict[str, list[int]]]]
     full_colour: float
     damaged: int
 
@@ -67,18 +66,16 @@ def pack_explorer(run: RunData, gains: Gains, budget: int) -> Explorer | None:
     if not ids:
         return None
     readings = _readings(run.trace)
-    packed = [_pack(_problem(run, name, readings.get(name, []), gains.steps.get(name, {}))) for name in ids]
-    entries = [_entry(run, name, readings.get(name, [])) for name in ids]
-    names = {
-        "teachers": run.teachers,
-        "scores": list(run.trace.scores) if run.trace else [],
-        "full_colour": gains.full_colour,
-    }
+    problems = [run.problems.get(name) or UsedProblem(name, "", "", {}) for name in ids]
+    packed = [_pack(_problem(run, problem, readings.get(problem.id, []), gains)) for problem in problems]
+    entries = [_entry(run, problem, readings.get(problem.id, [])) for problem in problems]
+    scores = list(run.trace.scores) if run.trace else []
+    names = {"teachers": run.teachers, "scores": scores, "full_colour": gains.full_colour}
     every = 1
     while True:
         index = _pack(names | {"problems": entries[::every]})
-        problems = "\n".join(packed[::every])
-        found = Explorer(index, problems, len(entries[::every]), len(ids), bool(gains.steps))
+        shown = packed[::every]
+        found = Explorer(index, "\n".join(shown), len(shown), len(ids), bool(gains.pieces))
         if found.size <= budget or found.shown == 1:
             return found
         every += 1
@@ -99,105 +96,96 @@ def _readings(trace: Trace | None) -> dict[str, list[int]]:
     return {name: [found[i] for i in spaced(len(found), _EPOCHS)] for name, found in rows.items()}
 
 
-def _entry(run: RunData, name: str, rows: list[int]) -> dict[str, Any]:
+def _entry(run: RunData, problem: UsedProblem, rows: list[int]) -> dict[str, Any]:
     """A problem's line of the index: what the list shows, searches and sorts by."""
-    problem, trace = run.problems.get(name), run.trace
-    verdicts = "".join(_sign(run, name, teacher) for teacher in run.teachers)
-    weights: list[float | None] = []
-    moved = 0.0
-    if trace is not None and rows:
-        weights = [_rounded(w) for w in trace.weights_NK[rows[-1]]]
-        change = np.abs(trace.weights_NK[rows[-1]] - trace.weights_NK[rows[0]])
-        moved = float(np.nanmax(change)) if (~np.isnan(change)).any() else 0.0
-    question, answer = (problem.question, problem.answer) if problem else ("", "")
-    shown = {"id": name, "question": question, "answer": answer, "verdicts": verdicts}
-    return {**shown, "weights": weights, "moved": _rounded(moved)}
+    used = [problem.rationales.get(teacher) for teacher in run.teachers]
+    verdicts = "".join(_SIGNS.get(rationale.verdict, "u") if rationale else "-" for rationale in used)
+    weights_NK = run.trace.weights_NK[rows] if run.trace and rows else np.empty((1, 0))
+    weights, moved = map(_rounded, weights_NK[-1]), np.abs(weights_NK[-1] - weights_NK[0])
+    shown = {"id": problem.id, "question": problem.question, "answer": problem.answer, "verdicts": verdicts}
+    return {**shown, "weights": list(weights), "moved": _rounded(np.nan_to_num(moved).max(initial=0.0))}
 
 
-def _sign(run: RunData, problem: str, teacher: str) -> str:
-    rationale = run.rationale(problem, teacher)
-    return {"correct": "r", "wrong": "w", None: "n"}.get(rationale.verdict, "u") if rationale else "-"
-
-
-def _problem(run: RunData, name: str, rows: list[int], gains: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    problem, trace = run.problems.get(name), run.trace
-    rationales = []
+def _problem(run: RunData, problem: UsedProblem, rows: list[int], gains: Gains) -> dict[str, Any]:
+    trace, rationales = run.trace, []
     for k, teacher in enumerate(run.teachers):
         entry: dict[str, Any] = {"teacher": k}
         if trace is not None and rows:
             entry["weights"] = [_rounded(v) for v in trace.weights_NK[rows, k]]
             entry["scores"] = [[_rounded(v) for v in values[rows, k]] for values in trace.scores.values()]
-        if (used := run.rationale(name, teacher)) is not None:
+        if (used := problem.rationales.get(teacher)) is not None:
             entry |= {key: getattr(used, key) for key in ("text", "verdict", "status", "tokens", "answer")}
-        entry["gains"] = {
-            student: by_teacher[teacher] for student, by_teacher in gains.items() if teacher in by_teacher
-        }
+        entry["gains"] = gains.pieces.get((problem.id, teacher), {})
         if used is not None or any(w is not None for w in entry.get("weights", ())):
             rationales.append(entry)
     epochs = [] if trace is None else [_rounded(e) for e in trace.epoch_N[rows]]
-    question, answer = (problem.question, problem.answer) if problem else ("", "")
-    return {"question": question, "answer": answer, "epochs": epochs, "rationales": rationales}
+    return {"question": problem.question, "answer": problem.answer, "epochs": epochs, "rationales": rationales}
 
 
 def _rounded(value: float) -> float | None:
     return round(float(value), 4) if math.isfinite(value) else None
 
 
+# ---- gains
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """A rationale's steps as gains.jsonl has them: where they start and end, their gains in hundredths of a nat."""
+
+    text: str
+    edges: list[int]
+    gains: list[int]
+    thinking: list[tuple[int, int]]
+
+
 def read_gains(run: RunData) -> Gains:
     """The gains of gains.jsonl as the page needs them; none where there is no such file."""
-    path = run.path / "gains.jsonl"
-    found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    sample: list[float] = []
+    steps: dict[tuple[str, str], dict[str, _Steps]] = {}
     damaged: list[object] = []
-    for row in read_jsonl(path, at_damage=damaged.append):
+    for row in read_jsonl(run.path / "gains.jsonl", at_damage=damaged.append):
         try:
             name, student = clean(row["id"]), clean(row["student"])
-            packed = dict(_packed_gains(row, run.problems.get(name)))
+            named = [(sample_name(entry), entry) for entry in row["rationales"] if entry is not None]
+            found = {teacher: _steps(entry, run.rationale(name, teacher)) for teacher, entry in named}
         except UNREADABLE:
             damaged.append(row)
             continue
-        found.setdefault(name, {})[student] = packed
-        if len(sample) < 1_000_000:
-            sample += [abs(g) for steps in packed.values() for g in steps["gains"] if g]
-    scale = max(round(float(np.percentile(sample, _SCALE_PERCENTILE)) / _UNIT, 2) if sample else 0.0, 0.01)
-    for by_student in found.values():
-        for by_teacher in by_student.values():
-            for packed in by_teacher.values():
-                _merge(packed, scale * _UNIT * _VISIBLE)
-    return Gains(found, scale, len(damaged))
+        for teacher, own in found.items():
+            if own is not None:
+                steps.setdefault((name, teacher), {})[student] = own
+    sizes = [abs(gain) for by_student in steps.values() for own in by_student.values() for gain in own.gains if gain]
+    full = max(round(float(np.percentile(sizes, _SCALE_PERCENTILE)) / _UNIT, 2) if sizes else 0.0, 0.01)
+    pieces = {
+        place: {student: _pieces(own, full * _UNIT * _VISIBLE) for student, own in by_student.items()}
+        for place, by_student in steps.items()
+    }
+    return Gains(pieces, full, len(damaged))
 
 
-def _merge(steps: dict[str, Any], least: float) -> None:
-    """Set gains below `least` to 0, and make neighbours of that kind one step."""
-    lengths: list[int] = []
-    gains: list[int] = []
-    for length, gain in zip(steps["lengths"], steps["gains"], strict=True):
-        gain = gain if abs(gain) >= least else 0
-        if gains and not gain and not gains[-1]:
-            lengths[-1] += length
-        else:
-            lengths.append(length)
-            gains.append(gain)
-    steps |= {"lengths": lengths, "gains": gains}
+def _steps(entry: dict[str, Any], used: UsedRationale | None) -> _Steps | None:
+    """A rationale's steps; None where they do not lie within its text, one behind the other."""
+    edges, gains = [int(entry["start"]), *map(int, entry["ends"])], [float(gain) for gain in entry["gains"]]
+    bounds = [0, *edges, len(used.text if used else "")]
+    if used is None or bounds != sorted(bounds) or len(gains) != len(edges) - 1:
+        return None
+    thinking = [(max(int(a), 0), int(b)) for a, b in entry["thinking"]]
+    return _Steps(used.text, edges, [round(gain * _UNIT) for gain in gains], thinking)
 
 
-def _packed_gains(row: dict[str, Any], problem: UsedProblem | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(teacher, gains) of a line; rationales whose steps reach beyond their text are left out."""
-    for entry in row["rationales"]:
-        if entry is None:
-            continue
-        teacher = sample_name(entry)
-        used = problem.rationales.get(teacher) if problem else None
-        ends = [int(end) for end in entry["ends"]]
-        start = int(entry["start"])
-        if used is None or len(ends) != len(entry["gains"]) or (ends and not start <= ends[-1] <= len(used.text)):
-            continue
-        yield (
-            teacher,
-            {
-                "start": start,
-                "lengths": [end - before for before, end in zip([start, *ends], ends, strict=False)],
-                "gains": [round(float(gain) * _UNIT) for gain in entry["gains"]],
-                "thinking": [[int(a), int(b) - int(a)] for a, b in entry["thinking"]],
-            },
-        )
+def _pieces(steps: _Steps, least: float) -> dict[str, list[int]]:
+    """The text up to the last step's end, cut where its look changes; gains below `least` are 0."""
+    start, end = steps.edges[0], steps.edges[-1]
+    codes = np.frombuffer(steps.text[:end].encode("utf-32-le"), dtype=np.uint32)
+    sizes = np.diff(steps.edges)
+    gains, step, thinking = np.zeros(end), np.zeros(end), np.zeros(end, dtype=int)
+    gains[start:] = np.repeat([float(gain) if abs(gain) >= least else 0.0 for gain in steps.gains], sizes)
+    step[start:] = np.repeat(np.arange(len(sizes)), sizes) + 1
+    for a, b in steps.thinking:
+        thinking[a:b] = 1
+    # Each coloured step is a piece of its own, since it tells its gain; those without a colour are one.
+    look = np.stack([np.where(gains, step, 0), thinking], axis=1)
+    cuts = np.flatnonzero(np.r_[True, (look[1:] != look[:-1]).any(1)][:end])
+    lengths = np.add.reduceat(1 + (codes > 0xFFFF), cuts) if end else cuts
+    coloured = [int(gain) for gain in gains[cuts]]
+    return {"lengths": lengths.tolist(), "gains": coloured, "thinking": thinking[cuts].tolist()}
