@@ -455,6 +455,8 @@ def test_a_crashed_run_ends_with_the_weights_and_trace_of_one_that_was_not(confi
     assert same(weights(again), weights(whole))
     assert list(again.read_scores()) == list(whole.read_scores())
     assert not interrupted.exists()
+    last = json.loads(again.training_log_path.read_text().splitlines()[-1])
+    assert again.stage_summary("train")["seconds"] == round(last["seconds"], 1), "of both parts"
 
 
 def test_sigterm_saves_a_checkpoint_and_the_next_run_goes_on(configure, tmp_path):

@@ -77,6 +77,18 @@ def test_a_resume_cuts_what_came_after_its_checkpoint_and_goes_on_counting_time(
     assert rows[4]["seconds"] >= before[3]["seconds"]
 
 
+def test_a_run_that_went_on_took_the_time_and_memory_of_all_its_parts(tmp_path, monkeypatch):
+    clock = iter([0.0, 0.0, 10.0, 20.0, 30.0, 500.0, 500.0, 512.0])  # made, begun, three lines; the third is cut off
+    monkeypatch.setattr("compact_distill.training.callbacks.time.monotonic", lambda: next(clock))
+    peaks = iter([100.0, 900.0, 950.0, 300.0])
+    monkeypatch.setattr("compact_distill.training.callbacks.peak_memory_mib", lambda: next(peaks))
+    train(tmp_path / "log.jsonl", 0, 3)
+    history = TrainingHistory(tmp_path / "log.jsonl")
+    history.on_train_begin(None, state(2, 0.2), None, train_dataloader=LOADER)
+    history.on_log(None, state(3, 0.3), None, logs={"loss": 1.0})
+    assert (history.seconds, history.memory_mib) == (32.0, 900.0)
+
+
 def test_nan_and_infinity_become_null(tmp_path):
     history = TrainingHistory(tmp_path / "log.jsonl")
     history.on_log(None, state(1, 0.1), None, logs={"loss": math.nan, "grad_norm": math.inf})
@@ -254,11 +266,11 @@ def test_a_damaged_seal_cannot_control_the_terminal(tmp_path, capsys):
 def test_old_checkpoints_go_by_their_steps_and_what_a_user_called_like_them_stays(tmp_path, keep, best, left):
     for step in (9, 20, 100):
         checkpoint(tmp_path, step)
-    for own in ("checkpoint-9-best", "checkpoint-mine", "checkpoint-"):
+    for own in ("checkpoint-9-best", "checkpoint-mine", "checkpoint-mine-3", "checkpoint-"):
         (tmp_path / own).mkdir()
     rotate(tmp_path / "checkpoint-100", keep, best and str(tmp_path / f"checkpoint-{best}"))
     assert [step for step, _ in numbered(tmp_path)] == left
-    assert len(list(tmp_path.iterdir())) == len(left) + 3
+    assert len(list(tmp_path.iterdir())) == len(left) + 4
 
 
 def test_what_an_earlier_training_left_does_not_push_the_newest_checkpoint_out(tmp_path):

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -127,10 +127,14 @@ class TrainingHistory(TrainerCallback):
     A line holds what was logged, by its own names, and `step`, `epoch`, `seconds` (spent training so far),
     `problems_per_second` (since the line before) and `memory_mib` (peak so far: of the accelerator, or of the process
     where there is none). docs/report.md describes the file.
+
+    Attributes:
+        seconds, memory_mib: of the newest line; a run that went on counts all its parts, but no steps taken twice.
     """
 
     def __init__(self, path: Path) -> None:
         self._log = StepLog(path)
+        self.seconds = self.memory_mib = 0.0
         self._seconds_before = 0.0
         self._problems = 0
         self._started = self._last = time.monotonic()
@@ -139,8 +143,9 @@ class TrainingHistory(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self._log.truncate(state.global_step + 1)  # a line is written after its step
-            kept = [row.get("seconds") for row in read_jsonl(self._log.path)]
-            self._seconds_before = max((float(s) for s in kept if isinstance(s, int | float)), default=0.0)
+            kept = list(read_jsonl(self._log.path))
+            self.seconds = self._seconds_before = _largest(row.get("seconds") for row in kept)
+            self.memory_mib = _largest(row.get("memory_mib") for row in kept)
             loader = kwargs.get("train_dataloader")
             self._problems = len(loader.dataset) if loader is not None else 0
             self._started = self._last = time.monotonic()
@@ -150,11 +155,13 @@ class TrainingHistory(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         now, epoch = time.monotonic(), float(state.epoch or 0.0)
+        self.seconds = round(self._seconds_before + now - self._started, 3)
+        self.memory_mib = max(self.memory_mib, peak_memory_mib())
         line: dict[str, Any] = {
             "step": state.global_step,
             "epoch": round(epoch, 6),
-            "seconds": round(self._seconds_before + now - self._started, 3),
-            "memory_mib": peak_memory_mib(),
+            "seconds": self.seconds,
+            "memory_mib": self.memory_mib,
         }
         if epoch > self._last_epoch:
             read = (epoch - self._last_epoch) * self._problems
@@ -168,6 +175,10 @@ class TrainingHistory(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._log.close()
+
+
+def _largest(values: Iterable[Any]) -> float:
+    return max((float(value) for value in values if isinstance(value, int | float)), default=0.0)
 
 
 def _plain(value: Any) -> Any:
@@ -274,8 +285,8 @@ def tidy(student: Path, args: Any) -> None:
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:
     """The folders `checkpoint-N`, in the order of their steps; others that are called so are a user's own."""
-    found = [(int(m[1]), path) for path in folder.glob("checkpoint-*") if (m := re.fullmatch(r"\D+-(\d+)", path.name))]
-    return sorted(found)
+    named = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*")]
+    return sorted((int(match[1]), path) for match, path in named if match)
 
 
 @contextlib.contextmanager

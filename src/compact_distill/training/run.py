@@ -15,7 +15,7 @@ from compact_distill.config.models import LoraConfig, RunConfig
 from compact_distill.method.encode import EncodedProblem
 from compact_distill.method.passes import ProblemDataset
 from compact_distill.method.score import gains
-from compact_distill.runs.environment import accelerator, peak_memory_mib
+from compact_distill.runs.environment import accelerator
 from compact_distill.runs.files import move_aside
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import progress, say
@@ -46,7 +46,7 @@ def train_student(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
     With `eval.every_epoch` the student sits the exam after each epoch.
 
     Returns:
-        What the stage's summary holds: steps, loss, seconds and peak memory of this part of the run, and how many
+        What the stage's summary holds: steps, loss, seconds and peak memory of all parts of the run, and how many
         rationales had which status.
 
     Raises:
@@ -78,7 +78,8 @@ def train_student(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
         say(f"train: {dataset.summary()}")
         if idle := scores_without_effect(config):
             say(f"train: rationales are answers without reasoning; counted as 0: {' and '.join(idle)}")
-    trainer.add_callback(TrainingHistory(run.training_log_path))
+    history = TrainingHistory(run.training_log_path)
+    trainer.add_callback(history)
     with StopInOrder() as stop:
         trainer.add_callback(stop)
         result = trainer.train(resume_from_checkpoint=True)
@@ -91,8 +92,8 @@ def train_student(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
         "steps": result.global_step,
         "epochs": trainer.state.epoch,
         "loss": result.training_loss,
-        "seconds": round(result.metrics["train_runtime"], 1),
-        "peak_memory_gib": round(peak_memory_mib() / 1024, 2),
+        "seconds": round(history.seconds, 1),
+        "peak_memory_gib": round(history.memory_mib / 1024, 2),
         "problems": len(dataset),
         "inferred_answers": dataset.inferred,
         "problems_skipped": dataset.skipped,
