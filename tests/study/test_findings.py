@@ -24,15 +24,14 @@ RIGHT = {
 }
 
 
-def answer(folder, marks, ids="abcdefgh"):
+def answer(folder, marks, ids="abcdefgh", task="t"):
     """Results of a student that got right what is marked."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = [{"id": i, "verdict": "correct" if mark == "x" else "wrong"} for i, mark in zip(ids, marks, strict=True)]
-    (folder / "t.rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = {"kind": "generate", "name": "t"}
-    write_result(folder / "t.json", {"format": 1, "role": "learned", "task": task,
-                                     "result": {"samples": 1, "metric": "accuracy"}})  # fmt: skip
+    (folder / f"{task}.rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = {"samples": 1, "metric": "accuracy"}
+    kind = {"kind": "generate", "name": task}
+    write_result(folder / f"{task}.json", {"format": 1, "role": "learned", "task": kind, "result": result})
 
 
 @pytest.fixture
@@ -126,6 +125,27 @@ def test_the_table_is_a_line_an_arm_and_benchmark(outcome):
     assert "failed: verified/seed-1: it broke" in text
     assert json.loads((outcome.out / "study.json").read_text()) == document
     assert json.loads((outcome.out / "costs.json").read_text()) == costs
+
+
+def test_a_benchmark_that_not_all_runs_have_is_told_and_no_part_of_one_arms_mean(outcome):
+    answer(outcome.runs["compact"][0] / "eval" / "student", "xxxxxxxx", task="t2")
+    with pytest.raises(RunError, match="not every run of arm equal has results on t2, as other runs have"):
+        collect(outcome)
+    for seed in (0, 1):
+        answer(outcome.runs["equal"][seed] / "eval" / "student", "........", task="t2")
+    with pytest.raises(RunError, match="not every run of arm verified has results on t2"):
+        collect(outcome)
+    answer(outcome.runs["verified"][0] / "eval" / "student", "........", task="t2")
+    assert collect(outcome)[0]["arms"]["compact"]["learned"]["value"] == 1.0
+    (outcome.runs["equal"][1] / "eval" / "student" / "t.json").unlink()
+    with pytest.raises(RunError, match="not every run of arm equal has results on t,"):
+        collect(outcome)
+
+
+def test_a_base_that_was_asked_other_rows_is_not_shown_beside_them(outcome):
+    answer(outcome.out / "base", "x.......", ids="abcdefgz")
+    with pytest.raises(RunError, match=r"base was not asked the same rows of t as other runs"):
+        collect(outcome)
 
 
 def test_arms_that_were_not_asked_the_same_rows_are_not_compared(outcome):

@@ -34,6 +34,13 @@ def test_a_step_waits_for_what_it_needs_and_one_that_fails_stops_only_those_that
     assert (failed["d"], failed["e"]) == ("needs c, which failed", "needs d, which failed")
 
 
+def test_the_reason_of_a_failure_is_this_attempts_and_not_an_earlier_ones(tmp_path, monkeypatch):
+    (tmp_path / "silent.py").write_text("import os\ndef end():\n    os._exit(3)\n")
+    monkeypatch.chdir(tmp_path)  # where the step's process finds it
+    (tmp_path / "a.log").write_text("error: the disk is full\n")
+    assert run_jobs([StudyStep("a", lambda: ["silent:end"])], 1, {}, tmp_path) == {"a": "exit code 3"}
+
+
 def test_as_many_steps_run_at_a_time_as_was_asked_for(tmp_path):
     pair, running, seen = threading.Barrier(2, timeout=60), [], []
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +195,39 @@ def test_the_folder_of_another_study_is_refused(write_study, base):
     other = load_study(write_study(base={**base, "max_length": 100}, arms={"compact": {}}))
     with pytest.raises(ConfigError, match=r"belongs to another study \(base differ"):
         _same_study(other, out, 2)
+
+
+def test_files_and_students_that_changed_since_a_studys_runs_are_refused(write_study, base, world, tmp_path):
+    for name in ("train.jsonl", "tune.jsonl"):
+        shutil.copyfile(world / name, tmp_path / name)
+    student = shutil.copytree(world / "student", tmp_path / "student")
+    (tmp_path / "own.jsonl").write_bytes((world / "train.jsonl").read_bytes())
+    base |= {"student": str(student), "rationales": str(tmp_path / "train.jsonl")}
+    base["eval"] = {**base["eval"], "learned": [f"sums={tmp_path / 'tune.jsonl'}"]}
+    arms = {"compact": {}}
+    path = write_study(base=base, arms=arms)
+    study = load_study(path)
+    out = Path(study.config.output)
+    out.mkdir()
+    _same_study(study, out, 1)
+    (out / "base").mkdir()  # work has begun
+    more = load_study(write_study(base=base, arms={**arms, "own": {"rationales": [str(tmp_path / "own.jsonl")]}}))
+    for allowed in (more, study):  # an arm with data of its own may be added, and left out again
+        _same_study(allowed, out, 1)
+    (student / "README.md").write_text("a note")
+    _same_study(more, out, 1)
+    for name in ("train.jsonl", "tune.jsonl", "own.jsonl", "student/config.json"):
+        before = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(before + b"\n")
+        told = str(tmp_path / name.partition("/")[0])
+        with pytest.raises(ConfigError, match=rf"belongs to another study \({re.escape(told)} differ\)"):
+            _same_study(more, out, 1)
+        (tmp_path / name).write_bytes(before)
+    _same_study(more, out, 1)
+    inputs = json.loads((out / "inputs.json").read_text())
+    inputs["data"] = {name: digest for name, digest in inputs["data"].items() if name.endswith("train.jsonl")}
+    (out / "inputs.json").write_text(json.dumps(inputs))  # as it was written before the others were noted
+    _same_study(study, out, 1)
 
 
 def test_a_folder_with_other_files_is_refused(write_study, base, tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def collect(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
         What `study.json` and `costs.json` hold.
 
     Raises:
-        RunError: arms that were not asked the same rows.
+        RunError: students that were not asked the same benchmarks, or not the same rows.
     """
     arms: dict[str, dict[str, Any]] = {}
     what = {arm.name: arm.in_words() for arm in outcome.study.arms}
@@ -90,12 +90,13 @@ def collect(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
             tables[name] = _tables(list(done.values()), rows)
             arms[name] |= _of_arm(list(done.values()), trained, tables[name])
             costs[name] = costs_of(trained)
+    _require_same_benchmarks(tables, rows)
     document = {
         "format": FORMAT,
         "student": outcome.study.base.student,
         "budget": outcome.study.config.budget,
         "seeds": list(outcome.study.config.seeds),
-        "base": _base(outcome),
+        "base": _base(outcome, rows),
         "arms": arms,
         "differences": {ref: _differences(tables, arms, ref) for ref in REFERENCES if ref in tables},
         "rows": _rows(tables, rows),
@@ -159,13 +160,26 @@ def _tables(runs: Sequence[Path], known: dict[str, list[str]]) -> dict[str, dict
     found: dict[str, dict[str, list[list[float]]]] = {role: {} for role in ROLES}
     for run in runs:
         for role, task, ids, shares in read_shares(run / "eval" / "student"):
-            if known.setdefault(task, ids) != ids:
-                raise RunError(f"{run} was not asked the same rows of {task} as other runs; evaluate it again")
+            _require_same_rows(run, task, ids, known.setdefault(task, ids))
             found[role].setdefault(task, []).append(shares)
     return {
         role: {task: np.array(shares) for task, shares in tasks.items() if len(shares) == len(runs)}
         for role, tasks in found.items()
     }
+
+
+def _require_same_benchmarks(tables: Mapping[str, Mapping[str, Mapping[str, Table]]], known: Iterable[str]) -> None:
+    for name, by_role in tables.items():
+        if lacking := sorted({*known} - {task for tasks in by_role.values() for task in tasks}):
+            raise RunError(
+                f"not every run of arm {name} has results on {', '.join(lacking)}, as other runs have; evaluate the "
+                "rest on that, or move those results away"
+            )
+
+
+def _require_same_rows(folder: Path, task: str, ids: Sequence[str], others: Sequence[str]) -> None:
+    if ids != others:
+        raise RunError(f"{folder} was not asked the same rows of {task} as other runs; evaluate it again")
 
 
 def read_shares(folder: Path) -> Iterator[tuple[str, str, list[str], list[float]]]:
@@ -246,10 +260,11 @@ def _rows(tables: Mapping[str, Mapping[str, Mapping[str, Table]]], ids: Mapping[
     }
 
 
-def _base(outcome: Outcome) -> dict[str, Any]:
+def _base(outcome: Outcome, known: Mapping[str, list[str]]) -> dict[str, Any]:
     found: dict[str, Any] = {"tasks": {}, "likelihood": _likelihoods([outcome.out / "base"])}
     tables: dict[str, list[Table]] = {}
-    for role, task, _, shares in read_shares(outcome.out / "base"):
+    for role, task, ids, shares in read_shares(outcome.out / "base"):
+        _require_same_rows(outcome.out / "base", task, ids, known.get(task, ids))
         table = np.array([shares])
         tables.setdefault(role, []).append(table)
         found["tasks"][task] = {"role": role, "rows": len(shares), **asdict(share_of_tables([table]))}

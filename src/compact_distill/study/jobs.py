@@ -138,6 +138,7 @@ class _Processes:
         log = self._logs / f"{job.name.replace('/', '.')}.log"
         say(f"study: {job.name} started")
         with log.open("ab") as out:
+            start = out.tell()  # earlier attempts wrote what stands before it
             with self._guard:
                 if self._stopped:
                     return "stopped before it started"
@@ -160,7 +161,7 @@ class _Processes:
         if code == 0:
             say(f"study: {job.name} done, {took}")
             return None
-        reason = f"killed by signal {-code}" if code < 0 else _last_line(log) or f"exit code {code}"
+        reason = f"killed by signal {-code}" if code < 0 else _last_line(log, start) or f"exit code {code}"
         say(f"study: {job.name} failed after {took}: {reason} (see {log})")
         return reason
 
@@ -186,8 +187,9 @@ class _sigterm_raises:
             signal.signal(signal.SIGTERM, self._before)
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def _last_line(log: Path, start: int) -> str:
+    text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error:")]
     found = errors[-1].removeprefix("error:").strip() if errors and errors[-1] in lines[-5:] else "".join(lines[-1:])
     return found[:_REASON_LETTERS]

@@ -6,7 +6,7 @@
     OUT/data/, OUT/configs/      the same rationales arranged for single teachers, unions, mixes; a YAML for each run
     OUT/arms/ARM/seed-N/         run folders; OUT/singles and OUT/branches: of one teacher alone
     OUT/logs/                    what each step printed
-    OUT/study.csv, study.json, costs.json, study.html    the result (results.py)
+    OUT/study.csv, study.json, costs.json, study.html    the result (findings.py)
 
 Killed anywhere, the same command goes on: every step goes on from its own run folder, and a run that is finished is
 not started again. A step ends with the study that started it, however that ends.
@@ -303,6 +303,18 @@ class Plan:
         return path
 
 
+def _contents(study: Study) -> dict[str, str]:
+    """Hashes of all files and student folders that base and arms name, by name; what is on a hub has none here."""
+    configs = [study.base, *(arm.config for arm in study.arms)]
+    files = {name for config in configs for name in config.rationales}
+    files |= {config.problems.path for config in configs if config.problems}
+    exams = (*study.base.eval.learned, *study.base.eval.retained, *study.config.tune)
+    files |= {file for name in exams if Path(file := name.rpartition("=")[2]).is_file()}  # not a benchmark's own name
+    found = {name: content_hash(name) for name in sorted(files) if Path(name).exists()}
+    folders = sorted({config.student for config in configs if Path(config.student).is_dir()})
+    return found | {name: student_hash(name) for name in folders}
+
+
 def examine_base() -> None:
     """A step of a study: examine the base on all benchmarks. Arguments: configuration, folder, key."""
     config_path, out, key = sys.argv[1:]
@@ -336,15 +348,15 @@ def _copy_results(source: Path, target: Path) -> None:
 def _same_study(study: Study, out: Path, threads: int) -> int:
     """Note what the study is made of, or check that it is the one of this folder; returns the threads a step gets.
 
-    Arms and seeds can be added; an arm of the same name must stay what it was. Threads stay as at first: they decide
-    the last digits. A study that has done no work yet may become any other.
+    Arms and seeds can be added; an arm of the same name must stay what it was, and so must what files and student
+    folders hold, since a finished run is not looked into again. Threads stay as at first: they decide the last digits.
+    A study that has done no work yet may become any other.
     """
     base = study.base.model_dump(mode="json", exclude={"output", "seed"})
-    files = [*study.base.rationales, *([study.base.problems.path] if study.base.problems else [])]
     made_of: dict[str, Any] = {
         "format": _FORMAT,
         "base": base,
-        "data": {name: content_hash(name) for name in files if Path(name).exists()},
+        "data": _contents(study),
         "budget": study.config.budget,
         "limit": study.config.limit,
         "tune": list(study.config.tune),
@@ -355,9 +367,10 @@ def _same_study(study: Study, out: Path, threads: int) -> int:
     if path.exists() and any((out / name).exists() for name in _WORK):
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-            differing = [
-                key for key in ("format", "base", "data", "budget", "limit", "tune") if before[key] != made_of[key]
-            ]
+            differing = [key for key in ("format", "base", "budget", "limit", "tune") if before[key] != made_of[key]]
+            known = before["data"]
+            differing += [name for name, digest in made_of["data"].items() if known.get(name, digest) != digest]
+            made_of["data"] = {**known, **made_of["data"]}
             changed = [name for name, key in made_of["arms"].items() if before["arms"].get(name, key) != key]
             made_of["arms"] = {**before["arms"], **made_of["arms"]}
             made_of["threads"] = before["threads"]
