@@ -15,7 +15,7 @@ from compact_distill.report.figures_results import log_number
 from compact_distill.report.figures_weights import lengths_PK, pair_sums, verdicts_PK
 from compact_distill.report.html import Check
 from compact_distill.report.read import RIGHT, WRONG, RunData
-from compact_distill.report.trace import Floats, Trace, rank_correlation
+from compact_distill.report.trace import Floats, mean_sem, rank_correlation
 
 EVEN_LOOK, EVEN_BAD = 0.95, 0.99  # effective number of teachers, as a share of those present
 ONE_TEACHER = 0.9  # of a problem's consensus
@@ -56,12 +56,12 @@ def near_uniform(run: RunData) -> Check:
     value = f"{percent(share, 0)} even"
     if _rule(run) in ("equal", "verified"):
         return Check(name, "ok", value, f"`weighting: {_rule(run)}` asks for equal weights")
-    text = {
-        "ok": "the student tells its teachers apart; equal weights would be 100 %",
-        "look": "the weights hardly differ, so this is close to plain averaging",
-        "bad": "the weights do not differ: this is plain averaging, at the cost of the scores",
-    }
-    return _graded(name, share, EVEN_LOOK, EVEN_BAD, value, text)
+    text = (
+        "the student tells its teachers apart; equal weights would be 100 %",
+        "the weights hardly differ, so this is close to plain averaging",
+        "the weights do not differ: this is plain averaging, at the cost of the scores",
+    )
+    return _graded(name, value, text, (share, EVEN_LOOK, EVEN_BAD))
 
 
 def noisy_teacher(run: RunData) -> Check:
@@ -84,16 +84,12 @@ def noisy_teacher(run: RunData) -> Check:
         "look": "the weights do not tell right rationales from wrong ones (50 % is chance)",
         "bad": "wrong rationales weigh more than right ones: `weighting: {gate: compact}` keeps wrong ones out",
     }[state]
-    if state != "ok" and (worst := _heaviest_wrong(trace, verdict)):
-        text += f"; the wrong ones of {short(worst[0], 40)} weigh most, {share_text(worst[1])} on average"
+    if state != "ok":
+        of_wrong = np.where(verdict == WRONG, trace.weights_NK[trace.last], np.nan)
+        means = [(mean_sem(weights)[0], name) for name, weights in zip(trace.teachers, of_wrong.T, strict=True)]
+        most, worst = max(pair for pair in means if not math.isnan(pair[0]))
+        text += f"; the wrong ones of {short(worst, 40)} weigh most, {share_text(most)} on average"
     return Check(name, state, f"right wins {percent(chance, 0)} ({percent(low, 0)} to {percent(high, 0)})", text)
-
-
-def _heaviest_wrong(trace: Trace, verdict_PK: np.ndarray) -> tuple[str, float] | None:
-    """The teacher whose wrong rationales weigh most, and how much."""
-    weights = np.where(verdict_PK == WRONG, trace.weights_NK[trace.last], np.nan)
-    means = [(name, float(np.nanmean(w))) for name, w in zip(trace.teachers, weights.T, strict=True) if _any(w)]
-    return max(means, key=lambda pair: pair[1], default=None)
 
 
 def one_hot_consensus(run: RunData) -> Check:
@@ -106,39 +102,34 @@ def one_hot_consensus(run: RunData) -> Check:
     if not several.any():
         return _unknown(name, "needs problems with two teachers or more")
     share = float((last.max(1) > ONE_TEACHER * last.sum(1))[several].mean())
-    text = {
-        "ok": "several teachers share the consensus",
-        "look": "in many problems one teacher takes over 90 % of the consensus",
-        "bad": "in most problems one teacher takes over 90 % of the consensus; try `compatibility: {attention: heads}`",
-    }
-    return _graded(name, share, ONE_HOT_LOOK, ONE_HOT_BAD, f"{percent(share, 0)} of problems", text)
+    text = (
+        "several teachers share the consensus",
+        "in many problems one teacher takes over 90 % of the consensus",
+        "in most problems one teacher takes over 90 % of the consensus; try `compatibility: {attention: heads}`",
+    )
+    return _graded(name, f"{percent(share, 0)} of problems", text, (share, ONE_HOT_LOOK, ONE_HOT_BAD))
 
 
 def spikes(run: RunData) -> Check:
     """A loss that stays far above the lines before it, a gradient norm that jumps, or one that is no number."""
     name = "Spikes while training"
-    logged = {key: [row[key] for row in run.log if key in row] for key in ("loss", "grad_norm")}
-    if len(logged["loss"]) < BEFORE_A_SPIKE[0] + LOSS_LINES:
-        return _unknown(name, f"needs at least {BEFORE_A_SPIKE[0] + LOSS_LINES} log lines with a loss")
     # NaN is null in JSON, and infinity is no number there either.
-    numbers = {key: np.array([log_number(value) for value in values]) for key, values in logged.items()}
-    if not all(np.isfinite(values).all() for values in numbers.values()):
+    loss, gradient = (
+        np.array([log_number(row[key]) for row in run.log if key in row]) for key in ("loss", "grad_norm")
+    )
+    if len(loss) < BEFORE_A_SPIKE[0] + LOSS_LINES:
+        return _unknown(name, f"needs at least {BEFORE_A_SPIKE[0] + LOSS_LINES} log lines with a loss")
+    if not (np.isfinite(loss).all() and np.isfinite(gradient).all()):
         return Check(name, "bad", "not a number", "a loss or gradient norm is not finite; lower train.learning_rate")
-    loss, gradient = numbers.values()
     worst, norms = _largest_jump(loss, LOSS_LINES), _largest_jump(gradient, 1)
-    states = ["ok" if v < a else "look" if v < b else "bad" for v, a, b in _limits(worst, norms)]
-    state = max(states, key=("ok", "look", "bad").index)
     norm_text = f", gradient {number(norms, 2)} x" if norms else ""
-    text = {
-        "ok": "no line stands out from those before it",
-        "look": "a step stands out: see the figure, and the learning rate",
-        "bad": "training was thrown off: lower train.learning_rate, or set train.max_grad_norm",
-    }[state]
-    return Check(name, state, f"loss {number(worst, 2)} x{norm_text} the usual", text)
-
-
-def _limits(loss: float, gradient: float) -> tuple[tuple[float, float, float], ...]:
-    return (loss, LOSS_LOOK, LOSS_BAD), (gradient, GRADIENT_LOOK, GRADIENT_BAD)
+    text = (
+        "no line stands out from those before it",
+        "a step stands out: see the figure, and the learning rate",
+        "training was thrown off: lower train.learning_rate, or set train.max_grad_norm",
+    )
+    value = f"loss {number(worst, 2)} x{norm_text} the usual"
+    return _graded(name, value, text, (worst, LOSS_LOOK, LOSS_BAD), (norms, GRADIENT_LOOK, GRADIENT_BAD))
 
 
 def _largest_jump(values: Floats, lines: int) -> float:
@@ -156,13 +147,13 @@ def retained_drift(run: RunData) -> Check:
     if found is None:
         return _unknown(name, "needs eval/drift.json with retained prompts")
     kl, shift = found.kl_last[0], max((n.centroid_shift or 0.0 for n in found.layers), default=0.0)
-    state = "bad" if kl >= KL_BAD or shift >= SHIFT_BAD else "look" if kl >= KL_LOOK or shift >= SHIFT_LOOK else "ok"
-    text = {
-        "ok": "next words and hidden states stayed close to the base's",
-        "look": "the student has moved where it should not have: compare the retained benchmarks row by row",
-        "bad": "the student is another model on these prompts: fewer epochs, a lower learning rate, a smaller lora.r",
-    }[state]
-    return Check(name, state, f"KL {number(kl, 2)} nats, shift {number(shift, 2)} spreads", text)
+    text = (
+        "next words and hidden states stayed close to the base's",
+        "the student has moved where it should not have: compare the retained benchmarks row by row",
+        "the student is another model on these prompts: fewer epochs, a lower learning rate, a smaller lora.r",
+    )
+    value = f"KL {number(kl, 2)} nats, shift {number(shift, 2)} spreads"
+    return _graded(name, value, text, (kl, KL_LOOK, KL_BAD), (shift, SHIFT_LOOK, SHIFT_BAD))
 
 
 def never_chosen(run: RunData) -> Check:
@@ -203,17 +194,19 @@ def follows_length(run: RunData) -> Check:
     correlation = rank_correlation(trace.scores["adaptability"][trace.last], lengths_PK(run, trace))
     if math.isnan(correlation):
         return _unknown(name, "needs lengths of rationales in data.jsonl")
-    text = {
-        "ok": "the score says something else than how long a rationale is",
-        "look": "much of the score is how long a rationale is: `compatibility: {gain: net}` does not grow with length",
-        "bad": "the score is little else than length: use `compatibility: {gain: net}`, or `gain: peak`",
-    }
-    return _graded(name, correlation, FOLLOWS_LOOK, FOLLOWS_BAD, f"rank correlation {share_text(correlation)}", text)
+    text = (
+        "the score says something else than how long a rationale is",
+        "much of the score is how long a rationale is: `compatibility: {gain: net}` does not grow with length",
+        "the score is little else than length: use `compatibility: {gain: net}`, or `gain: peak`",
+    )
+    value = f"rank correlation {share_text(correlation)}"
+    return _graded(name, value, text, (correlation, FOLLOWS_LOOK, FOLLOWS_BAD))
 
 
-def _graded(name: str, found: float, look: float, bad: float, value: str, text: dict[str, str]) -> Check:
-    state = "bad" if found > bad else "look" if found > look else "ok"
-    return Check(name, state, value, text[state])
+def _graded(name: str, value: str, text: Sequence[str], *measured: tuple[float, float, float]) -> Check:
+    """The worst state of some values, each with the limits above which it is to be looked at, and is bad."""
+    worst = max((found > look) + (found > bad) for found, look, bad in measured)
+    return Check(name, ("ok", "look", "bad")[worst], value, text[worst])
 
 
 def _unknown(name: str, needs: str) -> Check:
@@ -224,7 +217,3 @@ def _rule(run: RunData) -> str:
     """The weight rule that the configuration names."""
     rule = run.settings.get("weighting", "compact")
     return str(next(iter(rule), "compact")) if isinstance(rule, dict) else str(rule)
-
-
-def _any(values: Floats | Sequence[float]) -> bool:
-    return not all(math.isnan(v) for v in values)
