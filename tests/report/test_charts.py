@@ -11,7 +11,6 @@ import pytest
 from compact_distill.report.charts import (
     Line,
     Mark,
-    Point,
     Ridge,
     heat_chart,
     interval_chart,
@@ -24,7 +23,7 @@ from compact_distill.report.drawing import CHARACTER, NARROW, WIDE
 
 
 def test_lines_break_where_a_value_is_missing():
-    sheet = line_chart("t", [1, 2, 3, 4], [Line("a", [1.0, math.nan, 2.0, 3.0])], x_label="x").sheet(NARROW)
+    sheet = line_chart("t", [1, 2, 3, 4], [Line("a", [1.0, math.nan, 2.0, 3.0])], x_label="x")(NARROW)
     path = next(e for e in sheet.root.iter("path") if e.get("class", "").startswith("line"))
     assert path.get("d").count("M") == 2
 
@@ -34,13 +33,13 @@ def test_hostile_names_are_text_and_nothing_else():
     for chart in (
         line_chart(name, [1, 2], [Line(name, [1.0, 2.0])], x_label=name),
         interval_chart(name, [(name, [Mark(name, 0.5, 0.4, 0.6)])], x_label=name),
-        scatter_chart(name, [Point(name, 1.0, 2.0, x_span=(0.5, 1.5))], x_label=name, y_label=name, labels=True),
-        heat_chart(name, [name], [[0.5]], show=str, level=round),
+        scatter_chart(name, [(Mark(name, 1.0, 0.5, 1.5), Mark(name, 2.0, 1.0, 3.0))], x_label=name, y_label=name),
+        heat_chart(name, [name], [[0.5]], show=str),
         stack_chart(name, [(name, [(name, 2.0)])], {name: "right"}, x_label=name),
     ):
-        tags = {element.tag.split("}")[-1] for element in ET.fromstring(chart.xml()).iter()}
+        tags = {element.tag.split("}")[-1] for element in ET.fromstring(chart(NARROW).xml()).iter()}
         assert tags <= {"svg", "text", "line", "path", "circle", "rect"}
-        assert "<script" not in chart.xml()
+        assert "<script" not in chart(NARROW).xml()
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -48,11 +47,11 @@ def test_charts_of_nothing_and_of_one_point_can_be_drawn(count):
     charts = [
         line_chart("t", [1.0] * count, [Line("a", [2.0] * count)], x_label="x"),
         interval_chart("t", [("a", [Mark("m", 1.0)])] * count, x_label="x"),
-        scatter_chart("t", [Point("a", 1.0, 2.0)] * count, x_label="x"),
+        scatter_chart("t", [(Mark("a", 1.0, 0.5, 1.5), Mark("a", 2.0, 1.0, 3.0))] * count, x_label="x", y_label="y"),
     ]
     for chart in charts:
-        assert ET.fromstring(chart.xml()).tag.endswith("svg")
-        assert "nan" not in chart.xml().lower()
+        assert ET.fromstring(chart(NARROW).xml()).tag.endswith("svg")
+        assert "nan" not in chart(NARROW).xml().lower()
 
 
 def uprights(sheet):
@@ -78,7 +77,7 @@ def uprights(sheet):
     ],
 )
 def test_no_vertical_line_crosses_a_rows_label(chart, width):
-    sheet = chart.sheet(width)
+    sheet = chart(width)
     labels = [e for e in sheet.root.iter("text") if e.get("class") == "row"]
     assert len(labels) == 2
     assert uprights(sheet)
@@ -91,23 +90,22 @@ def test_no_vertical_line_crosses_a_rows_label(chart, width):
 def test_a_chart_fills_the_width_it_is_given():
     chart = line_chart("t", [1, 2], [Line("a", [1.0, 2.0])], x_label="x", labels=False)
     for width in (NARROW, WIDE):
-        path = next(e.get("d") for e in chart.sheet(width).root.iter("path") if "line" in e.get("class"))
+        path = next(e.get("d") for e in chart(width).root.iter("path") if "line" in e.get("class"))
         start, end = (float(x) for x in re.findall(r"[ML]([\d.]+)", path))
         assert end - start > 0.8 * width
 
 
-def test_a_table_of_cells_may_have_other_columns_than_rows():
-    sheet = heat_chart(
-        "t", ["a", "b"], [[0.1, 0.2, 0.3], [0.4, math.nan, 0.6]], show=str, level=round, columns=["x", "y", "z"]
-    )
-    assert sum(e.get("class", "").startswith("cell") for e in sheet.sheet(NARROW).root.iter("rect")) == 5
+def test_cells_without_a_value_are_left_out_and_the_largest_has_the_fullest_colour():
+    sheet = heat_chart("t", ["a", "b"], [[2.0, -1.0], [math.nan, -0.1]], show=str, most=2.0)(NARROW)
+    cells = [e.get("class") for e in sheet.root.iter("rect")]
+    assert cells == ["cell u4", "cell d2", "cell u0"]
 
 
 def test_names_of_points_that_lie_close_do_not_overlap():
-    points = [Point(f"arm number {i}", 0.9 + 0.001 * i, 0.5, css="s1") for i in range(6)]
-    points.append(Point("far", 0.1, 0.9))
-    root = ET.fromstring(scatter_chart("t", points, x_label="x", labels=True).xml())
-    named = {p.name for p in points}
+    places = [(f"arm number {i}", 0.9 + 0.001 * i, 0.5) for i in range(6)] + [("far", 0.1, 0.9)]
+    points = [(Mark(name, x, x, x), Mark(name, y, y, y)) for name, x, y in places]
+    root = ET.fromstring(scatter_chart("t", points, x_label="x", y_label="y")(NARROW).xml())
+    named = {name for name, *_ in places}
     boxes = [
         (float(t.get("x")), float(t.get("x")) + len(t.text) * CHARACTER, float(t.get("y")))
         for t in root.iter("{http://www.w3.org/2000/svg}text")

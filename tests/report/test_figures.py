@@ -448,7 +448,7 @@ def likely(tmp_path_factory):
 def test_every_measure_of_a_task_is_shown_in_its_own_unit(likely):
     by_key = {figure.key: figure for figure in figures(likely)}
     for key in ("accuracy", "change"):
-        titles = [chart.sheet(360).title for chart in by_key[key].charts]
+        titles = [chart(360).title for chart in by_key[key].charts]
         assert [title.endswith("(less is better)") for title in titles] == [False, True, True]
         assert "ats a token" in titles[1]
         assert "its a byte" in titles[2]
@@ -458,13 +458,13 @@ def test_every_measure_of_a_task_is_shown_in_its_own_unit(likely):
         ("acc_norm", 0.35),
         ("nats_per_token", 2.2),
     ]
-    labels = [e.text for e in by_key["accuracy"].charts[0].sheet(360).root.iter("text") if e.get("class") == "row"]
+    labels = [e.text for e in by_key["accuracy"].charts[0](360).root.iter("text") if e.get("class") == "row"]
     assert "csqa_likelihood, acc (retained)" in labels
     assert "gsm8k (learned)" in labels  # its only measure
 
 
 def test_a_rise_of_bits_is_a_loss_and_a_fall_of_nats_a_gain(likely):
-    sheet = {f.key: f for f in figures(likely)}["change"].charts[1].sheet(360)
+    sheet = {f.key: f for f in figures(likely)}["change"].charts[1](360)
     colours = [e.get("class").split()[-1] for e in sheet.root.iter("line") if "whisker" in e.get("class")]
     assert colours == ["after", "wrong"]  # csqa_likelihood fell by 0.3 nats a token, texts rose by 0.8
     text = summary(read_run(likely))

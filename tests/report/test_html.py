@@ -19,7 +19,7 @@ import pytest
 
 from compact_distill.errors import InputError
 from compact_distill.report import read_run, write_report
-from compact_distill.report.drawing import NARROW, WIDE, Chart, Sheet, Table
+from compact_distill.report.drawing import NARROW, WIDE, Sheet, Table
 from compact_distill.report.html import Figure, Page, Section, rows
 from compact_distill.report.pages import run_page, run_sections
 from report.hostile import poison
@@ -136,9 +136,7 @@ def test_what_does_not_fit_is_left_out_of_the_explorer_aloud(tmp_path):
 
 def test_rows_of_figures_are_full():
     def of(*counts):
-        made = [
-            Figure(str(i), "", "", [Chart(lambda width: Sheet(""))] * n, Table((), ())) for i, n in enumerate(counts)
-        ]
+        made = [Figure(str(i), "", "", [lambda width: Sheet("")] * n, Table((), ())) for i, n in enumerate(counts)]
         return [width for _, width, _ in rows(made)]
 
     assert of(1, 1, 1) == [2, 2, 2]
@@ -150,7 +148,9 @@ def test_rows_of_figures_are_full():
 
 
 def test_charts_are_drawn_as_wide_as_their_place():
-    chart = Chart(lambda width: Sheet("", width=width))
+    def chart(width):
+        return Sheet("", width=width)
+
     places = {
         counts: [widths for *_, widths in rows([Figure("", "", "", [chart] * n, Table((), ())) for n in counts])]
         for counts in ((1, 1, 1), (1, 1), (2, 1), (2,), (1,), (3,), (4,), (5,), (6,), (7,))
@@ -170,7 +170,7 @@ def test_charts_are_drawn_as_wide_as_their_place():
 
 
 def test_a_figure_of_five_charts_draws_each_once():
-    charts = [Chart(lambda width, i=i: Sheet(f"chart {i}", width=width)) for i in range(5)]
+    charts = [lambda width, i=i: Sheet(f"chart {i}", width=width) for i in range(5)]
     section = Section("s", "S", "S", figures=[Figure("five", "Five", "", charts, Table((), ()))])
     made = Page(title="t", sections=[section], headline="h").html()
     assert [made.count(f'aria-label="chart {i}"') for i in range(5)] == [1] * 5
@@ -214,7 +214,7 @@ def test_export_writes_every_figure_as_csv_svg_and_png(folder, tmp_path):
             picture = stem.with_name(stem.name + ".png").read_bytes()
             assert picture[:8] == b"\x89PNG\r\n\x1a\n"
             width, height = struct.unpack(">II", picture[16:24])
-            assert (width, height) == (3 * 360, 3 * chart.sheet(360).height)
+            assert (width, height) == (3 * 360, 3 * chart(360).height)
 
 
 def test_without_the_renderer_the_error_names_the_extra_and_nothing_is_written(folder, tmp_path, monkeypatch):

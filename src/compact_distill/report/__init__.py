@@ -10,7 +10,7 @@
 What other pages are built with stands on its own, in three modules:
 
     drawing        `Figure`, `Table`, `Key`: what stands in a page; `Sheet`: SVG by hand
-    charts         bars with intervals (`interval_chart` of `Mark`), `line_chart` of `Line`, `scatter_chart` of `Point`,
+    charts         bars with intervals (`interval_chart` of `Mark`), `line_chart` of `Line`, `scatter_chart` of pairs of them,
                    `heat_chart`, `stack_chart`, `ridge_chart`
     html           `Page`: headline, `Card`, `Check`, `Section` -> one HTML file; `export_figures`: CSV, SVG, PNG
 

@@ -21,12 +21,7 @@ Given = ParamSpec("Given")
 
 def _chart(draw: Callable[Concatenate[int, Given], Sheet]) -> Callable[Given, Chart]:
     """Turn a function of (width, values) to a sheet into one of the values to a `Chart`."""
-
-    @functools.wraps(draw)
-    def make(*args: Given.args, **kwargs: Given.kwargs) -> Chart:
-        return Chart(lambda width: draw(width, *args, **kwargs))
-
-    return make
+    return functools.wraps(draw)(lambda *args, **kwargs: lambda width: draw(width, *args, **kwargs))
 
 
 @dataclass(frozen=True)
@@ -75,8 +70,8 @@ def line_chart(
     longest = max((min(len(name), _LABEL) for name in names), default=0)
     heights = [v for line in drawn for v in (*line.y, *line.low, *line.high)] + ([reference[0]] if reference else [])
     y_range = padded(heights, zero=zero)
-    left = round(max(len(show(tick)) for tick in ticks(*y_range, 5)) * CHARACTER) + 12
-    sheet = Sheet(title, width=width, left=left, right=14 + (round(longest * CHARACTER) + 8 if labels else 0))
+    right = 14 + (round(longest * CHARACTER) + 8 if labels else 0)
+    sheet = Sheet(title, width=width, left=_left_of(y_range, show), right=right)
     sheet.y_range = y_range
     sheet.x_range = (min(xs), max(xs)) if len(xs) > 1 else (xs[0] - 0.5, xs[0] + 0.5) if xs else (0.0, 1.0)
     sheet.y_axis(show=show)
@@ -165,65 +160,46 @@ def _draw_mark(sheet: Sheet, mark: Mark, y: float, label: str, show: Show) -> No
     sheet.marker(sheet.x(mark.value), y, mark.shape, mark.css, tip, size=4.5)
 
 
-@dataclass(frozen=True)
-class Point:
-    """A point of a scatter plot, with the ends of its intervals."""
-
-    name: str
-    x: float
-    y: float
-    css: str = "s0"
-    shape: int = 0
-    x_span: tuple[float, float] | None = None
-    y_span: tuple[float, float] | None = None
-
-
 @_chart
 def scatter_chart(
     width: int,
     title: str,
-    points: Sequence[Point],
+    points: Sequence[tuple[Mark, Mark]],
     *,
     x_label: str,
-    y_label: str = "",
+    y_label: str,
     show: Show = number,
-    x_reference: float | None = None,
-    y_reference: float | None = None,
-    labels: bool = False,
 ) -> Sheet:
-    """Points in a plane with their intervals; `labels` names each beside it. The y axis is named in the title."""
-    across = [v for p in points for v in (p.x, *(p.x_span or ()))] + ([] if x_reference is None else [x_reference])
-    up = [v for p in points for v in (p.y, *(p.y_span or ()))] + ([] if y_reference is None else [y_reference])
-    y_range = padded(up)
-    left = round(max(len(show(tick)) for tick in ticks(*y_range)) * CHARACTER) + 12
-    sheet = Sheet(f"{title} (up: {y_label})" if y_label else title, width=width, height=300, left=left)
-    sheet.x_range, sheet.y_range = padded(across, margin=0.14 if labels else 0.06), y_range
+    """Named points in a plane, each a mark along x, which gives it its look, and one along y; y is named on top."""
+    y_range = padded([v for _, y in points for v in (y.value, y.low, y.high)])
+    sheet = Sheet(f"{title} (up: {y_label})", width=width, height=300, left=_left_of(y_range, show))
+    sheet.x_range, sheet.y_range = (
+        padded([v for x, _ in points for v in (x.value, x.low, x.high)], margin=0.14),
+        y_range,
+    )
     sheet.x_grid()
     sheet.y_axis(show=show)
     sheet.x_axis(x_label, show=show)
-    if x_reference is not None:
-        sheet.upright(x_reference, "zero")
-    if y_reference is not None:
-        level = sheet.y(y_reference)
-        sheet.mark("line", "zero", x1=sheet.x0, x2=sheet.x1, y1=level, y2=level)
-    for p in points:
-        x, y, tip = sheet.x(p.x), sheet.y(p.y), f"{p.name}: {show(p.x)}, {show(p.y)}"
-        for span, is_x in ((p.x_span, True), (p.y_span, False)):
-            if span is not None:
-                (a, b) = (sheet.x(v) if is_x else sheet.y(v) for v in span)
-                ends = {"x1": a, "x2": b, "y1": y, "y2": y} if is_x else {"x1": x, "x2": x, "y1": a, "y2": b}
-                sheet.mark("line", f"whisker {p.css}", tip, **ends)
-        sheet.marker(x, y, p.shape, p.css, tip)
-    if labels:
-        _name_points(sheet, points)
+    for one, two in points:
+        x, y, tip = sheet.x(one.value), sheet.y(two.value), f"{one.name}: {show(one.value)}, {show(two.value)}"
+        whisker = f"whisker {one.css}"
+        sheet.mark("line", whisker, tip, x1=sheet.x(one.low), x2=sheet.x(one.high), y1=y, y2=y)
+        sheet.mark("line", whisker, tip, x1=x, x2=x, y1=sheet.y(two.low), y2=sheet.y(two.high))
+        sheet.marker(x, y, one.shape, one.css, tip)
+    _name_points(sheet, [(sheet.x(one.value), sheet.y(two.value), one) for one, two in points])
     return sheet
 
 
-def _name_points(sheet: Sheet, points: Sequence[Point]) -> None:
+def _left_of(y_range: tuple[float, float], show: Show) -> int:
+    """Pixels that the labels of a y axis need."""
+    return round(max(len(show(tick)) for tick in ticks(*y_range)) * CHARACTER) + 12
+
+
+def _name_points(sheet: Sheet, points: Sequence[tuple[float, float, Mark]]) -> None:
     """Each point's name beside it, at the first of some places where it meets no other name and no other point."""
-    taken = [(sheet.x(p.x) - 5, sheet.x(p.x) + 5, sheet.y(p.y) - 5, sheet.y(p.y) + 5) for p in points]
-    for p in points:
-        name, x, y = short(p.name, 22), sheet.x(p.x), sheet.y(p.y)
+    taken = [(x - 5, x + 5, y - 5, y + 5) for x, y, _ in points]
+    for x, y, mark in points:
+        name = short(mark.name, 22)
         wide = len(name) * CHARACTER
         sides = [(8.0, -6.0), (-8.0 - wide, -6.0), (8.0, 14.0), (-8.0 - wide, 14.0)]
         sides += [(side, 13.0 * step) for step in (2, -2, 3, -3, 4, -4, 5, -5, 6, -6) for side in (8.0, -8.0 - wide)]
@@ -233,7 +209,7 @@ def _name_points(sheet: Sheet, points: Sequence[Point]) -> None:
         free = [b for b in inside if not any(_overlap(b, other) for other in taken)]
         chosen = (free or inside)[0]
         taken.append(chosen)
-        sheet.text(chosen[0], chosen[3] - 3, name, f"end halo {p.css}")
+        sheet.text(chosen[0], chosen[3] - 3, name, f"end halo {mark.css}")
 
 
 def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
@@ -302,33 +278,28 @@ def heat_chart(
     cells: Sequence[Sequence[float]],
     *,
     show: Show,
-    level: Callable[[float], int],
-    columns: Sequence[str] = (),
+    most: float = 1.0,
 ) -> Sheet:
-    """Coloured cells with their values; `columns` are the rows again by default; `level` (-4..4) gives a colour."""
-    columns = columns or names
+    """Coloured cells with their values, a row and a column for each name; the colour is full at `most` and -`most`."""
     left = round(min(max((len(n) for n in names), default=1), _ROW) * CHARACTER) + 10
-    wide = min((width - left - 8) / max(len(columns), 1), 80)
+    wide = min((width - left - 8) / max(len(names), 1), 80)
     tall = min(wide, 40)
     sheet = Sheet(title, width=width, height=round(34 + tall * len(names) + 62), left=left)
     for i, name in enumerate(names):
         y = 36 + tall * i
         sheet.text(left - 8, y + tall / 2 + 4, short(name, _ROW), "tick", "end")
-        for j, other in enumerate(columns):
+        for j, other in enumerate(names):
             if math.isfinite(value := cells[i][j]):
                 where = {"x": left + wide * j + 1, "y": y + 1, "width": wide - 2, "height": tall - 2, "rx": 3}
-                sheet.mark("rect", f"cell {level_class(level(value))}", f"{name} and {other}: {show(value)}", **where)
+                level = round(4 * value / most)
+                css = f"cell {'u' if level >= 0 else 'd'}{abs(level)}"
+                sheet.mark("rect", css, f"{name} and {other}: {show(value)}", **where)
                 sheet.text(left + wide * j + wide / 2, y + tall / 2 + 4, show(value), "value", "middle")
-    for j, name in enumerate(columns):
+    for j, name in enumerate(names):
         turned = sheet.text(0, 0, short(name, 12), "tick", "end")
         place = f"{left + wide * (j + 0.5) + 4:.1f} {36 + tall * len(names) + 12:.1f}"
         turned.set("transform", f"translate({place}) rotate(-35)")
     return sheet
-
-
-def level_class(level: int) -> str:
-    """Class of a diverging colour: `u1`..`u4` for rises, `d1`..`d4` for falls, `u0` for neither."""
-    return f"u{min(level, 4)}" if level >= 0 else f"d{min(-level, 4)}"
 
 
 @_chart
@@ -354,10 +325,11 @@ def plane_chart(
     sheet.x_axis("first component", count=4)
     for (ax, ay), (bx, by) in zip(base, student, strict=True):
         sheet.mark("line", "step", x1=sheet.x(ax), y1=sheet.y(ay), x2=sheet.x(bx), y2=sheet.y(by))
-    for points, css, shape, who in ((base, "before", 0, "base"), (student, "after", 2, "student")):
+    clouds = (base, "before", 0, "base"), (student, "after", 2, "student")
+    for points, css, shape, who in clouds:
         for (x, y), name in zip(points, ids, strict=True):
             sheet.marker(sheet.x(x), sheet.y(y), shape, f"{css} faint", f"{name}, {who}", size=3)
-    for points, css, shape, who in ((base, "before", 0, "base"), (student, "after", 2, "student")):
+    for points, css, shape, who in clouds:
         x, y = (sum(v) / len(points) for v in zip(*points, strict=True))
         sheet.marker(sheet.x(x), sheet.y(y), shape, f"{css} centroid", f"centroid of the {who}", size=7)
     return sheet

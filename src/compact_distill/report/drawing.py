@@ -8,6 +8,7 @@ grey stand in for it. Every series also has a marker of its own. All text passes
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import re
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as ET
+
+import numpy as np
 
 # ---- words and numbers as pages and terminals show them
 
@@ -58,11 +61,6 @@ def percent(share: float | None, digits: int = 1) -> str:
     return DASH if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f} %".replace("-", MINUS)
 
 
-def whole_percent(share: float | None) -> str:
-    """A share as a percentage without decimals, for axes."""
-    return percent(share, 0)
-
-
 def points(difference: float | None, digits: int = 1) -> str:
     """A difference of shares in percentage points, with its sign."""
     if difference is None or not math.isfinite(difference):
@@ -70,10 +68,8 @@ def points(difference: float | None, digits: int = 1) -> str:
     return f"{100 * difference:+.{digits}f}".replace("-", MINUS)
 
 
-def whole_points(difference: float | None) -> str:
-    """A difference in percentage points without decimals, for axes."""
-    return points(difference, 0)
-
+# Without decimals, for axes.
+whole_percent, whole_points = functools.partial(percent, digits=0), functools.partial(points, digits=0)
 
 UNITS = {"nats_per_token": "nats a token", "bits_per_byte": "bits a byte"}  # of measures that are better where smaller
 
@@ -216,7 +212,8 @@ class Sheet:
 
     def mark(self, tag: str, css: str, tip: str = "", **places: object) -> ET.Element:
         """Add an element; underscores in names of attributes become hyphens."""
-        values = {name.replace("_", "-"): _plain(value) for name, value in places.items()}
+        texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in places.items()}
+        values = {name.replace("_", "-"): text for name, text in texts.items()}
         element = ET.SubElement(self.root, tag, {"class": css} | values)
         if tip:
             element.set("data-tip", tip)
@@ -269,9 +266,9 @@ class Sheet:
         if label:
             self.text((self.x0 + self.x1) / 2, self.y0 + 31, label, "name", "middle")
 
-    def y_axis(self, count: int = 5, show: Callable[[float], str] = number, at: Sequence[float] = ()) -> None:
+    def y_axis(self, show: Callable[[float], str] = number) -> None:
         """Grid lines and tick labels left of the plot area."""
-        for value in at or ticks(*self.y_range, count):
+        for value in ticks(*self.y_range):
             y = self.y(value)
             self.mark("line", "grid", x1=self.x0, x2=self.x1, y1=y, y2=y)
             self.text(self.x0 - 6, y + 4, show(value), "tick", "end")
@@ -287,26 +284,15 @@ class Sheet:
             self.mark("line", css, x1=self.x(value), x2=self.x(value), y1=y1, y2=y2)
 
 
-def _plus() -> list[tuple[float, float]]:
-    inner, outer = 0.4, 1.2
-    quarter = [(-inner, -outer), (inner, -outer), (inner, -inner)]
-    turns = (lambda x, y: (x, y), lambda x, y: (-y, x), lambda x, y: (-x, -y), lambda x, y: (y, -x))
-    return [turn(x, y) for turn in turns for x, y in quarter]
-
-
-def _star() -> list[tuple[float, float]]:
-    rays = [(math.pi * i / 5, 0.6 if i % 2 else 1.4) for i in range(10)]
-    return [(math.sin(angle) * reach, -math.cos(angle) * reach) for angle, reach in rays]
-
-
 # Corners around (0, 0), size 1: square, triangle, diamond, triangle down, plus, star, bar; 0 is the circle.
+_TURNS = (1, 0), (0, 1), (-1, 0), (0, -1)
 _SHAPES: dict[int, list[tuple[float, float]]] = {
     1: [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
     2: [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
     3: [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
     4: [(0, 1.2), (1.1, -0.9), (-1.1, -0.9)],
-    5: _plus(),
-    6: _star(),
+    5: [(x * a - y * b, x * b + y * a) for a, b in _TURNS for x, y in ((-0.4, -1.2), (0.4, -1.2), (0.4, -0.4))],
+    6: [(math.sin(i * math.pi / 5) * r, -math.cos(i * math.pi / 5) * r) for i, r in enumerate([1.4, 0.6] * 5)],
     7: [(-1.3, -0.5), (1.3, -0.5), (1.3, 0.5), (-1.3, 0.5)],
 }
 
@@ -318,26 +304,16 @@ def series(index: int) -> str:
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Labels' places moved apart, as little as possible, so that neighbours keep `gap`; in [low, high] if they fit."""
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    # With i * gap taken off, labels that keep their distance are a rising sequence: isotonic regression finds the
-    # nearest one by making neighbours that fall one group at their mean.
-    groups: list[tuple[float, int]] = []
-    for i, index in enumerate(order):
-        mean, size = places[index] - i * gap, 1
-        while groups and groups[-1][0] > mean:
-            before, count = groups.pop()
-            mean, size = (mean * size + before * count) / (size + count), size + count
-        groups.append((mean, size))
-    room = max(high - (len(places) - 1) * gap, low)
-    level = [min(max(mean, low), room) for mean, size in groups for _ in range(size)]
-    moved = [0.0] * len(places)
-    for i, index in enumerate(order):
-        moved[index] = level[i] + i * gap
-    return moved
+    from scipy.optimize import isotonic_regression
 
-
-def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if not places:
+        return []
+    # With i * gap taken off, labels that keep their distance are a rising sequence.
+    order, steps = np.argsort(places, kind="stable"), np.arange(len(places)) * gap
+    level = isotonic_regression(np.asarray(places)[order] - steps).x
+    moved = np.empty(len(places))
+    moved[order] = np.clip(level, low, max(high - steps[-1], low)) + steps
+    return [float(place) for place in moved]
 
 
 @dataclass(frozen=True)
@@ -371,15 +347,7 @@ def _cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-class Chart:
-    """A drawing of any width: `sheet(width)` makes it."""
-
-    def __init__(self, draw: Callable[[int], Sheet]) -> None:
-        self.sheet = draw
-
-    def xml(self) -> str:
-        """The drawing as text, a third of a page wide."""
-        return self.sheet(NARROW).xml()
+Chart = Callable[[int], Sheet]  # a drawing of any width
 
 
 def spaced(count: int, most: int) -> list[int]:

@@ -347,7 +347,7 @@ def agreement(run: RunData) -> Drawn | None:
         same[a, b] = sum(found) / len(found) if found else math.nan, len(found)
     cells = [[same[a, b][0] for b in order] for a in order]
     table = [(a, b, *found) for (a, b), found in same.items() if a != b]
-    chart = heat_chart("Same answer", order, cells, show=whole_percent, level=lambda v: round(4 * max(v, 0.0)))
+    chart = heat_chart("Same answer", order, cells, show=whole_percent)
     return Drawn([chart], Table(("a", "b", "share", "n"), table)) if len(order) > 1 and run.problems else None
 
 

@@ -317,9 +317,7 @@ def correlations(run: RunData, trace: Trace) -> Drawn | None:
         return None
     columns = {name: v[trace.last].ravel() for name, v in (*trace.scores.items(), ("weight", trace.weights_NK))}
     cells = [[spearman(a, b) for b in columns.values()] for a in columns.values()]
-    chart = heat_chart(
-        "Rank correlation", list(columns), cells, show=lambda v: number(round(v, 2)), level=lambda v: round(v * 4)
-    )
+    chart = heat_chart("Rank correlation", list(columns), cells, show=lambda v: number(round(v, 2)))
     table = [
         (a, b, value) for a, row in zip(columns, cells, strict=True) for b, value in zip(columns, row, strict=True)
     ]

@@ -167,7 +167,7 @@ class Page:
 
     def html(self) -> str:
         """The page as one file."""
-        light, dark = (f"color-scheme:{n};{css_variables(c)}" for n, c in (("light", LIGHT), ("dark", DARK)))
+        light, dark = (_theme(*named) for named in (("light", LIGHT), ("dark", DARK)))
         themes = (
             f":root{{{light}}}:root[data-theme=dark]{{{dark}}}"
             f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
@@ -187,9 +187,8 @@ def fragment(template: str, **values: Any) -> Markup:
     return Markup(_environment().get_template(template).render(**values))
 
 
-def css_variables(colours: dict[str, str]) -> str:
-    """Declarations such as `--ink:#1b1d21;`."""
-    return "".join(f"--{name}:{value};" for name, value in colours.items())
+def _theme(name: str, colours: dict[str, str]) -> str:
+    return f"color-scheme:{name};" + "".join(f"--{name}:{value};" for name, value in colours.items())
 
 
 def with_colours(css: str, colours: dict[str, str]) -> str:
@@ -224,7 +223,7 @@ def _hash(text: str) -> str:
 
 
 def _svg(chart: Chart, width: int) -> Markup:
-    return Markup(chart.sheet(width).xml())
+    return Markup(chart(width).xml())
 
 
 def _code(text: str) -> Markup:
@@ -315,7 +314,7 @@ def export_figures(figures: Iterable[Figure], folder: Path, *, png: bool = True)
         files[folder / f"{figure.key}.csv"] = figure.table.csv()
         for i, chart in enumerate(figure.charts, start=1):
             stem = figure.key if len(figure.charts) == 1 else f"{figure.key}-{i}"
-            files[folder / f"{stem}.svg"] = drawing = standalone(chart.sheet(NARROW))
+            files[folder / f"{stem}.svg"] = drawing = standalone(chart(NARROW))
             if renderer is not None:
                 picture = renderer.svg_to_bytes(svg_string=drawing, zoom=_ZOOM, background="#ffffff")
                 files[folder / f"{stem}.png"] = bytes(picture)

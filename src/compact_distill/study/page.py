@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from compact_distill.errors import RunError
 from compact_distill.evaluation.examine import ROLES
 from compact_distill.evaluation.result_files import read_attempts, rows_path
 from compact_distill.records import Verdict
-from compact_distill.report.charts import Mark, Point, heat_chart, interval_chart, scatter_chart
+from compact_distill.report.charts import Mark, heat_chart, interval_chart, scatter_chart
 from compact_distill.report.drawing import Table, listed, number, percent, plural, points, short
 from compact_distill.report.html import Card, Figure, Page, Section, fragment
 from compact_distill.runs.files import atomic_write
@@ -91,7 +90,11 @@ def _span(estimate: Mapping[str, float]) -> str:
 
 
 def _marks(estimates: Mapping[str, Mapping[str, float]], css: str) -> list[tuple[str, list[Mark]]]:
-    return [(name, [Mark(name, own["value"], own["low"], own["high"], css)]) for name, own in estimates.items()]
+    return [(name, [_mark(name, own, css)]) for name, own in estimates.items()]
+
+
+def _mark(name: str, estimate: Mapping[str, float], css: str = "", shape: int = 0) -> Mark:
+    return Mark(name, estimate["value"], estimate["low"], estimate["high"], css, shape)
 
 
 def _results(document: Mapping[str, Any], arms: Mapping[str, Any]) -> Section:
@@ -109,13 +112,11 @@ def _results(document: Mapping[str, Any], arms: Mapping[str, Any]) -> Section:
     both = {name: arm for name, arm in everyone.items() if all(role in arm for role in ROLES)}
     if both:
         dots = [
-            Point(name, one["value"], two["value"], f"s{i % 8}", i, x_span=_ends(one), y_span=_ends(two))
-            for i, (name, (one, two)) in enumerate((name, (arm[role] for role in ROLES)) for name, arm in both.items())
+            (_mark(name, arm["learned"], f"s{i % 8}", i), _mark(name, arm["retained"]))
+            for i, (name, arm) in enumerate(both.items())
         ]
-        chart = scatter_chart(
-            "Retained against learned", dots, x_label="learned", y_label="retained", show=percent, labels=True
-        )
-        table = Table(("arm", "learned", "retained"), [(p.name, p.x, p.y) for p in dots])
+        chart = scatter_chart("Retained against learned", dots, x_label="learned", y_label="retained", show=percent)
+        table = Table(("arm", "learned", "retained"), [(one.name, one.value, two.value) for one, two in dots])
         look = "Up and to the right is better: more learned, less forgotten."
         figures.append(Figure("frontier", "Learned and retained", look, [chart], table))
     lines = [
@@ -134,10 +135,6 @@ def _results(document: Mapping[str, Any], arms: Mapping[str, Any]) -> Section:
         [("Likelihood of texts (less is better)", Table(("arm", "text", "measure", "value"), texts))] if texts else []
     )
     return Section("results", "Results", "What each arm learned and kept", figures=figures, tables=tables)
-
-
-def _ends(estimate: Mapping[str, float]) -> tuple[float, float]:
-    return estimate["low"], estimate["high"]
 
 
 def _differences(document: Mapping[str, Any]) -> Section:
@@ -170,7 +167,7 @@ def _problems(out: Path, document: Mapping[str, Any], arms: Mapping[str, Any]) -
             continue
         cells = [[float((solved[a] & ~solved[b]).sum()) if a != b else math.nan for b in names] for a in names]
         most = max(max(v for v in row if not math.isnan(v)) for row in cells) or 1.0
-        chart = heat_chart("Row solves, column does not", names, cells, show=_count, level=partial(_level, most))
+        chart = heat_chart("Row solves, column does not", names, cells, show=number, most=most)
         table = Table(
             ("arm", *names),
             [(a, *(None if math.isnan(v) else v for v in row)) for a, row in zip(names, cells, strict=True)],
@@ -188,14 +185,6 @@ def _problems(out: Path, document: Mapping[str, Any], arms: Mapping[str, Any]) -
     lede = "A row counts as solved where over half of an arm's seeds got it right."
     return Section("problems", "Problems", "Which problems one arm solves and another does not", lede, figures,
                    extra=Markup("").join(parts))  # fmt: skip
-
-
-def _count(value: float) -> str:
-    return "" if math.isnan(value) else number(value)
-
-
-def _level(most: float, value: float) -> int:
-    return 0 if math.isnan(value) else round(4 * value / most)
 
 
 def _examples(out: Path, task: str, ids: Sequence[str], solved: Mapping[str, Any], arms: Mapping[str, Any]) -> Markup:
@@ -292,7 +281,7 @@ def diagnosis_page(document: Mapping[str, Any]) -> str:
     names = list(document["redundancy"])
     cells = [[_value(document["redundancy"][a][b]) for b in names] for a in names]
     tenths = lambda value: number(round(value, 1))  # noqa: E731
-    chart = heat_chart("Spearman, within problems", names, cells, show=tenths, level=partial(_level, 1.0))
+    chart = heat_chart("Spearman, within problems", names, cells, show=tenths)
     table = Table(("score", *names), [(a, *row) for a, row in zip(names, cells, strict=True)])
     same = Figure("redundancy", "Which scores say the same", "Near 1 or -1: one of the two is enough.", [chart], table)
     chosen = document["coefficients"]
