@@ -9,10 +9,10 @@
 
 What other pages are built with stands on its own, in three modules:
 
-    drawing        `Figure`, `Table`, `Key`: what stands in a page; `Sheet`: SVG by hand
-    charts         bars with intervals (`interval_chart` of `Mark`), `line_chart` of `Line`, `scatter_chart` of pairs of them,
-                   `heat_chart`, `stack_chart`, `ridge_chart`
-    html           `Page`: headline, `Card`, `Check`, `Section` -> one HTML file; `export_figures`: CSV, SVG, PNG
+    drawing        `Table`, `Key`: what stands in a figure; `Sheet`: SVG by hand
+    charts         bars with intervals (`interval_chart` of `Mark`), `scatter_chart` of pairs of them, `line_chart` of
+                   `Line`, `heat_chart`, `stack_chart`, `ridge_chart`
+    html           `Page` of `Card`, `Check`, `Section`, `Figure` -> one HTML file; `export_figures`: CSV, SVG, PNG
 
 A page of your own, as the study's:
 

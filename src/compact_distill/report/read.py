@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
+from pydantic import BeforeValidator
+from pydantic.dataclasses import dataclass as checked
 
 from compact_distill.errors import InputError, RunError
 from compact_distill.report.drawing import UNITS, clean, plural
@@ -27,37 +29,38 @@ UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, Overf
 RIGHT, WRONG = "correct", "wrong"  # verdicts
 _KNOWN = ("manifest.json", "config.yaml", "data.jsonl", "scores.jsonl", "training_log.jsonl", "gains.jsonl", "eval")
 READ = (*_KNOWN[:-1], "rationales/*.jsonl", "eval/*.json", "eval/*/*.json")  # of a run folder
+Text = Annotated[str, BeforeValidator(lambda value: clean("" if value is None else value))]
 
 
-@dataclass(frozen=True, slots=True)
+@checked(frozen=True, slots=True)
 class UsedRationale:
     """One rationale of data.jsonl; `tokens` is None where it took no part."""
 
-    teacher: str
-    text: str
-    answer: str | None
-    verdict: str | None
-    status: str
-    tokens: int | None
+    teacher: Text
+    text: Text = ""
+    answer: Text | None = None
+    verdict: Text | None = None
+    status: Annotated[Text, BeforeValidator(lambda value: value or "ok")] = "ok"
+    tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@checked(frozen=True, slots=True)
 class UsedProblem:
     """One problem of data.jsonl, its rationales by the teacher's name (`name#1` for a second sample)."""
 
-    id: str
-    question: str
-    answer: str
+    id: Text
+    question: Text
+    answer: Text
     rationales: dict[str, UsedRationale]
 
 
-@dataclass(frozen=True, slots=True)
+@checked(frozen=True, slots=True)
 class TaskResult:
     """One student on one task by one measure: of `eval/STUDENT/TASK.json`; `main` marks the measure that counts."""
 
-    student: str
-    task: str
-    role: str | None
+    student: Text
+    task: Text
+    role: Text | None
     rows: int
     value: float
     low: float
@@ -65,16 +68,16 @@ class TaskResult:
     unparsed: int
     truncated: int
     epoch: float | None
-    metric: str = "accuracy"
+    metric: Text = "accuracy"
     main: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@checked(frozen=True, slots=True)
 class PairedChange:
     """Base against student on the same rows by one measure; `difference` is after minus before."""
 
-    task: str
-    role: str | None
+    task: Text
+    role: Text | None
     rows: int
     before: float
     after: float
@@ -84,7 +87,7 @@ class PairedChange:
     gained: int | None
     lost: int | None
     mcnemar_p: float | None
-    metric: str = "accuracy"
+    metric: Text = "accuracy"
     main: bool = True
 
     @property
@@ -103,7 +106,7 @@ class PairedChange:
         return self.low > 0 if self.metric in UNITS else self.high < 0
 
 
-@dataclass(frozen=True, slots=True)
+@checked(frozen=True, slots=True)
 class LayerDrift:
     """How far one layer's states moved; shifts are over the base's own spread, None where it is 0."""
 
@@ -115,16 +118,16 @@ class LayerDrift:
     cka: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@checked(frozen=True, slots=True)
 class DriftSet:
     """Drift on the prompts of one role. `base` and `student`: [layer][row] = (x, y); KL as mean, low, high."""
 
-    role: str
+    role: Text
     rows: int
     kl_last: tuple[float, float, float]
     kl_prompt: tuple[float, float, float]
     layers: list[LayerDrift]
-    ids: list[str]
+    ids: list[Text]
     base: list[list[tuple[float, float]]]
     student: list[list[tuple[float, float]]]
 
@@ -253,24 +256,9 @@ def _made(path: Path, holds: str, make: Callable[[dict[str, Any]], _Made], missi
         missing.append(f"{path.name} is empty: no {holds}")
 
 
-def _maybe(kind: Callable[[Any], _Made], value: Any) -> _Made | None:
-    return None if value is None else kind(value)
-
-
 def _problem(row: dict[str, Any]) -> UsedProblem:
-    rationales = {}
-    for entry in row.get("rationales", ()):
-        teacher = sample_name(entry)
-        rationales[teacher] = UsedRationale(
-            teacher=teacher,
-            text=clean(entry.get("text") or ""),
-            answer=_maybe(clean, entry.get("answer")),
-            verdict=_maybe(clean, entry.get("verdict")),
-            status=clean(entry.get("status") or "ok"),
-            tokens=_maybe(int, entry.get("tokens")),
-        )
-    question, answer = clean(row.get("question", "")), clean(row.get("answer", ""))
-    return UsedProblem(clean(row["id"]), question, answer, rationales)
+    rationales = {(name := sample_name(r)): UsedRationale(**{**r, "teacher": name}) for r in row.get("rationales", ())}
+    return UsedProblem(row["id"], row.get("question", ""), row.get("answer", ""), rationales)
 
 
 def sample_name(entry: Mapping[str, Any]) -> str:
@@ -339,19 +327,6 @@ def read_changes(document: Mapping[str, Any], missing: list[str]) -> list[Paired
     return [change for measures in found for change in measures]
 
 
-_TYPES: dict[str, Callable[[Any], Any]] = {"str": clean, "int": int, "float": float, "bool": bool}
-
-
-def _filled(kind: type[_Made], values: Mapping[str, Any]) -> _Made:
-    """A record of the values that its fields name, each as the field's type says."""
-    made: dict[str, Any] = {}
-    for of in fields(kind):  # type: ignore[arg-type]
-        plain, _, optional = str(of.type).partition(" | ")
-        value = values.get(of.name) if optional else values[of.name]
-        made[of.name] = None if optional and value is None else _TYPES[plain](value)
-    return kind(**made)
-
-
 def _result(student: str, row: dict[str, Any]) -> list[TaskResult]:
     result, verdicts = row["result"], row["result"]["verdicts"]
     unread = int(verdicts.get("unparsed", 0)) + int(verdicts.get("timed_out", 0))
@@ -360,7 +335,7 @@ def _result(student: str, row: dict[str, Any]) -> list[TaskResult]:
     if (metrics := result.get("metrics")) is None:
         metrics = {"accuracy": result | {"value": result["accuracy"]}}
     main = result.get("metric", "accuracy")
-    return [_filled(TaskResult, {**m, **shared, "metric": name, "main": name == main}) for name, m in metrics.items()]
+    return [TaskResult(**{**m, **shared, "metric": name, "main": name == main}) for name, m in metrics.items()]
 
 
 def _change(row: dict[str, Any]) -> list[PairedChange]:
@@ -372,27 +347,10 @@ def _change(row: dict[str, Any]) -> list[PairedChange]:
     found = []
     for name, measure in metrics.items():
         ends = {when: measure[when]["value"] for when in ("before", "after")}
-        values = {**measure, **ends, **shared, "metric": name, "main": name == main}
-        found.append(_filled(PairedChange, values))
+        found.append(PairedChange(**{**measure, **ends, **shared, "metric": name, "main": name == main}))
     return found
 
 
 def _drift_set(row: dict[str, Any]) -> DriftSet:
-    return DriftSet(
-        role=clean(row["role"]),
-        rows=int(row["rows"]),
-        kl_last=_ends(row["kl_last"]),
-        kl_prompt=_ends(row["kl_prompt"]),
-        layers=[_filled(LayerDrift, layer) for layer in row["layers"]],
-        ids=[clean(name) for name in row["plane"]["ids"]],
-        base=_clouds(row["plane"]["base"]),
-        student=_clouds(row["plane"]["student"]),
-    )
-
-
-def _ends(measure: Mapping[str, Any]) -> tuple[float, float, float]:
-    return float(measure["mean"]), float(measure["low"]), float(measure["high"])
-
-
-def _clouds(layers: Any) -> list[list[tuple[float, float]]]:
-    return [[(float(x), float(y)) for x, y in layer] for layer in layers]
+    ends = {key: [row[key][end] for end in ("mean", "low", "high")] for key in ("kl_last", "kl_prompt")}
+    return DriftSet(**{**row, **row["plane"], **ends})
