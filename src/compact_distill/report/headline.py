@@ -47,10 +47,9 @@ class Headline:
 
 def headline(run: RunData) -> Headline:
     """Words and numbers for the top of the page and the end of the terminal's output."""
-    better, kept, trust = _better(run), _kept(run), _trust(run)
-    parts = [_learned_clause(run), _kept_clause(run), _trust_clause(run)]
-    sentence = "; ".join(part for part in parts if part)
-    return Headline(sentence[:1].upper() + sentence[1:] + ".", [better, kept, trust], _facts(run))
+    answers = [_better(run), _kept(run), _trust(run)]
+    sentence = "; ".join(clause for clause, _ in answers if clause)
+    return Headline(sentence[:1].upper() + sentence[1:] + ".", [card for _, card in answers], _facts(run))
 
 
 def about(run: RunData) -> str:
@@ -71,7 +70,7 @@ def about(run: RunData) -> str:
     return f"{text} `compact try {shlex.quote(str(run.path))}` asks it and its base side by side."
 
 
-# ---- did it get better?
+# ---- did it get better? Each question is answered by a clause of the sentence, and a card
 
 
 def _of_role(changes: Sequence[PairedChange], role: str) -> list[PairedChange]:
@@ -105,15 +104,19 @@ def _spans(changes: Sequence[PairedChange], tasks: str) -> list[str]:
     return [*lines, f"{how}.{less}", f"{tasks}: the same {asked} questions before and after, none of them trained on."]
 
 
-def _learned_clause(run: RunData) -> str:
+def _better(run: RunData) -> tuple[str, Card]:
+    question = "Did it get better?"
     changes = _of_role(run.changes, "learned")
     if not changes:
+        why = "is not known: no benchmark was run before and after training"
         if any(r.role != "retained" for r in run.results):
-            return "whether the student got better cannot be told: before and after were not compared on the same rows"
-        return "whether the student got better is not known: no benchmark was run before and after training"
-    up = [c for c in changes if c.better]
-    down = [c for c in changes if c.worse]
-    same = [c for c in changes if c not in up and c not in down]
+            why = "cannot be told: before and after were not compared on the same rows"
+        last = [(task, after or before) for task, before, after in final_results(run)]
+        known = [f"{short(task, 40)}: {measured(r.value, r.metric)}" for task, r in last if r and r.role != "retained"]
+        details = ["Before and after were not compared on the same rows.", *known]
+        return f"whether the student got better {why}", Card(question, "Not known", details)
+    up, down = [c for c in changes if c.better], [c for c in changes if c.worse]
+    same = [c for c in changes if not c.better and not c.worse]
     parts = []
     if up:
         parts.append(f"the student got better at {_named(up, unit=True)}")
@@ -121,59 +124,37 @@ def _learned_clause(run: RunData) -> str:
         parts.append(f"{'but worse' if up else 'the student got worse'} at {_named(down, unit=not up)}")
     if same:
         parts.append(f"{'with' if parts else 'the student shows'} no clear change on {_named(same, unit=not parts)}")
-    return ", ".join(parts)
-
-
-def _better(run: RunData) -> Card:
-    question = "Did it get better?"
-    changes = _of_role(run.changes, "learned")
-    if not changes:
-        last = [(task, after or before) for task, before, after in final_results(run)]
-        known = [f"{short(task, 40)}: {measured(r.value, r.metric)}" for task, r in last if r and r.role != "retained"]
-        return Card(question, "Not known", ["Before and after were not compared on the same rows.", *known])
     shares = [c for c in changes if c.metric not in UNITS]
     mean = sum(c.difference for c in shares or changes) / len(shares or changes)
-    up, down = any(c.better for c in changes), any(c.worse for c in changes)
     size = f"{points(mean)} points" if shares else f"{moved(mean, changes[0].metric)} {UNITS[changes[0].metric]}"
+    value, tone = (f"Yes: {size}", "good") if up else (f"Worse: {size}", "bad") if down else ("No clear change", "")
     if up and down:
-        return Card(question, f"Mixed: {size}", _spans(changes, _TAUGHT))
-    if up or down:
-        return Card(question, f"{'Yes' if up else 'Worse'}: {size}", _spans(changes, _TAUGHT), "good" if up else "bad")
-    return Card(question, "No clear change", _spans(changes, _TAUGHT))
+        value, tone = f"Mixed: {size}", ""
+    return ", ".join(parts), Card(question, value, _spans(changes, _TAUGHT), tone)
 
 
 # ---- what did it lose?
 
 
-def _kept_clause(run: RunData) -> str:
-    changes = _of_role(run.changes, "retained")
-    if not changes:
-        return ""
-    lost = [c for c in changes if c.worse]
-    gained = [c for c in changes if c.better]
-    if lost:
-        return f"it lost on {_named(lost)}"
-    if len(gained) == len(changes):
-        return f"it lost nothing: {_named(gained)} rose too"
-    return f"it shows no clear loss on {_named([c for c in changes if c not in gained])}"
-
-
-def _kept(run: RunData) -> Card:
+def _kept(run: RunData) -> tuple[str, Card]:
     question = "What did it lose?"
     changes = _of_role(run.changes, "retained")
     if not changes:
-        return Card(question, "Not known", ["No retained benchmark was compared before and after training."])
-    lost = sorted((c for c in changes if c.worse), key=lambda c: (c.metric in UNITS, -abs(c.difference)))
-    if lost:
-        unit = UNITS.get(lost[0].metric, "points")
-        worst = f"{moved(lost[0].difference, lost[0].metric)} {unit} on {short(lost[0].task, 40)}"
-        return Card(question, worst, _spans(changes, _NOT_TAUGHT), "bad")
+        return "", Card(question, "Not known", ["No retained benchmark was compared before and after training."])
+    details = _spans(changes, _NOT_TAUGHT)
+    if lost := [c for c in changes if c.worse]:
+        worst = min(lost, key=lambda c: (c.metric in UNITS, -abs(c.difference)))
+        size = f"{moved(worst.difference, worst.metric)} {UNITS.get(worst.metric, 'points')}"
+        return f"it lost on {_named(lost)}", Card(question, f"{size} on {short(worst.task, 40)}", details, "bad")
     shares = [c for c in changes if c.metric not in UNITS]
     # Rows that all stayed as they were say nothing of others by resampling, so theirs is the limit of a share of 0.
     least = min((-wilson(0.0, c.rows).high if c.unchanged else c.low for c in shares), default=0.0)
-    caution = [f"A loss of up to {points(-least).lstrip('+')} points cannot be excluded."] if least < 0 else []
-    clear = all(c.better for c in changes)
-    return Card(question, "Nothing" if clear else "Nothing clear", [*_spans(changes, _NOT_TAUGHT), *caution], "good")
+    if least < 0:
+        details.append(f"A loss of up to {points(-least).lstrip('+')} points cannot be excluded.")
+    unclear = [c for c in changes if not c.better]
+    if unclear:
+        return f"it shows no clear loss on {_named(unclear)}", Card(question, "Nothing clear", details, "good")
+    return f"it lost nothing: {_named(changes)} rose too", Card(question, "Nothing", details, "good")
 
 
 # ---- whom did it learn from?
@@ -204,24 +185,16 @@ def most_trusted(run: RunData) -> str | None:
     return _ALL if even else weights[0][0]
 
 
-def _trust_clause(run: RunData) -> str:
-    trusted = most_trusted(run)
-    if trusted is None:
-        return ""
-    if len(weight_shares(run)) == 1:
-        return f"its only teacher was {short(trusted, 60)}"
-    return (
-        "it learned from all its teachers about equally"
-        if trusted == _ALL
-        else f"it learned most from {short(trusted, 60)}"
-    )
-
-
-def _trust(run: RunData) -> Card:
+def _trust(run: RunData) -> tuple[str, Card]:
     question = "Whom did it learn from?"
     weights, trusted = weight_shares(run), most_trusted(run)
     if trusted is None:
-        return Card(question, "Not known", ["No weights were recorded."])
+        return "", Card(question, "Not known", ["No weights were recorded."])
+    value, clause = f"Most from {short(trusted, 60)}", f"it learned most from {short(trusted, 60)}"
+    if trusted == _ALL:
+        value, clause = "All about equally", "it learned from all its teachers about equally"
+    elif len(weights) == 1:
+        clause = f"its only teacher was {short(trusted, 60)}"
     right = {name: _right(run, name) for name, *_ in weights}
     judged = ", and how many of them were right" if any(share is not None for share in right.values()) else ""
     details = [f"How much each teacher's solutions counted in the end{judged}:"] if len(weights) > 1 else []
@@ -240,7 +213,7 @@ def _trust(run: RunData) -> Card:
         details.append(
             "What counts is how well a solution fits this student, not only whether it is right: see Scores."
         )
-    return Card(question, "All about equally" if trusted == _ALL else f"Most from {short(trusted, 60)}", details)
+    return clause, Card(question, value, details)
 
 
 def _right(run: RunData, teacher: str) -> float | None:
@@ -280,11 +253,9 @@ def stage_seconds(run: RunData) -> dict[str, float]:
 
 def _facts(run: RunData) -> list[tuple[str, str, str]]:
     facts = []
-    seconds = stage_seconds(run)
-    if seconds:
-        facts.append(
-            ("time", duration(sum(seconds.values())), ", ".join(f"{k} {duration(v)}" for k, v in seconds.items()))
-        )
+    if seconds := stage_seconds(run):
+        parts = ", ".join(f"{name} {duration(took)}" for name, took in seconds.items())
+        facts.append(("time", duration(sum(seconds.values())), parts))
     facts.append(_cost_fact(run))
     problems = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
     if problems:
