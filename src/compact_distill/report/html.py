@@ -30,25 +30,15 @@ _ZOOM = 3  # pixels of a PNG per unit of the drawing
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a page.
+    """One figure of a page: its drawings side by side, every number in them, and what to look for."""
 
-    Attributes:
-        key: its name in addresses and file names.
-        title: what it shows.
-        caption: what to look for.
-        charts: its drawings, side by side.
-        table: every number in the drawings.
-        legend: entries that the drawings share.
-        finding: what these numbers say, in a sentence; may be empty.
-    """
-
-    key: str
+    key: str  # its name in addresses and file names
     title: str
     caption: str
     charts: Sequence[Chart]
     table: Table
-    legend: Sequence[Key] = ()
-    finding: str = ""
+    legend: Sequence[Key] = ()  # what the drawings share
+    finding: str = ""  # what these numbers say, in a sentence
 
 
 class Drawn(NamedTuple):
@@ -92,26 +82,15 @@ def figures_of(section: str, run: Any) -> list[Figure]:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page.
+    """A part of a page: a title, a sentence, figures, tables below them, and a `fragment` below these."""
 
-    Attributes:
-        id: its name in addresses.
-        short: its name in the bar on top.
-        title: what it cards.
-        lede: a sentence below the title.
-        figures: its figures; those without data are left out before.
-        tables: named tables below the figures.
-        nothing: what to say where it holds nothing.
-        extra: a `fragment` put below.
-    """
-
-    id: str
-    short: str
+    id: str  # its name in addresses
+    short: str  # its name in the bar on top
     title: str
     lede: str = ""
     figures: Sequence[Figure] = ()
-    tables: Sequence[tuple[str, Table]] = ()
-    nothing: str = ""
+    tables: Sequence[tuple[str, Table]] = ()  # each with its name
+    nothing: str = ""  # what to say where it holds none of them
     extra: str = ""
 
 
@@ -137,33 +116,19 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A page.
+    """A page: its finding on the first screen, with what belongs to it; then its sections."""
 
-    Attributes:
-        title: of the window.
-        sections: below the first screen, in order.
-        headline: the page's finding, in one sentence.
-        eyebrow: what kind of page of what this is.
-        lede: a sentence below the headline.
-        cards: cards.
-        facts: (name, value, note) of small numbers.
-        checks: what was looked for that could be wrong; bad ones are shown first.
-        notes: (name, sentence), such as one a run.
-        missing: what could not be shown; text between backticks is set as code.
-        scripts: file names in `assets/`, put together into one script.
-    """
-
-    title: str
+    title: str  # of the window
     sections: Sequence[Section]
-    headline: str
-    eyebrow: str = ""
+    headline: str  # the finding, in one sentence
+    eyebrow: str = ""  # what kind of page of what this is
     lede: str = ""
     cards: Sequence[Card] = ()
-    facts: Sequence[tuple[str, str, str]] = ()
-    checks: Sequence[Check] = ()
-    notes: Sequence[tuple[str, str]] = ()
-    missing: Sequence[str] = ()
-    scripts: Sequence[str] = ("page.js",)
+    facts: Sequence[tuple[str, str, str]] = ()  # name, value, note of small numbers
+    checks: Sequence[Check] = ()  # bad ones are shown first
+    notes: Sequence[tuple[str, str]] = ()  # name and sentence, such as one a run
+    missing: Sequence[str] = ()  # what could not be shown; text between backticks is set as code
+    scripts: Sequence[str] = ("page.js",)  # of `assets/`, put together into one
 
     def html(self) -> str:
         """The page as one file."""

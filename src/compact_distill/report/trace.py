@@ -28,33 +28,14 @@ _RESAMPLES = 400
 
 @dataclass(frozen=True)
 class Trace:
-    """All readings of a run, in the order of training.
-
-    Attributes:
-        teachers: the K names.
-        ids: of the problems, in the order of their first reading.
-        problem_N: index into `ids`.
-        epoch_N: epochs that were done when the problem was read.
-        weights_NK: alpha.
-        scores: [N, K] by name, the three built-in ones first.
-    """
+    """All readings of a run, in the order of training."""
 
     teachers: tuple[str, ...]
-    ids: tuple[str, ...]
-    problem_N: NDArray[np.int64]
-    epoch_N: Floats
+    ids: tuple[str, ...]  # of the problems, in the order of their first reading
+    problem_N: NDArray[np.int64]  # index into `ids`
+    epoch_N: Floats  # epochs that were done when the problem was read
     weights_NK: Floats
-    scores: dict[str, Floats]
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs were begun."""
-        return math.floor(self.epoch_N.max() + 1e-9) + 1
-
-    @property
-    def bin_width(self) -> float:
-        """Epochs that one point of a curve stands for: 1, or an eighth in a run of fewer than three epochs."""
-        return 1.0 if self.epochs >= _WHOLE_EPOCHS_FROM else 1 / _PARTS
+    scores: dict[str, Floats]  # [N, K] by name, the three built-in ones first
 
     @cached_property
     def active(self) -> list[int]:
@@ -64,29 +45,27 @@ class Trace:
     @cached_property
     def bins(self) -> list[tuple[float, NDArray[np.int64]]]:
         """Points of a curve: epochs done at the point's end, and the readings it stands for."""
-        bin_N = np.floor(self.epoch_N / self.bin_width + 1e-9)
-        return [((b + 1) * self.bin_width, np.flatnonzero(bin_N == b)) for b in np.unique(bin_N)]
+        begun = math.floor(self.epoch_N.max() + 1e-9) + 1
+        width = 1.0 if begun >= _WHOLE_EPOCHS_FROM else 1 / _PARTS
+        bin_N = np.floor(self.epoch_N / width + 1e-9)
+        return [((b + 1) * width, np.flatnonzero(bin_N == b)) for b in np.unique(bin_N)]
 
     @cached_property
     def last(self) -> NDArray[np.int64]:
         """Each problem's last reading, in the order of `ids`."""
-        found = np.zeros(len(self.ids), dtype=np.int64)
-        found[self.problem_N] = np.arange(len(self.problem_N))  # a later one replaces an earlier one
-        return found
+        return len(self.problem_N) - 1 - np.unique(self.problem_N[::-1], return_index=True)[1]
 
     @cached_property
     def first(self) -> NDArray[np.int64]:
         """Each problem's first reading, in the order of `ids`."""
-        found = np.zeros(len(self.ids), dtype=np.int64)
-        found[self.problem_N[::-1]] = np.arange(len(self.problem_N))[::-1]
-        return found
+        return np.unique(self.problem_N, return_index=True)[1]
 
     @cached_property
     def wins_NK(self) -> Floats:
         """1 for the largest weight of a reading, shared where several are largest; NaN where absent."""
-        present = ~np.isnan(self.weights_NK)
-        top = self.weights_NK == _largest(self.weights_NK)[:, None]
-        return np.where(present, top / np.maximum(top.sum(1, keepdims=True), 1), np.nan)
+        absent = np.isnan(self.weights_NK)
+        top = self.weights_NK == np.where(absent, -np.inf, self.weights_NK).max(1, keepdims=True)
+        return np.where(absent, np.nan, top / np.maximum(top.sum(1, keepdims=True), 1))
 
     @cached_property
     def entropy_N(self) -> Floats:
@@ -159,32 +138,21 @@ def _is_column(value: Any, teachers: list[Any]) -> bool:
     )
 
 
-def _largest(values_NK: Floats) -> Floats:
-    return np.where(np.isnan(values_NK), -np.inf, values_NK).max(1)
-
-
 def mean_sem(values: Floats) -> tuple[float, float, int]:
     """Mean, its standard error and the count of the values that are not NaN; NaN where there are too few."""
     kept = values[~np.isnan(values)]
     n = len(kept)
-    return (
-        float(kept.mean()) if n else math.nan,
-        float(kept.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan,
-        n,
-    )
+    return float(kept.mean()) if n else math.nan, float(kept.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan, n
 
 
 @dataclass(frozen=True)
 class Trend:
-    """Rank correlation within problems of the weight with a property of rationales, point by point of training.
+    """Rank correlation within problems of the weight with a property of rationales, point by point of training."""
 
-    Attributes:
-        points: epochs done, correlation, and its 95 % interval.
-        change: last minus first correlation, with its 95 % interval; NaN where there is one point only.
-    """
-
-    points: list[tuple[float, float, float, float]]
-    change: tuple[float, float, float]
+    points: list[tuple[float, float, float, float]]  # epochs done, correlation, and its 95 % interval
+    change: tuple[
+        float, float, float
+    ]  # last minus first one, with its 95 % interval; NaN where there is one point only
 
 
 def weight_trend(trace: Trace, property_PK: Floats) -> Trend | None:
