@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+FEWEST = 5
+"""Problems that an interval needs; rows unlike all others that a bootstrap needs, to know that there are such."""
 STUDY_RESAMPLES = 4000
 """Of whole tables of seeds and rows."""
 _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
-_FEW = 5  # rows: fewer that are unlike all others do not tell a bootstrap how many there may be
 _DRAWN_AT_ONCE = 2**22
 Table = NDArray[np.float64]
 
@@ -92,16 +93,18 @@ def _tango_low(gained: float, lost: float, rows: float) -> float:
     return held
 
 
-def share_of_tables(tables: Sequence[Table]) -> Estimate:
+def share_of_tables(tables: Sequence[Table], resampled: Estimate | None = None) -> Estimate:
     """Mean over benchmarks of their shares of right answers: `over_seeds_and_rows`, and where that is blind, Wilson's.
 
-    Where fewer than five rows are unlike all others (all right, or none), the interval is at least Wilson's.
+    Where fewer than five rows are unlike all others (all right, or none), the interval is at least Wilson's. That holds
+    for whatever lies between 0 and 1, such as areas: nothing there varies more than what is 0 or 1.
 
     Args:
         tables: [S, N] of each benchmark, shares of right answers.
+        resampled: another bootstrap's interval of these tables, in place of that over seeds and rows.
     """
-    found = over_seeds_and_rows(tables)
-    if _unlike_others(tables, (0.0, 1.0)) >= _FEW:
+    found = resampled or over_seeds_and_rows(tables)
+    if _unlike_others(tables, (0.0, 1.0)) >= FEWEST:
         return found
     return _at_least(found, wilson(found.value, _rows_of_the_mean(tables)))
 
@@ -110,14 +113,15 @@ def difference_of_tables(tables: Sequence[Table], resampled: Estimate | None = N
     """Mean over benchmarks of paired differences: `over_seeds_and_rows`, and where that is blind, Tango's.
 
     Where fewer than five rows are unlike all others (none differs, all were gained, or all lost), the interval is at
-    least Tango's: a bootstrap of rows without a difference draws none, whatever other rows would show.
+    least Tango's: a bootstrap of rows without a difference draws none, whatever other rows would show. That holds for
+    whatever lies between -1 and 1, such as correlations.
 
     Args:
-        tables: [S, N] of each benchmark, differences of shares of right answers, -1 to 1.
-        resampled: another bootstrap's interval of these tables, in place of that over seeds and rows.
+        tables: [S, N] of each benchmark, differences of shares of right answers.
+        resampled: as of `share_of_tables`.
     """
     found = resampled or over_seeds_and_rows(tables)
-    if _unlike_others(tables, (0.0, 1.0, -1.0)) >= _FEW:
+    if _unlike_others(tables, (0.0, 1.0, -1.0)) >= FEWEST:
         return found
     rows = _rows_of_the_mean(tables)
     gained, lost = (
@@ -126,9 +130,15 @@ def difference_of_tables(tables: Sequence[Table], resampled: Estimate | None = N
     return _at_least(found, tango(gained, lost, rows))
 
 
+def bounded_mean(values: Sequence[float], least: float, seed: int) -> Estimate:
+    """`bootstrap_mean` of values between `least` (0 or -1) and 1; where that is blind, at least Wilson's or Tango's."""
+    mean = share_of_tables if least == 0 else difference_of_tables
+    return mean([np.array([values], dtype=np.float64)], bootstrap_mean(values, seed))
+
+
 def _unlike_others(tables: Sequence[Table], alike: Sequence[float]) -> int:
     """Of how many rows not all cells have the value of `alike` that most rows have."""
-    return min(sum(int((table != value).any(axis=0).sum()) for table in tables) for value in alike)
+    return min(sum(int((~np.isclose(table, value)).any(axis=0).sum()) for table in tables) for value in alike)
 
 
 def _rows_of_the_mean(tables: Sequence[Table]) -> int:

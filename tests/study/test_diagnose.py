@@ -15,7 +15,7 @@ from compact_distill.data import load_instances
 from compact_distill.errors import DataError
 from compact_distill.method.encode import Encoder
 from compact_distill.students.load import load_student
-from compact_distill.study.diagnose import _STEP, analyse, choose, diagnose, measure, work, write_diagnosis
+from compact_distill.study.diagnose import _STEP, analyse, choose, describe, diagnose, measure, work, write_diagnosis
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,25 @@ def test_the_analysis_of_rows_made_by_hand():
     assert abs(chosen["regression"]["noise"]) < 0.05
 
 
+def test_what_all_problems_agree_in_is_no_certainty_and_of_fewer_than_five_nothing_is_told(tmp_path):
+    rows, z2 = by_hand(), 1.959964**2
+    for row in rows:
+        if row["problem"] in "012345":
+            row["right"] = True  # four are left that have right and wrong ones
+    found = analyse(rows, {"good": 1.0})
+    # Ten problems of ten: Wilson's of an area between 0 and 1, Tango's of a correlation between -1 and 1.
+    assert found["predicts"]["good"]["low"] == pytest.approx((10 - z2) / (10 + z2))
+    assert found["predicts"]["bad"]["high"] == pytest.approx(-(10 - z2) / (10 + z2))
+    assert analyse(by_hand(), {})["tells_right"]["good"]["low"] == pytest.approx(10 / (10 + z2))
+    assert all(own is None for own in found["tells_right"].values())
+    few = analyse([row for row in rows if row["problem"] in "0123"], {})
+    assert few["predicts"]["good"] is None
+    assert few["teachers"]["a"]["effectiveness"] is None
+    page = write_diagnosis({"student": "s", "validation": 3, "problems": 4, "rationales": rows, **few}, tmp_path)
+    assert "Of 0 scores tried" in page.read_text()
+    assert ["good", "-", "-"] in [line.split() for line in describe(few)]
+
+
 def test_a_diagnosis_that_is_there_already_is_moved_aside(tmp_path):
     found = {"student": "s", "validation": 3, "rationales": by_hand(), **analyse(by_hand(), {"good": 1.0})}
     for problems in (10, 11, 11):
@@ -160,11 +179,11 @@ def test_scores_that_know_nothing_explain_nothing():
 
 
 def test_problems_are_not_validated_on_themselves(read):
-    sample, held = choose(read[1], 4, 3)
-    assert (len(sample), len(held)) == (4, 3)
+    sample, held = choose(read[1], 5, 3)
+    assert (len(sample), len(held)) == (5, 3)
     assert not set(sample) & set(held)
-    with pytest.raises(DataError, match="two problems with several rationales"):
-        choose(read[1][:1], 4, 3)
+    with pytest.raises(DataError, match=r"5 problems with several rationales .* got 4 and 8 of 12"):
+        choose(read[1], 4, 3)  # an interval over four says nothing
 
 
 def test_the_work_is_that_of_the_tokens_it_reads(read):
@@ -189,18 +208,18 @@ def test_the_cost_is_told_before_the_work_starts(world, tmp_path, base, monkeypa
     monkeypatch.setattr("compact_distill.study.diagnose._scores", stop)
     monkeypatch.setattr("compact_distill.study.diagnose.say", told.append)
     with pytest.raises(KeyboardInterrupt):
-        diagnose(config_from({**base, "output": str(tmp_path / "run")}), problems=3, validation=2)
+        diagnose(config_from({**base, "output": str(tmp_path / "run")}), problems=5, validation=2)
     (cost,) = [line for line in told if "about" in line]
-    assert re.search(r"12 rationales of 3 problems take about \d+ (s|min).*--problems N", cost)
+    assert re.search(r"20 rationales of 5 problems take about \d+ (s|min).*--problems N", cost)
 
 
 def test_it_writes_a_page_and_the_numbers_behind_it(world, tmp_path, base):
-    document = diagnose(config_from({**base, "output": str(tmp_path / "run")}), problems=3, validation=2)
+    document = diagnose(config_from({**base, "output": str(tmp_path / "run")}), problems=5, validation=2)
     page = write_diagnosis(document, tmp_path / "diagnosis").read_text()
     assert "diagnosis of student, before any training" in page, "a folder is shown by its name, not its path"
     assert str(world) not in page
     assert json.loads((tmp_path / "diagnosis" / "diagnosis.json").read_text()) == document
-    assert len(document["rationales"]) == 12
+    assert len(document["rationales"]) == 20
     for title in (
         "What predicts the effect",
         "What tells right from wrong",

@@ -61,12 +61,18 @@ def test_tokens_areas_and_correlations_are_those_of_the_readings(tmp_path):
     down = weights_of([[run_folder(tmp_path / "down", [[DOWN, DOWN]])]])
     assert down["follows"]["mqm"]["value"] == pytest.approx(-1.0)
     assert down["auc"]["value"] == 1.0
+    # Six problems that all agree are no certainty: Wilson's of 6 of 6, and Tango's of as many that all differ.
+    z2 = 1.959964**2
+    assert (down["auc"]["low"], down["auc"]["high"]) == (pytest.approx(6 / (6 + z2)), 1.0)
+    assert (down["follows"]["mqm"]["low"], down["follows"]["mqm"]["high"]) == (-1.0, pytest.approx((z2 - 6) / (6 + z2)))
 
 
 def test_of_fewer_than_five_problems_no_interval_is_told(tmp_path):
     for copies, told in ((2, False), (3, True)):  # four problems, six
         found = weights_of([[run_folder(tmp_path / f"{copies}", [[DOWN, DOWN]], copies=copies)]])
         assert (found["auc"] is not None, "mqm" in found["follows"]) == (told, told)
+        moved = weights_of([[run_folder(tmp_path / f"m{copies}", [[DOWN] * 2, [DOWN] * 2, [UP] * 2], copies=copies)]])
+        assert bool(moved["curriculum"]) == told
 
 
 def test_tokens_without_weight_are_read_but_not_weighed(tmp_path):

@@ -327,7 +327,7 @@ def study(
 
 def diagnose(
     config: ConfigArgument,
-    problems: Annotated[int, typer.Option(min=2, help="Problems whose rationales are tried.")] = 12,
+    problems: Annotated[int, typer.Option(min=5, help="Problems whose rationales are tried.")] = 12,
     validation: Annotated[int, typer.Option(min=1, help="Other problems that the loss is measured on.")] = 8,
     out: Annotated[Path, typer.Option(help="Folder for diagnosis.html and diagnosis.json.")] = Path("diagnosis"),
     settings: SetOption = [],  # noqa: B006

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compact_distill.errors import RunError
 from compact_distill.records import Closing, Verdict
 from compact_distill.runs.files import (
@@ -28,9 +26,8 @@ from compact_distill.runs.progress import say
 from compact_distill.statistics import (
     RESAMPLES,
     Estimate,
-    bootstrap_mean,
     bootstrap_ratio,
-    difference_of_tables,
+    bounded_mean,
     mcnemar,
     share_of_rows,
 )
@@ -235,7 +232,7 @@ class Measured:
             return None
         differences = [b - a for a, b in zip(self.over, after.over, strict=True)]
         if self.under is None:
-            found = difference_of_tables([np.array([differences])], bootstrap_mean(differences, seed))
+            found = bounded_mean(differences, -1, seed)
         else:
             found = bootstrap_ratio(differences, self.under, seed)
         verdicts = self.under is None and self.samples == 1

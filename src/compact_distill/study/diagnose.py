@@ -38,7 +38,7 @@ from compact_distill.runs.environment import accelerator
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import duration, progress, say, text_table
-from compact_distill.statistics import area, bootstrap_mean, rank_correlation
+from compact_distill.statistics import FEWEST, area, bootstrap_mean, bounded_mean, rank_correlation
 from compact_distill.students.load import load_student
 from compact_distill.study.material import evenly
 from compact_distill.study.page import diagnosis_page
@@ -112,9 +112,9 @@ def choose(encoded: Sequence[EncodedProblem], problems: int, validation: int) ->
     sample = evenly(useful, problems)
     others = [i for i, problem in enumerate(encoded) if i not in set(sample) and problem.right]
     held = evenly(others, validation)
-    if len(sample) < 2 or not held:
+    if len(sample) < FEWEST or not held:
         raise DataError(
-            f"diagnose needs two problems with several rationales and another one with a right rationale, got "
+            f"diagnose needs {FEWEST} problems with several rationales and another one with a right rationale, got "
             f"{len(sample)} and {len(others)} of {len(encoded)}; give more data, or gold answers"
         )
     return sample, held
@@ -286,9 +286,9 @@ def analyse(rows: Sequence[Mapping[str, Any]], configured: Mapping[str, float]) 
         groups.setdefault(row["problem"], []).append(row)
     measured = ["weight", "cosine", *names]
     return {
-        "predicts": {name: _mean(_within(groups, name, "effectiveness")) for name in measured},
-        "tells_right": {name: _mean(_areas(groups, name)) for name in ["weight", "effectiveness", "cosine", *names]},
-        "redundancy": {a: {b: _mean(_within(groups, a, b)) for b in names} for a in names},
+        "predicts": {name: _mean(_within(groups, name, "effectiveness"), -1) for name in measured},
+        "tells_right": {name: _mean(_areas(groups, name), 0) for name in ["weight", "effectiveness", *measured[1:]]},
+        "redundancy": {a: {b: _mean(_within(groups, a, b), -1) for b in names} for a in names},
         "teachers": _teachers(rows),
         "coefficients": {"configured": dict(configured), **_regression(groups, names)},
     }
@@ -306,11 +306,11 @@ def _areas(groups: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> list
     return [value for value in found if value is not None]
 
 
-def _mean(values: Sequence[float]) -> dict[str, float] | None:
-    """Mean over problems with its 95 % interval; None where no problem has one."""
-    if not values:
+def _mean(values: Sequence[float], least: int | None = None) -> dict[str, float] | None:
+    """Mean over problems with its 95 % interval (of values from `least`, 0 or -1, to 1); None where few have one."""
+    if len(values) < FEWEST:
         return None
-    found = bootstrap_mean(values, seed=0)
+    found = bootstrap_mean(values, seed=0) if least is None else bounded_mean(values, least, seed=0)
     return {"value": found.value, "low": found.low, "high": found.high, "problems": len(values)}
 
 

@@ -351,7 +351,7 @@ def _value(estimate: Mapping[str, float] | None) -> float:
 
 def _teacher_table(document: Mapping[str, Any]) -> Table:
     rows = [
-        (name, own["effectiveness"]["value"], own["weight"], own["right"]) for name, own in document["teachers"].items()
+        (name, _value(own["effectiveness"]), own["weight"], own["right"]) for name, own in document["teachers"].items()
     ]
     return Table(("teacher", "effect, nats a token", "weight today", "right"), rows)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +26,11 @@ from compact_distill.report.trace import arrange_trace, weight_trend
 from compact_distill.runs.files import fingerprint, read_jsonl
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import duration
-from compact_distill.statistics import area, over_seeds_and_rows, rank_correlation
+from compact_distill.statistics import FEWEST, Estimate, area, difference_of_tables, rank_correlation, share_of_tables
 from compact_distill.study.arms import REFERENCES
 
 STEP_TIMES = "trl.json"
-_FEWEST = 5  # problems: an interval over fewer says nothing
+_Mean = Callable[[list[Any]], Estimate]
 _MEASURE = 'make bench ARGS="--study FOLDER" in a checkout of the source, FOLDER being that of this page'
 
 
@@ -46,12 +46,12 @@ def weights_of(runs: Sequence[Sequence[Path]]) -> dict[str, Any]:
     """
     readings = [_readings(parts) for parts in runs]
     numbers = sorted(set.intersection(*(set(reading["follows"]) for reading in readings)))
-    follows = {name: _within_problems([reading["follows"][name] for reading in readings]) for name in numbers}
+    follows = {name: _within_problems([r["follows"][name] for r in readings], difference_of_tables) for name in numbers}
     trends = [_trends(parts[0]) if len(parts) == 1 else {} for parts in runs]
     return {
         "tokens": [reading["tokens"] for reading in readings],
         "tokens_with_weight": [reading["tokens_with_weight"] for reading in readings],
-        "auc": _within_problems([reading["areas"] for reading in readings]),
+        "auc": _within_problems([reading["areas"] for reading in readings], share_of_tables),
         "follows": {name: found for name, found in follows.items() if found},
         "curriculum": {
             name: [trend[name] for trend in trends] for name in trends[0] if all(name in trend for trend in trends)
@@ -93,20 +93,20 @@ def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: float(np.mean(own)) for name, own in values.items()}
 
 
-def _within_problems(by_seed: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
+def _within_problems(by_seed: Sequence[Mapping[str, float]], mean: _Mean) -> dict[str, Any] | None:
     """Mean over seeds and the problems that all of them have, with its interval; None where they are too few."""
     shared = sorted(set.intersection(*(set(of_seed) for of_seed in by_seed)))
-    if len(shared) < _FEWEST:
+    if len(shared) < FEWEST:
         return None
     table = np.array([[of_seed[name] for name in shared] for of_seed in by_seed])
-    return {"problems": len(shared), **asdict(over_seeds_and_rows([table]))}
+    return {"problems": len(shared), **asdict(mean([table]))}
 
 
 def _trends(run: Path) -> dict[str, dict[str, float]]:
     """Change over training of the weight's rank correlation with difficulty at first reading and with length."""
     folder = RunFolder.open(run)
     trace = arrange_trace(folder.read_scores())
-    if trace is None:
+    if trace is None or len(trace.ids) < FEWEST:
         return {}
     lengths: dict[str, dict[str, float]] = {}
     for row in read_jsonl(folder.data_path):
