@@ -204,7 +204,8 @@ def arms_of(document: Mapping[str, Any], asked: Sequence[str]) -> list[str]:
         ConfigError: an arm that the study does not have or that was not run, or one that does not train as an arm does.
     """
     done = [name for name, own in document["arms"].items() if own["runs"]]
-    plain = [name for name in done if not {"merge", "single", "mix"} & set(document["arms"][name]["settings"])]
+    other = {"merge", "single", "mix", "example"}
+    plain = [name for name in done if not other & set(document["arms"][name]["settings"])]
     wrong = [name for name in asked if name not in plain]
     if wrong or not plain:
         raise ConfigError(

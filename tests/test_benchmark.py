@@ -208,7 +208,7 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train": {"num_train_epochs": 1, "per_device_train_batch_size": 2, "use_cpu": True, "warmup_steps": 0.1},
     }  # fmt: skip
     arms: dict[str, Any] = {
-        "union": {"mix": "union"},
+        "union": {"example": "rationale", "weighting": "equal"},
         "verified": {"weighting": "verified"},
         "equal": {"weighting": "equal"},
     }

@@ -1,7 +1,7 @@
 """Draw the pictures of docs/method.md and docs/results.md: python docs/figures/draw.py
 
 example.json holds one problem's numbers, as `compact score` and the gains of a run give them for a real student;
-diagnosis.json what `compact diagnose` found (docs/results.md has the command).
+diagnosis.json what `compact diagnose` found, studies.json what studies found (docs/results.md has the commands).
 """
 
 from __future__ import annotations
@@ -107,6 +107,48 @@ def intervals(panels: Sequence[tuple[str, dict, float, float, float]]) -> str:
     return svg(left + len(panels) * (wide + gap), bottom + 30, panels[0][0], "".join(parts))
 
 
+def matrix(title: str, found: dict[str, dict[str, float]]) -> str:
+    """Correlations of names with each other: the stronger the colour, the further from 0."""
+    left, cell, top = 150, 88, 66
+    names = list(found)
+    parts = [text(left, 24, title, bold=True)]
+    for c, name in enumerate(names):
+        for line, word in enumerate(name.split("_")):
+            parts.append(text(left + (c + 0.5) * cell, 44 + 14 * line, word, anchor="middle", fill=SOFT))
+    for row, name in enumerate(names):
+        y = top + row * 26
+        parts.append(text(left - 10, y + 17, name, anchor="end"))
+        for c, other in enumerate(names):
+            value = found[name][other]
+            place = f'x="{left + c * cell}" y="{y}" width="{cell - 2}" height="24"'
+            colour = RIGHT if value > 0 else WRONG
+            parts.append(f'<rect {place} fill="{colour}" fill-opacity="{0.75 * abs(value):.2f}"/>')
+            shown = f"{value:+.2f}".replace("-", "\u2212")
+            parts.append(text(left + (c + 0.5) * cell - 1, y + 17, shown, anchor="middle"))
+    return svg(left + len(names) * cell + 20, top + len(names) * 26 + 14, title, "".join(parts))
+
+
+def studies(found: dict) -> dict[str, str]:
+    """Pictures of what studies of a real student found, by name."""
+    curriculum, moved = found["curriculum"], found["moved"]
+    return {
+        "redundancy": matrix("rank correlation of scores within problems", found["redundancy"]),
+        "curriculum": intervals(
+            [
+                ("change: weight with difficulty", curriculum["difficulty"], -0.6, 0.6, 0.0),
+                ("change: weight with length", curriculum["length"], -0.6, 0.6, 0.0),
+            ]
+        ),
+        "moved": intervals(
+            [
+                ("PCA shift of the last layer", moved["shift"], 0.0, 1.5, 0.0),
+                ("KL to the base, nats a token", moved["kl"], 0.0, 1.5, 0.0),
+            ]
+        ),
+        "translation": intervals([("weight with the raters' penalty", found["translation"], -0.3, 0.3, 0.0)]),
+    }
+
+
 def main() -> None:
     """Write the pictures."""
     example = json.loads((HERE / "example.json").read_text(encoding="utf-8"))
@@ -147,6 +189,8 @@ def main() -> None:
         ("tells right from wrong (AUC)", found["tells_right"], 0.0, 1.0, 0.5),
     ]
     (OUT / "results-diagnosis.svg").write_text(intervals(panels), encoding="utf-8")
+    for name, picture in studies(json.loads((HERE / "studies.json").read_text(encoding="utf-8"))).items():
+        (OUT / f"results-{name}.svg").write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":

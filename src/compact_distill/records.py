@@ -14,7 +14,7 @@ losses in nats per token, durations in seconds, positions in tokens from the sta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -107,6 +107,19 @@ class Instance:
     def teachers(self) -> tuple[str, ...]:
         """Names of the K teachers, in order; a second sample of one teacher is named `teacher#1`."""
         return tuple(r.teacher if r.sample == 0 else f"{r.teacher}#{r.sample}" for r in self.rationales)
+
+    def apart(self) -> list[Instance]:
+        """Each rationale that has a text as an instance of its own, its id the problem's and the teacher's.
+
+        An instance that has one rationale is that already.
+        """
+        if len(self.rationales) == 1:
+            return [self] if self.rationales[0].text else []
+        return [
+            replace(self, id=f"{self.id}#{name}", rationales=(replace(rationale, sample=0),))
+            for name, rationale in zip(self.teachers, self.rationales, strict=True)
+            if rationale.text
+        ]
 
 
 @dataclass(frozen=True, slots=True)

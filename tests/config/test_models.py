@@ -113,3 +113,19 @@ def test_an_unknown_preset_is_named(problems_of):
     (problem,) = problems_of(MINIMAL + "preset: papper\n")
     assert "preset must be" in problem
     assert "papper" in problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("", ["weighting 'compact' weighs the rationales of a problem against each other; write `weighting: equal`"]),
+        ("weighting: {best: difficulty}", ["weighting {'best': 'difficulty'} weighs the rationales"]),
+        ("weighting: equal\nconsistency: 0.1", ["consistency 0.1 asks them to agree", "write `consistency: 0.0`"]),
+        ("weighting: random\nconsistency: 0.1", ["weighting 'random' weighs", ", and consistency 0.1 asks"]),
+    ],
+)
+def test_rationales_alone_have_nothing_to_be_compared_with(load, problems_of, settings, words):
+    (found,) = problems_of(f"{MINIMAL}example: rationale\n{settings}")
+    assert found.startswith("run.yaml, line 3: example must be problem here: ")
+    assert all(part in found for part in words)
+    assert load(f"{MINIMAL}example: rationale\nweighting: verified").example == "rationale"

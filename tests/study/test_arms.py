@@ -14,7 +14,6 @@ from compact_distill.study.arms import (
     make_study,
     only_teacher,
     study_template,
-    union,
 )
 
 BASE = {"student": "s", "rationales": "r.jsonl", "train": {"learning_rate": 1e-3, "num_train_epochs": 2}}
@@ -100,13 +99,13 @@ def test_an_arms_name_must_do_as_a_folder(write_study):
     assert "letters, digits, - and _" in refused(write_study(base=BASE, arms={"../x": {}}))
 
 
-def test_the_template_is_a_valid_study_of_three_arms(tmp_path):
+def test_the_template_is_a_valid_study_with_the_plain_baselines(tmp_path):
     document = parse(study_template())
     assert document.problems == []
-    assert list(document.data["arms"]) == ["compact", "equal", "verified"]
+    assert list(document.data["arms"]) == ["compact", "equal", "verified", "plain-mix"]
     path = tmp_path / "study.yaml"
     path.write_text(study_template().replace("base: run.yaml", "base: {student: s, rationales: r.jsonl}"))
-    assert len(load_study(path).arms) == 3
+    assert len(load_study(path).arms) == 4
 
 
 ROWS = [
@@ -125,13 +124,6 @@ def test_one_teachers_rationales_are_kept_with_all_its_samples():
         [("a", 0), ("a", 1)]
     ] * 10
     assert [i.id for i in only_teacher(ROWS, "b")] == [f"p{i}" for i in range(1, 10)]
-
-
-def test_a_union_has_each_rationale_once_under_an_id_of_its_own():
-    rows = union(ROWS)
-    assert len(rows) == len({row.id for row in rows}) == 29
-    assert [row.id for row in rows[:2]] == ["p0#a", "p0#a#1"]
-    assert all(len(row.rationales) == 1 for row in rows)
 
 
 def test_a_fifth_of_the_problems_keep_their_longest_rationale_the_others_their_shortest():
@@ -155,7 +147,8 @@ def test_a_fifth_of_the_problems_keep_their_longest_rationale_the_others_their_s
         ({"weighting": {"gate": "compact"}}, "right rationales only, then as compact"),
         ({"merge": "ties"}, "one student a teacher, merged (ties)"),
         ({"single": "terse"}, "terse alone"),
-        ({"mix": "union"}, "each rationale an example of its own"),
+        ({"example": "rationale", "weighting": "equal"}, "each rationale an example of its own"),
+        ({"example": "rationale", "weighting": "verified"}, "each right rationale an example of its own"),
     ],
 )
 def test_an_arm_says_in_words_what_it_is(base, arm, words):

@@ -28,6 +28,7 @@ from compact_distill.study.merge import merge_students
 from compact_distill.study.run import Plan, _same_study, run_study
 
 EQUAL = {"weighting": "equal", "consistency": 0}
+UNION = {"example": "rationale", "weighting": "equal", "consistency": 0}
 COMMAND = [sys.executable, "-c", "from compact_distill.cli import app; app()", "study"]
 
 
@@ -249,14 +250,16 @@ def train_of(plan, name):
 
 
 def test_with_a_budget_of_tokens_every_arm_reads_as_many(write_study, base):
-    arms = {"compact": {}, "union": {"mix": "union"}, "short": {"mix": "long_short"}}
+    arms = {"compact": {}, "union": UNION, "short": {"mix": "long_short"}}
     plan = prepared(write_study(base=base, arms=arms, seeds=[0]))
     whole = plan.workshop.material(plan.study.base)
-    for name, mix in (("compact", None), ("union", "union"), ("short", "long_short")):
+    for name, mix in (("compact", None), ("short", "long_short")):
         epochs = train_of(plan, f"{name}/seed-0")["train"]["num_train_epochs"]
         read = epochs * plan.workshop.material(plan.study.base, mix).tokens
         assert read == pytest.approx(2 * whole.tokens, rel=1e-3), name
-    assert plan.workshop.material(plan.study.base, "union").tokens == whole.tokens
+    union = plan.workshop.material(plan.study.arms[1].config)
+    assert (len(union.instances), union.tokens) == (4 * len(whole.instances), whole.tokens)
+
     assert plan.workshop.material(plan.study.base, "long_short").tokens < whole.tokens / 3
 
 
@@ -359,7 +362,7 @@ def test_the_best_single_teacher_is_chosen_on_the_tuning_rows_over_all_seeds(wri
 
 
 def test_with_a_budget_of_steps_every_arm_takes_as_many(write_study, base):
-    arms = {"compact": {}, "union": {"mix": "union"}}
+    arms = {"compact": {}, "union": UNION}
     plan = prepared(write_study(base=base, arms=arms, seeds=[0], budget="steps"))
     assert train_of(plan, "union/seed-0")["train"]["max_steps"] == 6  # 12 problems, 4 a step, twice
     assert train_of(plan, "compact/seed-0")["train"].get("max_steps", -1) == -1
@@ -462,7 +465,7 @@ def test_a_study_killed_five_times_ends_in_the_same_bytes_as_one_left_alone(base
             "base": base,
             "output": str(tmp_path / name),
             "seeds": [0, 1],
-            "arms": {"compact": {}, "equal": EQUAL, "union": {"mix": "union"}},
+            "arms": {"compact": {}, "equal": EQUAL, "union": UNION},
         }
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(keys, sort_keys=False))
@@ -482,10 +485,10 @@ def test_a_study_killed_five_times_ends_in_the_same_bytes_as_one_left_alone(base
 
 
 def test_a_limit_takes_the_first_problems_for_every_arm(write_study, base):
-    plan = prepared(write_study(base=base, arms={"compact": {}, "union": {"mix": "union"}}, seeds=[0], limit=5))
+    plan = prepared(write_study(base=base, arms={"compact": {}, "union": UNION}, seeds=[0], limit=5))
     first = plan.workshop.material(plan.workshop.first(plan.study.base, 5))
     assert (
         first.problems,
-        len(plan.workshop.material(plan._shared(plan.study.arms[1].config), "union").instances),
+        len(plan.workshop.material(plan._shared(plan.study.arms[1].config)).instances),
     ) == (5, 20)
     assert train_of(plan, "compact/seed-0")["train"]["num_train_epochs"] == 2

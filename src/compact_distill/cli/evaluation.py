@@ -308,6 +308,6 @@ def score(
     from compact_distill.config.file import config_from, load_config
 
     check_target(out, student, data, *([config] if config else []))
-    given = {**overrides(settings), "student": student, "rationales": data}
+    given = {**overrides(settings), "student": student, "rationales": data, "example": "problem"}
     summary = pipeline.score_file(load_config(config, given) if config else config_from({}, given), out)
     show(f"wrote {out}: {summary}")

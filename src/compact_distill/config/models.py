@@ -257,6 +257,11 @@ class RunConfig(Strict):
     consistency: StrictFloat = Field(
         0.0, ge=0, description="lambda: how much the branches' answers pull together; 0: not at all"
     )
+    example: Literal["problem", "rationale"] = Field(
+        "problem",
+        description="what a batch counts: problems, or rationales alone (a plain mix; weighting equal or verified)",
+        examples=["rationale"],
+    )
     lora: LoraConfig | None = Field(LoraConfig(), description="low-rank adapters; null trains all weights")
     text: TextConfig = Field(TextConfig(), description="how problems and answers become text")
     answers: AnswersConfig = Field(AnswersConfig(), description="how a rationale's final answer is found")
@@ -287,6 +292,24 @@ class RunConfig(Strict):
         if not all(paths):
             raise ValueError("must not hold an empty path; write the file's name")
         return paths
+
+    @field_validator("example")
+    @classmethod
+    def _nothing_is_compared(cls, example: str, info: ValidationInfo) -> str:
+        weighting, consistency = info.data.get("weighting", "equal"), info.data.get("consistency", 0.0)
+        wrong = []
+        if weighting not in ("equal", "verified"):
+            wrong.append(
+                f"weighting {weighting!r} weighs the rationales of a problem against each other; write "
+                "`weighting: equal`, or `weighting: verified` for the right ones"
+            )
+        if consistency:
+            wrong.append(
+                f"consistency {consistency:g} asks them to agree, but each is read alone; write `consistency: 0.0`"
+            )
+        if example == "rationale" and wrong:
+            raise ValueError("must be problem here: " + ", and ".join(wrong))
+        return example
 
     @field_validator("train")
     @classmethod

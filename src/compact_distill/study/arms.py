@@ -4,8 +4,9 @@ An arm is a mapping of settings that replace the base's, and at most one of
 
     merge: METHOD     one student a teacher, merged (see merge.py); `density`, `rounds`, `steps` belong to it
     single: TEACHER   that teacher's rationales only; `best`: the teacher that does best on the tuning rows
-    mix: union        each rationale is an example of its own
     mix: long_short   one rationale a problem: the longest for every fifth problem, the shortest for the others
+
+A plain mix is no such arrangement but a setting, `example: rationale`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from compact_distill.records import Instance
 from compact_distill.runs.files import fingerprint
 
 MergeMethod = Literal["task_arithmetic", "ties", "dare_ties", "dare_linear", "average", "mot"]
-Mix = Literal["union", "long_short"]
+Mix = Literal["long_short"]
 BEST = "best"
 REFERENCES = ("equal", "compact")  # arms that the others are compared with, where a study has them
 LONG_EVERY = 5  # long/short mix 1:4 (Li et al. 2025, arXiv 2502.12143)
@@ -46,7 +47,6 @@ _IN_WORDS = {
     "fixed": "fixed weights",
     "best": "one rationale a problem: the best by {}",
     "gate": "right rationales only, then as {}",
-    "union": "each rationale an example of its own",
     "long_short": "one rationale a problem: the longest of every fifth, else the shortest",
 }
 
@@ -116,6 +116,8 @@ class Arm:
             return f"{'the best teacher' if options.single == BEST else options.single} alone"
         if options.mix:
             return _IN_WORDS[options.mix]
+        if self.config.example == "rationale":
+            return f"{'each' if rule == 'equal' else 'each right'} rationale an example of its own"
         name, argument = next(iter(rule.items())) if isinstance(rule, dict) else (rule, "")
         return _IN_WORDS.get(name, f"the weight rule {name}").format(argument)
 
@@ -317,16 +319,6 @@ def only_teacher(instances: Iterable[Instance], teacher: str) -> list[Instance]:
     return kept
 
 
-def union(instances: Iterable[Instance]) -> list[Instance]:
-    """Each rationale as an example of its own, its id the problem's and the teacher's."""
-    return [
-        replace(instance, id=f"{instance.id}#{name}", rationales=(replace(rationale, sample=0),))
-        for instance in instances
-        for name, rationale in zip(instance.teachers, instance.rationales, strict=True)
-        if rationale.text
-    ]
-
-
 def long_short(instances: Iterable[Instance], tokens: Mapping[str, Sequence[int]]) -> list[Instance]:
     """One rationale a problem: the longest for a fifth of the problems (by the hash of their ids), else the shortest.
 
@@ -362,7 +354,7 @@ def teachers_of(instances: Iterable[Instance]) -> list[str]:
 
 def study_template() -> str:
     """A commented study file, as `compact init --study` writes it."""
-    return _TEMPLATE.format(merges=" | ".join(get_args(MergeMethod)), mixes=" | ".join(get_args(Mix)))
+    return _TEMPLATE.format(merges=" | ".join(get_args(MergeMethod)))
 
 
 _TEMPLATE = """\
@@ -378,12 +370,13 @@ arms:
   compact: {{}}                       # the base as it is
   equal: {{weighting: equal}}         # plain averaging: the baseline
   verified: {{weighting: verified}}   # equal over the right rationales
+  plain-mix: {{example: rationale, weighting: equal, consistency: 0.0}}   # each rationale an example of its own
   # paper: {{preset: paper}}
   # gate: {{weighting: {{gate: compact}}}}
   # grape: {{weighting: {{best: difficulty}}}}
   # ties: {{merge: ties, density: 0.5}}     # one student a teacher, merged: {merges}
   # one: {{single: best}}                   # one teacher alone: its name, or the best on `tune`
-  # union: {{mix: union}}                   # {mixes}
+  # long: {{mix: long_short}}               # one rationale a problem: a fifth long, the others short
 
 seeds: [0, 1, 2]
 budget: tokens        # tokens | steps | none: what is equal for all arms that read other rationales than the base

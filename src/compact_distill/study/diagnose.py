@@ -77,7 +77,7 @@ def diagnose(config: RunConfig, problems: int = 12, validation: int = 8) -> dict
     Raises:
         InputError: everything that is wrong with the run, or too few problems with right rationales.
     """
-    prepared = _with_rationales(prepare(config))
+    prepared = _with_rationales(prepare(config.model_copy(update={"example": "problem"})))
     with Verifier() as verifier:
         encoded = [prepared.encoder(instance, verifier) for instance in prepared.instances]
     sample, held = choose(encoded, problems, validation)

@@ -17,7 +17,7 @@ from compact_distill.records import Instance
 from compact_distill.runs.files import atomic_write, fingerprint, json_line
 from compact_distill.students.identity import student_hash
 from compact_distill.students.load import load_tokenizer
-from compact_distill.study.arms import BEST, Arm, Mix, as_row, long_short, only_teacher, teachers_of, union
+from compact_distill.study.arms import BEST, Arm, Mix, as_row, long_short, only_teacher, teachers_of
 from compact_distill.training.prepare import Prepared, read_exam, read_instances
 
 
@@ -68,7 +68,8 @@ class Workshop:
             return config
         key = self._key(config)
         if key not in self._first:
-            self._first[key] = self._written(read_instances(config)[:count], f"first-{count}")
+            problems = read_instances(config.model_copy(update={"example": "problem"}))
+            self._first[key] = self._written(problems[:count], f"first-{count}")
         return config.model_copy(update={"rationales": (self._first[key],), "problems": None})
 
     def material(self, config: RunConfig, mix: Mix | None = None, teacher: str | None = None) -> Material:
@@ -83,8 +84,6 @@ class Workshop:
             else:
                 if teacher is not None:
                     instances = only_teacher(instances, teacher)
-                elif mix == "union":
-                    instances = union(instances)
                 else:
                     instances = long_short(instances, tokens)
                 source = {"rationales": (self._written(instances, mix or slug(teacher or "")),), "problems": None}
@@ -135,7 +134,7 @@ class Workshop:
         return {p.id: [0 if b is None else len(b) for b in p.branches] for p in encoder.encode_all(instances)}
 
     def _key(self, config: RunConfig) -> str:
-        read = {"student", "rationales", "problems", "text", "answers", "max_length", "max_tokens_per_pass"}
+        read = {"student", "rationales", "problems", "example", "text", "answers", "max_length", "max_tokens_per_pass"}
         return fingerprint(config.model_dump(mode="json", include=read))
 
     def _written(self, instances: Sequence[Instance], name: str) -> str:

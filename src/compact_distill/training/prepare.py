@@ -79,6 +79,7 @@ class Prepared:
         wrong = _pattern_problems(self.config, instances)
         if wrong:
             raise InputError(wrong)
+        instances = _examples(self.config, instances)
         return replace(self, instances=tuple(instances), exam=self.exam.apart_from(instances))
 
     @cached_property
@@ -269,7 +270,14 @@ def read_instances(config: RunConfig) -> list[Instance]:
     options: dict[str, Any] = (
         {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
     )
-    return load_instances(config.rationales, require_rationale=False, **options)
+    return _examples(config, load_instances(config.rationales, require_rationale=False, **options))
+
+
+def _examples(config: RunConfig, instances: Sequence[Instance]) -> list[Instance]:
+    """What batches count: the problems, or with `example: rationale` each rationale alone."""
+    if config.example == "problem":
+        return list(instances)
+    return [alone for instance in instances for alone in instance.apart()]
 
 
 def read_exam(config: RunConfig, trained_on: Sequence[Instance], only: Sequence[str] = ()) -> Exam:
