@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from compact_distill.report import summary
-from compact_distill.report.headline import headline, weight_shares
+from compact_distill.report.headline import about, headline, weight_shares
 from compact_distill.report.read import PairedChange, RunData, TaskResult, UsedProblem, UsedRationale
 from compact_distill.report.trace import arrange_trace
 
@@ -165,3 +165,19 @@ def test_rows_that_all_stayed_as_they_were_do_not_exclude_a_loss_on_others():
     assert kept.details[-1] == "A loss of up to 8.0 points cannot be excluded."  # Wilson's limit of 0 in 44
     assert not any("in brackets" in line for line in kept.details)
     assert "+0.0 points (no question gained or lost)" in summary(run(same))
+
+
+@pytest.mark.parametrize(
+    ("questions", "teachers", "words"),
+    [
+        (["q", "q", "r"], ["a"], "was trained on 3 solutions of 2 problems, each by itself"),
+        (["q", "q", "r"], ["a", "b"], "was trained on 3 problems"),
+        (["q", "r", "s"], ["a"], "was trained on 3 problems"),
+    ],
+)
+def test_a_plain_mix_is_not_told_as_so_many_problems(questions, teachers, words):
+    used = {name: UsedRationale("text", "ok") for name in teachers}
+    problems = {f"p{i}": UsedProblem(f"p{i}", question, "1", used) for i, question in enumerate(questions)}
+    mix = run(problems=problems)
+    assert f"{words}." in about(mix).replace(", solved", ".")
+    assert any(kind == ("solutions" if "solutions" in words else "problems") for kind, *_ in headline(mix).facts)

@@ -58,8 +58,11 @@ def about(run: RunData) -> str:
     name = clean(student.get("name")) if isinstance(student, dict) and student.get("name") else ""
     name = PurePath(name).name if name.startswith((".", "/", "~")) else name  # a folder; hub names stay whole
     text = f"The student, {short(name, 80)}," if name else "The student"
-    problems = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
-    text += f" was trained on {plural(problems, 'problem')}" if problems else " was trained"
+    examples = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
+    what = plural(examples, "problem")
+    if questions := _questions_of_a_mix(run):
+        what = f"{plural(examples, 'solution')} of {plural(questions, 'problem')}, each by itself"
+    text += f" was trained on {what}" if examples else " was trained"
     teachers = [short(t, 40) for t in run.teachers]
     if teachers:
         some = listed(teachers) if len(teachers) <= 4 else f"{', '.join(teachers[:3])} and {len(teachers) - 3} more"
@@ -68,6 +71,13 @@ def about(run: RunData) -> str:
     started = run.manifest.get("started")
     text += f". Started {clean(started)[:16].replace('T', ' ')} UTC." if started else "."
     return f"{text} `compact try {shlex.quote(str(run.path))}` asks it and its base side by side."
+
+
+def _questions_of_a_mix(run: RunData) -> int:
+    """How many problems a plain mix (`example: rationale`) is of; 0 for other runs."""
+    problems = run.problems.values()
+    questions = len({problem.question for problem in problems})
+    return questions if questions < len(problems) and all(len(p.rationales) == 1 for p in problems) else 0
 
 
 # ---- did it get better? Each question is answered by a clause of the sentence, and a card
@@ -259,7 +269,8 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
     facts.append(_cost_fact(run))
     problems = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
     if problems:
-        facts.append(("problems", f"{problems:,}", f"{plural(len(run.teachers), 'teacher')}"))
+        kind = "solutions" if _questions_of_a_mix(run) else "problems"
+        facts.append((kind, f"{problems:,}", f"{plural(len(run.teachers), 'teacher')}"))
     if run.trace is not None:
         readings = len(run.trace.problem_N)
         facts.append(("epochs", number(readings / max(len(run.trace.ids), 1)), "how often each problem was read"))
