@@ -32,20 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from compact_distill.errors import InputError
-from compact_distill.report.drawing import DASH, UNITS, Table, measured, moved, number, percent, short
+from compact_distill.report import pages
+from compact_distill.report.drawing import DASH, UNITS, Table, measured, moved, percent, short
 from compact_distill.report.headline import headline, weight_shares
-from compact_distill.report.html import check_export, content_stamp, export_figures
-from compact_distill.report.pages import (
-    compare_page,
-    compare_sections,
-    compared,
-    differing_settings,
-    overview,
-    run_names,
-    run_page,
-    run_sections,
-    verdict,
-)
+from compact_distill.report.html import cell, check_export, content_stamp, export_figures
+from compact_distill.report.pages import verdict
 from compact_distill.report.read import READ, RunData, read_run
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.folder import RunFolder
@@ -100,10 +91,10 @@ def write_report(
         raise InputError(f"{path} must not be a file that a run writes, or lie among them; choose another --out")
     if export is not None:
         check_export(Path(export), [run.path for run in data])
-    sections = run_sections(data[0]) if len(data) == 1 else compare_sections(data, paired)
+    sections = pages.run_sections(data[0]) if len(data) == 1 else pages.compare_sections(data, paired)
     if export is not None:
         export_figures([figure for part in sections for figure in part.figures], Path(export), png=png)
-    html = run_page(data[0], sections) if len(data) == 1 else compare_page(data, sections, paired)
+    html = pages.run_page(data[0], sections) if len(data) == 1 else pages.compare_page(data, sections, paired)
     # A run's own page is made of what lies beside it, and can be made again; any other file is somebody's.
     made_again = len(own) == 1 and path.resolve() == own[0].report_path.resolve()
     with atomic_write(path, keep=not made_again) as file:
@@ -158,17 +149,17 @@ def summary(run: RunData) -> str:
 
 def comparison(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()) -> str:
     """Which run did best, a row for each, paired changes, and the settings that differ, as plain text."""
-    parts = [verdict(runs, paired), _aligned(overview(runs))]
-    changes = compared(run_names(runs), paired)
+    parts = [verdict(runs, paired), _aligned(pages.overview(runs))]
+    changes = pages.compared(pages.run_names(runs), paired)
     if changes:
         rows = [
             (name, c.task, *(moved(v, c.metric) for v in (c.difference, c.low, c.high)), c.rows, c.mcnemar_p)
             for name, c in changes
             if c.main
         ]
-        columns = (f"against {run_names(runs)[0]}", "task", "points", "low", "high", "rows", "McNemar p")
+        columns = (f"against {pages.run_names(runs)[0]}", "task", "points", "low", "high", "rows", "McNemar p")
         parts.append(_aligned(Table(columns, rows)))
-    settings = differing_settings(runs)
+    settings = pages.differing_settings(runs)
     if settings.rows:
         parts.append(_aligned(settings))
     return "\n\n".join(parts)
@@ -177,13 +168,7 @@ def comparison(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]] = ()
 def _aligned(table: Table) -> str:
     """A table as columns of text, numbers to the right."""
     rows = [[short(str(column), _NAME) for column in table.columns]]
-    rows += [[_cell(value) for value in row] for row in table.rows]
+    rows += [[short(cell(value), _NAME) or DASH for value in row] for row in table.rows]
     columns = range(len(table.columns))
     left = [c for c in columns if not any(isinstance(row[c], int | float) for row in table.rows)]
     return "\n".join(text_table(rows, left))
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return DASH
-    return number(float(value), 4) if isinstance(value, int | float) else short(str(value), _NAME)

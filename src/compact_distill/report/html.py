@@ -156,13 +156,6 @@ def _theme(name: str, colours: dict[str, str]) -> str:
     return f"color-scheme:{name};" + "".join(f"--{name}:{value};" for name, value in colours.items())
 
 
-def with_colours(css: str, colours: dict[str, str]) -> str:
-    """CSS with `var(--name)` replaced by the colour itself, for pictures that leave the page."""
-    for name, value in colours.items():
-        css = css.replace(f"var(--{name})", value)
-    return css
-
-
 @cache
 def _asset(name: str) -> str:
     return (resources.files("compact_distill.report") / "assets" / name).read_text(encoding="utf-8")
@@ -177,7 +170,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"svg": _svg, "key_svg": _key_svg, "cell": _cell, "rows": rows, "code": _code}
+    environment.filters |= {
+        "svg": lambda chart, width: Markup(chart(width).xml()),
+        "key_svg": _key_svg,
+        "cell": cell,
+        "rows": rows,
+        "code": _code,
+    }
     environment.globals |= {"table_rows": _TABLE_ROWS, "version": metadata.version("compact-distill")}
     return environment
 
@@ -185,10 +184,6 @@ def _environment() -> Environment:
 def _hash(text: str) -> str:
     """The source expression that allows exactly this text (Content Security Policy, level 2)."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _svg(chart: Chart, width: int) -> Markup:
-    return Markup(chart(width).xml())
 
 
 def _code(text: str) -> Markup:
@@ -210,7 +205,8 @@ def _key_svg(key: Key) -> Markup:
     return Markup(sheet.xml())
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A table's value as it is shown."""
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value)
     return number(float(value), 4) if isinstance(value, int | float) else str(value)
@@ -256,13 +252,8 @@ def content_stamp(folder: Path, patterns: Sequence[str]) -> str:
 # ---- the same figures as files
 
 
-def export_figures(figures: Iterable[Figure], folder: Path, *, png: bool = True) -> list[Path]:
-    """Write KEY.csv, and KEY.svg and KEY.png (KEY-1, KEY-2 ... where a figure has several charts).
-
-    Args:
-        figures: what to write.
-        folder: where to; it is made.
-        png: also write PNG.
+def export_figures(figures: Iterable[Figure], folder: Path, *, png: bool = True) -> None:
+    """Write KEY.csv, KEY.svg and with `png` KEY.png (KEY-1, KEY-2 ... where a figure has several charts) into a folder.
 
     Raises:
         InputError: PNG is asked for and resvg-py is not installed (nothing is written), or the folder is a file.
@@ -274,22 +265,17 @@ def export_figures(figures: Iterable[Figure], folder: Path, *, png: bool = True)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--export {folder} must be a folder that can be written: {error.strerror}") from error
-    files: dict[Path, str | bytes] = {}
     for figure in figures:
-        files[folder / f"{figure.key}.csv"] = figure.table.csv()
+        files = {f"{figure.key}.csv": figure.table.csv()}
         for i, chart in enumerate(figure.charts, start=1):
             stem = figure.key if len(figure.charts) == 1 else f"{figure.key}-{i}"
-            files[folder / f"{stem}.svg"] = drawing = standalone(chart(NARROW))
+            files[f"{stem}.svg"] = drawing = standalone(chart(NARROW))
             if renderer is not None:
                 picture = renderer.svg_to_bytes(svg_string=drawing, zoom=_ZOOM, background="#ffffff")
-                files[folder / f"{stem}.png"] = bytes(picture)
-    for path, content in files.items():
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-            continue
-        with atomic_write(path) as file:
-            file.write(content)
-    return list(files)
+                (folder / f"{stem}.png").write_bytes(bytes(picture))
+        for name, content in files.items():
+            with atomic_write(folder / name) as file:
+                file.write(content)
 
 
 _EXPORTED = (".csv", ".svg", ".png")
@@ -309,8 +295,10 @@ def check_export(folder: Path, runs: Sequence[Path]) -> None:
 
 
 def standalone(sheet: Sheet) -> str:
-    """A drawing that needs no page around it: with its size and style inside."""
-    css = with_colours(_asset("charts.css"), LIGHT)
+    """A drawing that needs no page around it: with its size, style and colours inside."""
+    css = _asset("charts.css")
+    for name, value in LIGHT.items():
+        css = css.replace(f"var(--{name})", value)
     head, body = sheet.xml().split(">", 1)
     return f'{head} width="{sheet.width}" height="{sheet.height}"><style>{css}</style>{body}\n'
 

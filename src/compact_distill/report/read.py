@@ -67,7 +67,7 @@ class TaskResult:
     high: float
     unparsed: int
     truncated: int
-    epoch: float | None
+    epoch: float | None = None
     metric: Text = "accuracy"
     main: bool = True
 
@@ -84,9 +84,9 @@ class PairedChange:
     difference: float
     low: float
     high: float
-    gained: int | None
-    lost: int | None
-    mcnemar_p: float | None
+    gained: int | None = None
+    lost: int | None = None
+    mcnemar_p: float | None = None
     metric: Text = "accuracy"
     main: bool = True
 
@@ -115,7 +115,7 @@ class LayerDrift:
     row_shift: float | None
     centroid_distance: float
     row_distance: float
-    cka: float | None
+    cka: float | None = None
 
 
 @checked(frozen=True, slots=True)
