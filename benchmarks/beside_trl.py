@@ -55,6 +55,7 @@ ROUNDS, STEPS = 3, 2  # rounds that are timed, optimizer steps in each, where no
 _ARM = "arm:"  # no name of an arm holds a colon
 # What says that two arms read the same with the same adapters, so that TRL's step is one for both.
 _ALIKE = ("student", "rationales", "problems", "lora", "text", "answers", "max_length", "max_tokens_per_pass")
+_COSTS = ("bf16", "gradient_checkpointing", "optim")  # of `train`, what a step's time and memory hang on
 # How a trainer's problems or rows become steps: TRL reads rows.
 _BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy",
             "remove_unused_columns")  # fmt: skip
@@ -220,6 +221,7 @@ def alike(arms: Mapping[str, RunConfig]) -> None:
     (first, base), *others = arms.items()
     for name, config in others:
         differing = [key for key in _ALIKE if getattr(config, key) != getattr(base, key)]
+        differing += [f"train.{key}" for key in _COSTS if config.train.get(key) != base.train.get(key)]
         differing += ["problems a step"] if problems_a_step(config) != problems_a_step(base) else []
         if differing:
             raise ConfigError(

@@ -101,7 +101,7 @@ def test_ratios_are_medians_of_paired_rounds() -> None:
     assert ratio(ours, theirs, "time") == 0.5
     assert ratio(ours, theirs, "memory") == 0.5
     table = markdown([Section("main", "T", [ours, theirs, row("naive", [], 0, "boom\ntrace")])])
-    assert "| lens / TRL's best (trl-single) | 0.50 | 0.50 | 0.50 | 0.60, 0.70 |" in table
+    assert "| lens / TRL's best (trl-single) | 0.50 | 0.50 | 0.50 | 0.50, 0.60 |" in table
     assert "| naive | failed: boom |" in table
 
 
@@ -228,6 +228,14 @@ def test_a_studys_arms_are_those_that_others_are_compared_with_or_those_asked_fo
     for name in ("union", "nobody"):
         with pytest.raises(ConfigError, match=f"{name} cannot be timed.*such arms are verified, equal, one"):
             beside_trl.arms_of(document, [name])
+
+
+def test_arms_that_compute_otherwise_are_not_timed_together(finished_study: Path) -> None:
+    arms = configs(finished_study, "equal", "verified")
+    train = {**arms["verified"].train, "bf16": True, "learning_rate": 1.0}
+    arms["verified"] = arms["verified"].model_copy(update={"train": train})
+    with pytest.raises(ConfigError, match=r"arm verified differs from equal in train\.bf16; time them one by one"):
+        beside_trl.alike(arms)
 
 
 def configs(out: Path, *names: str) -> dict[str, RunConfig]:

@@ -149,6 +149,10 @@ def test_a_fifth_of_the_problems_keep_their_longest_rationale_the_others_their_s
         ({"single": "terse"}, "terse alone"),
         ({"example": "rationale", "weighting": "equal"}, "each rationale an example of its own"),
         ({"example": "rationale", "weighting": "verified"}, "each right rationale an example of its own"),
+        (
+            {"mix": "long_short", "weighting": "verified"},
+            "one rationale a problem: the longest of every fifth, else the shortest, if it is right",
+        ),
     ],
 )
 def test_an_arm_says_in_words_what_it_is(base, arm, words):

@@ -263,6 +263,16 @@ def test_with_a_budget_of_tokens_every_arm_reads_as_many(write_study, base):
     assert plan.workshop.material(plan.study.base, "long_short").tokens < whole.tokens / 3
 
 
+def test_with_a_budget_of_tokens_smaller_steps_are_more_steps_also_where_the_base_says_how_many(write_study, base):
+    base["train"] = {**base["train"], "max_steps": 3}  # 12 problems, 4 a step: one epoch
+    arms = {"compact": {}, "small": {"train": {"per_device_train_batch_size": 1}}, "mix": UNION}
+    plan = prepared(write_study(base=base, arms=arms, seeds=[0]))
+    assert train_of(plan, "compact/seed-0")["train"]["max_steps"] == 3
+    for name in ("small", "mix"):
+        train = train_of(plan, f"{name}/seed-0")["train"]
+        assert (train["max_steps"], train["num_train_epochs"]) == (-1, 1.0), name
+
+
 def test_branches_of_a_merge_read_together_what_an_arm_reads(write_study, base):
     plan = prepared(
         write_study(base=base, arms={"ties": {"merge": "ties"}, "mot": {"merge": "mot", "rounds": 4}}, seeds=[0])

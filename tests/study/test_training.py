@@ -186,6 +186,15 @@ def test_a_step_beside_trl_is_shown_as_shares_of_its_fastest_setting_round_by_ro
     assert "busy" not in figure.caption
 
 
+def test_a_runs_minutes_are_of_as_many_steps_as_the_timed_arm_makes(study):
+    costs = study[2]
+    costs["arms"]["compact"]["steps"] = [120]  # of one problem each, where equal's are of four
+    study = changed(study, lambda found: [found[key].pop("equal") for key in ("arms", "made_of")])
+    (figure,) = (figure for figure in cost_section(*study).figures if figure.key == "beside_trl")
+    assert {row[0]: row[-1] for row in figure.table.rows}["compact"] == pytest.approx(2.0 * 120 / 60)
+    assert "120 steps, as many as compact makes" in figure.caption
+
+
 def test_a_busy_machine_and_a_trainer_that_failed_are_told(study):
     study = changed(study, lambda found: found.update(load=1.5, failed={"TRL, four padded together": "out of memory"}))
     (figure,) = (figure for figure in cost_section(*study).figures if figure.key == "beside_trl")

@@ -114,11 +114,11 @@ class Arm:
             return f"one student a teacher, merged ({options.merge})"
         if options.single:
             return f"{'the best teacher' if options.single == BEST else options.single} alone"
-        if options.mix:
-            return _IN_WORDS[options.mix]
         if self.config.example == "rationale":
             return f"{'each' if rule == 'equal' else 'each right'} rationale an example of its own"
         name, argument = next(iter(rule.items())) if isinstance(rule, dict) else (rule, "")
+        if options.mix:
+            return _IN_WORDS[options.mix] + (", if it is right" if name in ("verified", "gate") else "")
         return _IN_WORDS.get(name, f"the weight rule {name}").format(argument)
 
     @property

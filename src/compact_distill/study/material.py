@@ -110,7 +110,7 @@ class Workshop:
         epochs = _epochs(self._base, base.problems)
         if self._budget == "tokens" and material.tokens:
             whole = 1.0 if share_of_own else base.tokens / material.tokens
-            if whole != 1 or parts != 1:
+            if whole != 1 or parts != 1 or _epochs(config, material.problems) != epochs:  # other steps
                 train = {**train, "num_train_epochs": round(epochs * whole / parts, 4), "max_steps": -1}
         elif self._budget == "steps":
             steps = optimizer_steps(base.problems, self._base.train)

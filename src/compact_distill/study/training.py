@@ -360,14 +360,14 @@ def cost_section(out: Path, arms: Mapping[str, Mapping[str, Any]], costs: Mappin
     lede = "A run's mean: tokens of rationales read with a backward; time and peak memory of its training."
     try:
         times = read_step_times(out, arms)
-        figures.append(_beside_trl(times, base, steps.get(base, 0.0)))
+        figures.append(_beside_trl(times, timed := next(iter(times.arms)), steps[timed]))
     except RunError as error:
         lede += f" {error}"
     return Section("cost", "Cost", "What each arm took", lede, figures, tables=[("Per run", table)])
 
 
-def _beside_trl(times: StepTimes, base: str, steps: float) -> Figure:
-    """A step's time and memory as shares of TRL's; `steps` are those of a run of the arm `base`, 0: unknown."""
+def _beside_trl(times: StepTimes, arm: str, steps: float) -> Figure:
+    """A step's time and memory as shares of TRL's; `steps` are those of a run of `arm`, which was timed; 0: unknown."""
     css = {name: "s2" if name in times.arms else "s0" for name in times.everyone}
     shares = {name: times.ratios(name) for name in times.everyone}
     marks = [(name, [Mark(f"{name}, round {i + 1}", ratio, css=css[name]) for i, ratio in enumerate(ratios)])
@@ -395,6 +395,6 @@ def _beside_trl(times: StepTimes, base: str, steps: float) -> Figure:
     if isinstance(cores, int) and times.load > 0.3 * cores:
         look += f" The machine was busy (load {number(times.load)}): times are noisy."
     if steps:
-        look += f" A run's minutes are computed: {number(steps)} steps, as many as {base} makes."
+        look += f" A run's minutes are computed: {number(steps)} steps, as many as {arm} makes."
     look += "".join(f" {name} failed: {reason}." for name, reason in times.failed.items())
     return Figure("beside_trl", "A step beside TRL's", look, charts, Table((*columns, "a run, minutes"), rows))
