@@ -64,14 +64,9 @@ def result(accuracy, margin):
 
 
 def against_first(difference, margin):
-    change = {
-        "task": "x",
-        "rows": 200,
-        "difference": difference,
-        "low": difference - margin,
-        "high": difference + margin,
-    }
-    return {"changes": [change | {"before": {"accuracy": 0.5}, "after": {"accuracy": 0.5 + difference}}]}
+    ends = {"before": {"value": 0.5}, "after": {"value": 0.5 + difference}}
+    measure = ends | {"difference": difference, "low": difference - margin, "high": difference + margin}
+    return {"changes": [{"task": "x", "rows": 200, "metric": "accuracy", "metrics": {"accuracy": measure}}]}
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,9 @@ def pack_explorer(run: RunData, gains: Gains, budget: int) -> Explorer | None:
     ids = list(dict.fromkeys([*run.problems, *(run.trace.ids if run.trace else ())]))
     if not ids:
         return None
-    readings = _readings(run.trace)
-    problems = [run.problems.get(name) or UsedProblem(name, "", "", {}) for name in ids]
-    packed = [_pack(_problem(run, problem, readings.get(problem.id, []), gains)) for problem in problems]
-    entries = [_entry(run, problem, readings.get(problem.id, [])) for problem in problems]
+    problems = [(run.problems.get(name) or UsedProblem(name, "", "", {}), _readings(run.trace, name)) for name in ids]
+    packed = [_pack(_problem(run, problem, rows, gains)) for problem, rows in problems]
+    entries = [_entry(run, problem, rows) for problem, rows in problems]
     scores = list(run.trace.scores) if run.trace else []
     names = {"teachers": run.teachers, "scores": scores, "full_colour": gains.full_colour}
     every = 1
@@ -86,14 +85,12 @@ def _pack(value: Any) -> str:
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
-def _readings(trace: Trace | None) -> dict[str, list[int]]:
-    """Rows of the trace by problem, at most `_EPOCHS` of each."""
-    if trace is None:
-        return {}
-    rows: dict[str, list[int]] = {name: [] for name in trace.ids}
-    for n, problem in enumerate(trace.problem_N.tolist()):
-        rows[trace.ids[problem]].append(n)
-    return {name: [found[i] for i in spaced(len(found), _EPOCHS)] for name, found in rows.items()}
+def _readings(trace: Trace | None, problem: str) -> list[int]:
+    """Rows of the trace at which a problem was read, at most `_EPOCHS`."""
+    if trace is None or problem not in trace.ids:
+        return []
+    rows = np.flatnonzero(trace.problem_N == trace.ids.index(problem)).tolist()
+    return [rows[i] for i in spaced(len(rows), _EPOCHS)]
 
 
 def _entry(run: RunData, problem: UsedProblem, rows: list[int]) -> dict[str, Any]:

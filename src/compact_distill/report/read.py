@@ -6,7 +6,7 @@ The formats are those of docs/report.md and, for `eval/`, docs/evaluation.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -201,10 +201,10 @@ def read_run(path: str | Path) -> RunData:
     except RunError as error:
         missing.append(f"manifest.json cannot be used, so times and versions are unknown: {clean(error)}")
         run = RunFolder(path, None, {})
-    problems = {p.id: p for p in _made(run.data_path, "texts, verdicts, lengths", _problem, missing)}
+    problems = {p.id: p for p in _lines(run.data_path, "texts, verdicts, lengths", _problem, missing)}
     named = dict.fromkeys(name for problem in problems.values() for name in problem.rationales)
-    trace = arrange_trace(_made(run.scores_path, "weights and scores", dict, missing), named)
-    log = list(_made(run.training_log_path, "losses, throughput, memory", dict, missing))
+    trace = arrange_trace(_lines(run.scores_path, "weights and scores", dict, missing), named)
+    log = _lines(run.training_log_path, "losses, throughput, memory", dict, missing)
     config = clean(run.config_path.read_text(encoding="utf-8", errors="replace")) if run.config_path.is_file() else ""
     if not run.config_path.is_file():
         missing.append("config.yaml is missing: the settings are unknown")
@@ -224,7 +224,7 @@ def read_run(path: str | Path) -> RunData:
         log=log,
         results=results,
         changes=changes if results else [],
-        drift=_readable(drift, _drift_set, "eval/drift.json holds a set", missing),
+        drift=_entries(drift, _drift_set, "eval/drift.json holds a set", missing),
         teacher_costs=_costs(run.rationales_path),
         missing=missing,
         stamp=stamp,
@@ -236,24 +236,25 @@ def read_run(path: str | Path) -> RunData:
     return data
 
 
-def _made(path: Path, holds: str, make: Callable[[dict[str, Any]], _Made], missing: list[str]) -> Iterator[_Made]:
-    if not path.exists():
-        missing.append(f"{path.name} is missing: no {holds}")
-        return
-    damaged: list[object] = []
-    count = 0
-    for row in read_jsonl(path, at_damage=damaged.append):
+def _each(rows: Iterable[Any], make: Callable[[Any], _Made], damaged: list[Any]) -> Iterator[_Made]:
+    """What `make` makes of each row; rows that are not of their kind go to `damaged`."""
+    for row in rows:
         try:
-            made = make(row)
+            yield make(row)
         except UNREADABLE:
             damaged.append(row)
-            continue
-        count += 1
-        yield made
-    if damaged:
+
+
+def _lines(path: Path, holds: str, make: Callable[[dict[str, Any]], _Made], missing: list[str]) -> list[_Made]:
+    damaged: list[Any] = []
+    found = list(_each(read_jsonl(path, at_damage=damaged.append), make, damaged))
+    if not path.exists():
+        missing.append(f"{path.name} is missing: no {holds}")
+    elif damaged:
         missing.append(f"{path.name} has {plural(len(damaged), 'damaged line')}, left out")
-    elif not count:
+    elif not found:
         missing.append(f"{path.name} is empty: no {holds}")
+    return found
 
 
 def _problem(row: dict[str, Any]) -> UsedProblem:
@@ -311,19 +312,16 @@ def _results(folder: Path, missing: list[str]) -> list[TaskResult]:
     return results
 
 
-def _readable(rows: Any, make: Callable[[Any], _Made], what: str, missing: list[str]) -> list[_Made]:
-    made = []
-    for row in rows if isinstance(rows, list | tuple) else [rows]:
-        try:
-            made.append(make(row))
-        except UNREADABLE:
-            missing.append(f"{what} that cannot be read, left out")
-    return made
+def _entries(rows: Any, make: Callable[[Any], _Made], what: str, missing: list[str]) -> list[_Made]:
+    damaged: list[Any] = []
+    found = list(_each(rows if isinstance(rows, list | tuple) else [rows], make, damaged))
+    missing += [f"{what} that cannot be read, left out"] * len(damaged)
+    return found
 
 
 def read_changes(document: Mapping[str, Any], missing: list[str]) -> list[PairedChange]:
     """The comparisons of a changes.json; what is wrong goes to `missing`."""
-    found = _readable(document.get("changes", ()), _change, "eval/changes.json holds an entry", missing)
+    found = _entries(document.get("changes", ()), _change, "eval/changes.json holds an entry", missing)
     return [change for measures in found for change in measures]
 
 
@@ -332,22 +330,18 @@ def _result(student: str, row: dict[str, Any]) -> list[TaskResult]:
     unread = int(verdicts.get("unparsed", 0)) + int(verdicts.get("timed_out", 0))
     shared = {"student": student, "task": row["task"]["name"], "role": row.get("role"), "rows": result["rows"]}
     shared |= {"unparsed": unread, "truncated": result.get("truncated") or 0, "epoch": row["student"].get("epoch")}
-    if (metrics := result.get("metrics")) is None:
-        metrics = {"accuracy": result | {"value": result["accuracy"]}}
-    main = result.get("metric", "accuracy")
-    return [TaskResult(**{**m, **shared, "metric": name, "main": name == main}) for name, m in metrics.items()]
+    return [
+        TaskResult(**{**measure, **shared, "metric": name, "main": name == result["metric"]})
+        for name, measure in result["metrics"].items()
+    ]
 
 
 def _change(row: dict[str, Any]) -> list[PairedChange]:
-    if (metrics := row.get("metrics")) is None:
-        before, after = ({"value": row[when]["accuracy"]} for when in ("before", "after"))
-        metrics = {"accuracy": row | {"before": before, "after": after}}
     shared = {"task": row["task"], "role": row.get("role"), "rows": row["rows"]}
-    main = row.get("metric", "accuracy")
     found = []
-    for name, measure in metrics.items():
+    for name, measure in row["metrics"].items():
         ends = {when: measure[when]["value"] for when in ("before", "after")}
-        found.append(PairedChange(**{**measure, **ends, **shared, "metric": name, "main": name == main}))
+        found.append(PairedChange(**{**measure, **ends, **shared, "metric": name, "main": name == row["metric"]}))
     return found
 
 
