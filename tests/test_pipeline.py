@@ -1014,6 +1014,24 @@ def test_many_problems_are_measured_on_all_cores_with_the_same_counts(configure,
     assert len(alone) == 6
 
 
+def test_a_plain_mix_is_asked_the_same_rows_as_problems_are(configure, data, tmp_path):
+    trained = json.loads(data.read_text().splitlines()[0])["id"]
+    rows = [
+        {"id": name, "question": f"What is {n} + 90?", "answer": str(n + 90)} for n, name in enumerate(("e", trained))
+    ]
+    exam = {"learned": [str(write_data(tmp_path / "exam.jsonl", rows))]}
+    asked = []
+    for more in ({}, {"example": "rationale", "consistency": 0.0}):
+        prepared = pipeline.prepare(configure(eval=exam, weighting="equal", **more))
+        assert [row.id for _, rows in prepared.exam.rows for row in rows.rows] == ["e"], (
+            "the other is a training problem's"
+        )
+        asked.append(prepared.exam.fingerprint)
+        assert prepared.with_rationales(load_instances(data)).exam.fingerprint == asked[0]
+    assert asked[0] == asked[1]
+    assert len(prepared.instances) > len(load_instances(data))
+
+
 def test_an_exam_is_what_is_asked_not_where_it_lies_or_how_fast_it_goes(configure, tmp_path):
     rows = [{"id": f"e{n}", "question": f"What is {n} + 9?", "answer": str(n + 9)} for n in range(4)]
     (tmp_path / "other").mkdir()

@@ -46,7 +46,7 @@ from compact_distill.students.load import load_student
 from compact_distill.teachers.stages import joined, plan, rationales, teachers_in_manifest
 from compact_distill.training.callbacks import require_complete
 from compact_distill.training.export import push_card, write_card
-from compact_distill.training.prepare import Prepared, prepare, read_exam, read_instances, read_sources
+from compact_distill.training.prepare import Prepared, prepare, read_exam, read_problems, read_sources
 from compact_distill.training.run import read_gains, train_student
 
 
@@ -147,7 +147,7 @@ def evaluate(
     config = load_config(RunFolder.open(run_folder).config_path, {**overrides, "output": str(run_folder)})
     pin_student(config)
     with _claim(config) as folder:
-        trained_on = load_instances(folder.training_path) if config.teachers else read_instances(config)
+        trained_on = load_instances(folder.training_path) if config.teachers else read_problems(config)
         exam = read_exam(config, trained_on, only)
         if checkpoint is None:
             damaged = [f"{name} {what}" for name, what in _of_student(folder.damage("train", verify)).items()]

@@ -18,7 +18,7 @@ from compact_distill.runs.files import atomic_write, fingerprint, json_line
 from compact_distill.students.identity import student_hash
 from compact_distill.students.load import load_tokenizer
 from compact_distill.study.arms import BEST, Arm, Mix, as_row, long_short, only_teacher, teachers_of
-from compact_distill.training.prepare import Prepared, read_exam, read_instances
+from compact_distill.training.prepare import Prepared, read_exam, read_instances, read_problems
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class Workshop:
             return config
         key = self._key(config)
         if key not in self._first:
-            problems = read_instances(config.model_copy(update={"example": "problem"}))
-            self._first[key] = self._written(problems[:count], f"first-{count}")
+            self._first[key] = self._written(read_problems(config)[:count], f"first-{count}")
         return config.model_copy(update={"rationales": (self._first[key],), "problems": None})
 
     def material(self, config: RunConfig, mix: Mix | None = None, teacher: str | None = None) -> Material:
@@ -172,7 +171,7 @@ def exam_key(config: RunConfig, tune: Sequence[str], wrong: list[str]) -> str | 
     Tuning and test rows must differ.
     """
     try:
-        instances = [] if config.teachers else read_instances(config)
+        instances = [] if config.teachers else read_problems(config)
         test = read_exam(config, instances)
         tuning = read_exam(config, instances, tune) if tune else None
     except InputError as error:

@@ -36,7 +36,7 @@ from compact_distill.study.arms import BEST, MOT_STEPS, Arm, Study
 from compact_distill.study.findings import Outcome, tune_value
 from compact_distill.study.jobs import StudyStep, hold, run_jobs
 from compact_distill.study.material import Workshop, arm_problems, exam_key, slug
-from compact_distill.training.prepare import prepare, read_exam, read_instances
+from compact_distill.training.prepare import prepare, read_exam, read_problems
 
 _FORMAT = 1
 _WORK = ("teachers", "base", "arms")  # folders that the first finished or begun step makes
@@ -320,7 +320,7 @@ def examine_base() -> None:
     config_path, out, key = sys.argv[1:]
     config = load_config(config_path)
     subject = Subject("base", config.student, student_hash(config.student), 0, 0.0)
-    exam = read_exam(config, read_instances(config))
+    exam = read_exam(config, read_problems(config))
     if exam:
         examine_student(config.student, subject, exam, Path(out))
     with atomic_write(Path(out) / ".complete") as file:
@@ -332,7 +332,7 @@ def examine_tuning() -> None:
     config_path, out, *tune = sys.argv[1:]
     config = load_config(config_path)
     student = Path(config.output) / "student"
-    exam = read_exam(config, read_instances(config), tune)
+    exam = read_exam(config, read_problems(config), tune)
     examine_student(str(student), trained_subject(student, "student"), exam, Path(out))
 
 

@@ -79,8 +79,7 @@ class Prepared:
         wrong = _pattern_problems(self.config, instances)
         if wrong:
             raise InputError(wrong)
-        instances = _examples(self.config, instances)
-        return replace(self, instances=tuple(instances), exam=self.exam.apart_from(instances))
+        return replace(self, instances=_examples(self.config, instances), exam=self.exam.apart_from(instances))
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -186,7 +185,7 @@ def prepare(config: RunConfig) -> Prepared:
         wrong.append(f"train: transformers refuses these settings: {error}")
     if wrong or exam is None or arguments is None:
         raise InputError(wrong)
-    return Prepared(config, arguments, exam, tuple(instances), problems, commits)
+    return Prepared(config, arguments, exam, _examples(config, instances), problems, commits)
 
 
 def _output_is_input(config: RunConfig) -> str | None:
@@ -256,28 +255,33 @@ def _nothing_to_learn(config: RunConfig, instances: Sequence[Instance]) -> list[
 
 
 def read_sources(config: RunConfig) -> tuple[list[str], list[Instance]]:
-    """What is wrong with student and data, and the instances where nothing is."""
+    """What is wrong with student and data, and the problems where nothing is."""
     wrong = check_student(config.student)
     try:
-        return wrong, read_instances(config)
+        return wrong, read_problems(config)
     except DataError as error:
         return wrong + error.problems, []
 
 
 def read_instances(config: RunConfig) -> list[Instance]:
-    """The problems with the rationales that exist already. Raises DataError with everything that is wrong."""
+    """What is trained on of the rationales that exist already. Raises DataError with everything that is wrong."""
+    return list(_examples(config, read_problems(config)))
+
+
+def read_problems(config: RunConfig) -> list[Instance]:
+    """The problems with those rationales, under ids of their own: benchmarks leave these out. Raises as above."""
     source = config.problems
     options: dict[str, Any] = (
         {} if source is None else {"problems": source.path, "limit": source.limit, "split": source.split}
     )
-    return _examples(config, load_instances(config.rationales, require_rationale=False, **options))
+    return load_instances(config.rationales, require_rationale=False, **options)
 
 
-def _examples(config: RunConfig, instances: Sequence[Instance]) -> list[Instance]:
+def _examples(config: RunConfig, instances: Sequence[Instance]) -> tuple[Instance, ...]:
     """What batches count: the problems, or with `example: rationale` each rationale alone."""
     if config.example == "problem":
-        return list(instances)
-    return [alone for instance in instances for alone in instance.apart()]
+        return tuple(instances)
+    return tuple(alone for instance in instances for alone in instance.apart())
 
 
 def read_exam(config: RunConfig, trained_on: Sequence[Instance], only: Sequence[str] = ()) -> Exam:
