@@ -171,7 +171,7 @@ def test_charts_are_drawn_as_wide_as_their_place():
 
 def test_a_figure_of_five_charts_draws_each_once():
     charts = [lambda width, i=i: Sheet(f"chart {i}", width=width) for i in range(5)]
-    section = Section("s", "S", "S", figures=[Figure("five", "Five", "", charts, Table((), ()))])
+    section = Section("s", "S", figures=[Figure("five", "Five", "", charts, Table((), ()))])
     made = Page(title="t", sections=[section], headline="h").html()
     assert [made.count(f'aria-label="chart {i}"') for i in range(5)] == [1] * 5
 

@@ -21,7 +21,7 @@ A page of your own, as the study's:
         [interval_chart("Accuracy", [("equal", [Mark("equal", 0.61, 0.55, 0.67)])], x_label="share of right answers")],
         Table(("arm", "accuracy", "low", "high"), [("equal", 0.61, 0.55, 0.67)]),
     )
-    section = Section("arms", "Arms", "Which arm is best?", figures=[figure])
+    section = Section("arms", "Which arm is best?", figures=[figure])
     html = Page(title="Study", sections=[section], headline="No arm is best.").html()
 """
 

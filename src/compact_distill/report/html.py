@@ -84,8 +84,7 @@ def figures_of(section: str, run: Any) -> list[Figure]:
 class Section:
     """A part of a page: a title, a sentence, figures, tables below them, and a `fragment` below these."""
 
-    id: str  # its name in addresses
-    short: str  # its name in the bar on top
+    id: str  # its name in addresses, and in the bar on top
     title: str
     lede: str = ""
     figures: Sequence[Figure] = ()

@@ -6,7 +6,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,91 +44,71 @@ _EXPLORER = "<!--explorer-->"  # no text can hold it: what is put into a templat
 
 # ---- one run
 
-# Id, name in the bar, title, lede, what to say without figures; the figures are those of figures_*.py.
+# Their figures are those of figures_*.py.
 _SECTIONS = (
-    (
+    Section(
         "results",
-        "Results",
         "Did it get better, and what did it lose?",
         "Learned tasks are what the teachers taught; retained tasks are what the student could do before.",
-        "Nothing was evaluated. `compact eval` measures the base and the student on the same rows.",
+        nothing="Nothing was evaluated. `compact eval` measures the base and the student on the same rows.",
     ),
-    (
+    Section(
         "teachers",
-        "Teachers",
         "Whom did it learn from?",
         "A rationale is one teacher's worked-out solution. For every problem the student weighs its teachers' "
         "rationales by how compatible they are with it, anew each time it reads the problem; the weights of a "
         "problem sum to 1.",
-        "scores.jsonl holds no weights yet; training writes them.",
+        nothing="scores.jsonl holds no weights yet; training writes them.",
     ),
-    (
+    Section(
         "scores",
-        "Scores",
         "Are the scores worth trusting?",
         "Three scores make the weight: consensus with the other rationales, adaptability (how much the belief in "
         "the gold answer rises while reading), and difficulty, which lowers it.",
-        "This needs scores.jsonl, and verdicts in data.jsonl.",
+        nothing="This needs scores.jsonl, and verdicts in data.jsonl.",
     ),
-    (
+    Section(
         "explorer",
-        "Explorer",
         "Read the rationales",
         "Every problem with its teachers side by side. Colours show where the student's belief in the gold answer "
         "rose or fell while it read.",
-        "data.jsonl holds no problems.",
+        nothing="data.jsonl holds no problems.",
     ),
-    (
+    Section(
         "drift",
-        "Drift",
         "What moved inside?",
         "A student may keep its scores and still be another model inside. Base and student read the same prompts; "
         "here is how far their hidden states and next words moved apart.",
-        "Drift was not measured. `compact drift BASE STUDENT` writes eval/drift.json.",
+        nothing="Drift was not measured. `compact drift BASE STUDENT` writes eval/drift.json.",
     ),
-    (
+    Section(
         "training",
-        "Training",
         "How did training go?",
         "One line of the log for each logged step.",
-        "training_log.jsonl holds no losses yet.",
+        nothing="training_log.jsonl holds no losses yet.",
     ),
-    (
+    Section(
         "data",
-        "Data",
         "What was it given?",
         "The training data as it was used. Nothing was cut or guessed: what could not be used was left out, and is "
         "counted here.",
-        "data.jsonl holds no problems.",
+        nothing="data.jsonl holds no problems.",
     ),
-    (
+    Section(
         "reproduce",
-        "Reproduce",
         "How to get the same again",
         "The same configuration, versions, data and seed give the same student.",
-        "",
     ),
 )
 
 
 def run_sections(run: RunData) -> list[Section]:
     """The sections of a run's page, figures without data left out."""
-    reproduce = fragment(
-        "reproduce.html.jinja", commands=_commands(run), pinned=_pinned(run.manifest), config=run.config
-    )
-    extra = {"explorer": Markup(_EXPLORER), "reproduce": reproduce}
-    return [
-        Section(
-            name,
-            bar,
-            title,
-            lede,
-            figures_of(name, run),
-            nothing="" if name == "explorer" and (run.problems or run.trace) else nothing,
-            extra=extra.get(name, ""),
-        )
-        for name, bar, title, lede, nothing in _SECTIONS
-    ]
+    values = {"commands": _commands(run), "pinned": _pinned(run.manifest), "config": run.config}
+    extra = {"reproduce": fragment("reproduce.html.jinja", **values)}
+    if run.problems or run.trace:
+        extra["explorer"] = Markup(_EXPLORER)
+    return [replace(part, figures=figures_of(part.id, run), extra=extra.get(part.id, "")) for part in _SECTIONS]
 
 
 def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYTES) -> str:
@@ -188,17 +168,10 @@ def compare_sections(runs: Sequence[RunData], paired: Sequence[Mapping[str, Any]
     """The sections of the page that compares runs; `paired` as `write_report` has it."""
     settings, found = differing_settings(runs), figures_of("compare", _Compared(runs, run_names(runs), paired))
     return [
-        Section("overview", "Runs", "The runs", tables=[("The runs", overview(runs))]),
-        Section(
-            "figures",
-            "Figures",
-            "Side by side",
-            figures=found,
-            nothing="The runs hold no results, weights or losses yet.",
-        ),
+        Section("runs", "The runs", tables=[("The runs", overview(runs))]),
+        Section("figures", "Side by side", figures=found, nothing="The runs hold no results, weights or losses yet."),
         Section(
             "settings",
-            "Settings",
             "What differs in their settings",
             tables=[("Settings that differ", settings)] if settings.rows else (),
             nothing="Their configurations are the same, or missing.",

@@ -134,7 +134,7 @@ def _results(document: Mapping[str, Any], arms: Mapping[str, Any]) -> Section:
     tables += (
         [("Likelihood of texts (less is better)", Table(("arm", "text", "measure", "value"), texts))] if texts else []
     )
-    return Section("results", "Results", "What each arm learned and kept", figures=figures, tables=tables)
+    return Section("results", "What each arm learned and kept", figures=figures, tables=tables)
 
 
 def _differences(document: Mapping[str, Any]) -> Section:
@@ -154,7 +154,7 @@ def _differences(document: Mapping[str, Any]) -> Section:
         "On the same rows. Intervals: bootstrap over seeds and rows; at least Tango's where few rows differ. p: exact "
         "sign-flip test over rows (with one seed McNemar's), two-sided, corrected for the number of arms by Holm."
     )
-    return Section("differences", "Differences", "Paired differences", lede, figures)
+    return Section("differences", "Paired differences", lede, figures)
 
 
 def _problems(out: Path, document: Mapping[str, Any], arms: Mapping[str, Any]) -> Section:
@@ -183,7 +183,7 @@ def _problems(out: Path, document: Mapping[str, Any], arms: Mapping[str, Any]) -
         )
         parts.append(_examples(out, task, rows["ids"], solved, arms))
     lede = "A row counts as solved where over half of an arm's seeds got it right."
-    return Section("problems", "Problems", "Which problems one arm solves and another does not", lede, figures,
+    return Section("problems", "Which problems one arm solves and another does not", lede, figures,
                    extra=Markup("").join(parts))  # fmt: skip
 
 
@@ -245,7 +245,7 @@ def _arms(arms: Mapping[str, Any]) -> Section:
         "All arms train the same student on the same problems; they differ in how rationales are weighed or arranged."
     )
     table = Table(("arm", "what counts", "settings beside the base's"), rows)
-    return Section("arms", "Arms", "What is compared", lede, tables=[("Arms", table)])
+    return Section("arms", "What is compared", lede, tables=[("Arms", table)])
 
 
 def _flow(settings: Mapping[str, Any]) -> str:
@@ -261,7 +261,7 @@ def _runs(document: Mapping[str, Any]) -> Section:
         for name, arm in document["arms"].items()
         for seed, run in arm["runs"].items()
     ]
-    return Section("runs", "Runs", "Every run's own report", extra=Markup("<ul>{}</ul>").format(Markup("").join(links)))
+    return Section("runs", "Every run's own report", extra=Markup("<ul>{}</ul>").format(Markup("").join(links)))
 
 
 # ---- before training
@@ -290,12 +290,12 @@ def diagnosis_page(document: Mapping[str, Any]) -> str:
         rows = [(name, chosen["configured"].get(name), value) for name, value in chosen["regression"].items()]
         tables.append(("Coefficients", Table(("score", "configured", "by regression"), rows)))
     what = plural(document["validation"], "other problem")
-    scores = Section("scores", "Scores", "Which scores know what helps", _explained(chosen), [predicts, right, same])
+    scores = Section("scores", "Which scores know what helps", _explained(chosen), [predicts, right, same])
     return Page(
         title="Diagnosis",
         sections=[
             replace(scores, tables=tables[1:]),
-            Section("teachers", "Teachers", "Whose rationales help", "", [teachers], tables[:1]),
+            Section("teachers", "Whose rationales help", "", [teachers], tables[:1]),
         ],
         headline=_diagnosis_headline(document),
         eyebrow=f"diagnosis of {student_name(document['student'])}, before any training",

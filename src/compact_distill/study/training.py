@@ -265,7 +265,7 @@ def weight_section(arms: Mapping[str, Mapping[str, Any]]) -> Section:
         title = f"Weights against {measure}"
         figures.append(_by_arm(f"follows_{measure}", title, title, found, "Spearman, within problems", look, 0.0, None))
     figures += [*_curriculum(arms), *_drift(arms)]
-    return Section("weights", "Weights", "What was trusted, and how far the student moved", figures=figures)
+    return Section("weights", "What was trusted, and how far the student moved", figures=figures)
 
 
 def _by_arm(
@@ -363,7 +363,7 @@ def cost_section(out: Path, arms: Mapping[str, Mapping[str, Any]], costs: Mappin
         figures.append(_beside_trl(times, timed := next(iter(times.arms)), steps[timed]))
     except RunError as error:
         lede += f" {error}"
-    return Section("cost", "Cost", "What each arm took", lede, figures, tables=[("Per run", table)])
+    return Section("cost", "What each arm took", lede, figures, tables=[("Per run", table)])
 
 
 def _beside_trl(times: StepTimes, arm: str, steps: float) -> Figure:
