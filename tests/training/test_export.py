@@ -173,6 +173,41 @@ def test_the_merged_model_computes_what_adapter_and_base_did(finished, tmp_path)
     assert not torch.allclose(expected, plain, atol=1e-3)
 
 
+def test_a_merged_models_card_loads_it_as_what_it_is_and_one_that_somebody_wrote_stays(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    merge(run / "student", tmp_path / "whole")
+    front, body = front_and_body((tmp_path / "whole" / "README.md").read_text())
+    assert (front["library_name"], front["license"]) == ("transformers", "apache-2.0")
+    assert "`student` with a LoRA adapter merged into it, trained with" in body
+    assert "AutoPeft" not in body
+    assert "Its base was a folder" not in body
+    (code,) = re.findall(r"```python\n(.*?)```", body, re.S)
+    made: dict = {}
+    exec(code.replace("PATH_OR_NAME", str(tmp_path / "whole")).replace("max_new_tokens=512", "max_new_tokens=4"), made)
+    assert made["written"].shape[1] > made["inputs"]["input_ids"].shape[1]
+    (run / "student" / "README.md").write_text("my own words")
+    merge(run / "student", tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == "my own words"
+
+
+def test_a_plain_mixs_card_speaks_of_rationales_that_count_alike(finished):
+    run, config = read_run(finished), load_config(finished / "config.yaml")
+    several = model_card(run, config)
+    assert "rationales (worked-out solutions) at once, each with a weight of its own." in several
+    assert "A problem's weights sum to 1" in several
+    alone = {
+        f"{name}#{teacher}": replace(problem, rationales={teacher: rationale})
+        for name, problem in run.problems.items()
+        for teacher, rationale in problem.rationales.items()
+    }
+    mixed = config.model_copy(update={"example": "rationale", "weighting": "equal"})
+    card = model_card(replace(run, problems=alone), mixed)
+    assert "rationales (worked-out solutions), each an example of its own." in card
+    assert f"{len(alone)} rationales of {len(run.problems)} problems" in card
+    assert "| example | rationale |" in card
+    assert "weights sum to 1" not in card
+
+
 def test_whoever_may_read_a_merged_models_settings_may_read_its_weights(finished, tmp_path):
     merge(finished / "student", tmp_path / "whole")
     modes = {path.name: path.stat().st_mode for path in (tmp_path / "whole").iterdir()}

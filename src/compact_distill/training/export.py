@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from compact_distill.data import ExportCounts
 from compact_distill.errors import ConfigError, RunError
 from compact_distill.records import Instance, RationaleStatus
 from compact_distill.report.drawing import UNITS
-from compact_distill.report.read import PairedChange, RunData, TaskResult
+from compact_distill.report.read import PairedChange, RunData, TaskResult, read_run
 from compact_distill.runs.files import atomic_write, give_ordinary_modes
 from compact_distill.runs.progress import say
 from compact_distill.students.load import adapter_base, load_student, split_revision
@@ -71,15 +70,16 @@ def push_card(run: str | Path, repository: str) -> None:
         say(f"card: {repository} did not take it ({str(error).splitlines()[0][:200]}); it lies in {path}")
 
 
-def model_card(run: RunData, config: RunConfig) -> str:
-    """The card as Markdown, with the hub's metadata in front."""
-    adapter = (run.path / "student" / "adapter_config.json").is_file()
+def model_card(run: RunData, config: RunConfig, merged: bool = False) -> str:
+    """The card as Markdown, with the hub's metadata in front; `merged`: of the student with its adapter merged in."""
+    adapter = not merged and (run.path / "student" / "adapter_config.json").is_file()
+    what = f"{'A LoRA adapter for' if adapter else 'All weights of'} {_base(config)}"
+    what = f"{_base(config)} with a LoRA adapter merged into it" if merged else what
+    how = ", each an example of its own" if config.example == "rationale" else " at once, each with a weight of its own"
     parts = [
         _front(run, config, adapter),
-        f"# {_safe(run.title)}\n\n"
-        f"{'A LoRA adapter for' if adapter else 'All weights of'} {_base(config)}, trained with "
-        "[compact-distill](https://arxiv.org/abs/2601.13992) on several teachers' rationales (worked-out solutions) at "
-        "once, each with a weight of its own.",
+        f"# {_safe(run.title)}\n\n{what}, trained with [compact-distill](https://arxiv.org/abs/2601.13992) on several "
+        f"teachers' rationales (worked-out solutions){how}.",
         _results(run),
         _data(run, config),
         _settings(run, config),
@@ -195,12 +195,16 @@ def _data(run: RunData, config: RunConfig) -> str:
         weight = f"{weights[name]:.3f}" if name in weights else ""
         licence = config.card.teacher_licences.get(name, _UNSTATED)
         rows.append([name, str(len(verdicts)), right, weight, licence])
-    said = f"{len(run.problems)} problems" + (f" (SHA-256 {str(hashes)[:16]}...)" if hashes else "")
+    mix = config.example == "rationale"
+    counted = f"{len(run.problems)} {'rationales' if mix else 'problems'}"
+    counted += f" of {len({problem.question for problem in run.problems.values()})} problems" if mix else ""
+    said = counted + (f" (SHA-256 {str(hashes)[:16]}...)" if hashes else "")
     note = f"\n\n{_safe(config.card.data)}" if config.card.data else ""
     header = ["teacher", "rationales used", "right", "mean weight", "licence of its texts"]
-    words = (
-        "Right: the final answer is the gold answer, of those that were judged. A problem's weights sum to 1, and say "
-        "how much each of its rationales counted."
+    words = "Right: the final answer is the gold answer, of those that were judged. " + (
+        "All rationales that were trained on counted alike."
+        if mix
+        else "A problem's weights sum to 1, and say how much each of its rationales counted."
     )
     return f"## Training data\n\n{said}, with rationales of:\n\n{_table(header, rows)}\n\n{words}{note}"
 
@@ -219,6 +223,7 @@ def _mean_weights(run: RunData) -> dict[str, float]:
 def _settings(run: RunData, config: RunConfig) -> str:
     compatibility = config.compatibility.model_dump(mode="json", exclude_none=True)
     shown: dict[str, Any] = {
+        "example": config.example,
         "weight rule": config.weighting,
         "compatibility": {key: value for key, value in compatibility.items() if value not in ([], {}, ())},
         "consistency": config.consistency,
@@ -357,13 +362,21 @@ def merge(student: str | Path, out: str | Path) -> float:
         whole.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         give_ordinary_modes(folder)
-        card = Path(student) / "README.md"
-        if card.is_file():
-            shutil.copyfile(card, folder / "README.md")
+        if (card := Path(student) / "README.md").is_file():
+            (folder / "README.md").write_bytes(_card_when_merged(card))
         if out.exists():
             out.rmdir()
         os.replace(folder, out)
     return difference
+
+
+def _card_when_merged(card: Path) -> bytes:
+    """A student's card for the merged model; one that somebody has written into stays as it is."""
+    own, run = card.read_bytes(), card.parent.parent
+    if not (run / "manifest.json").is_file():
+        return own
+    read, config = read_run(run), load_config(run / "config.yaml")
+    return model_card(read, config, merged=True).encode() if own == model_card(read, config).encode() else own
 
 
 def _logits(model: Any, tokenizer: Any, text: str) -> torch.Tensor:
