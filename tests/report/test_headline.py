@@ -108,23 +108,19 @@ def test_results_without_a_comparison_make_no_claim():
     assert "not compared on the same rows" in head.verdict
 
 
-def test_cost_adds_up_what_the_stores_say():
-    costs = {
-        "a": {"answers": 2.0, "prompt_tokens": 10.0, "completion_tokens": 1500.0, "cost": 0.5},
-        "b": {"answers": 1.0, "prompt_tokens": 5.0, "completion_tokens": 500.0, "cost": 0.25},
-    }
-    facts = {name: (value, note) for name, value, note in headline(run(teacher_costs=costs)).facts}
+def test_cost_is_told_with_its_tokens_and_without_a_price_as_not_known():
+    costs = {"answers": 3.0, "prompt_tokens": 15.0, "completion_tokens": 2000.0, "cost": 0.75}
+    facts = {name: (value, note) for name, value, note in headline(run(costs=costs)).facts}
     assert facts["cost"] == ("0.75", "in your prices' currency; 2,000 tokens written, 15 read by teachers")
-    for cost in costs.values():
-        del cost["cost"]
-    facts = {name: (value, note) for name, value, note in headline(run(teacher_costs=costs)).facts}
+    del costs["cost"]
+    facts = {name: (value, note) for name, value, note in headline(run(costs=costs)).facts}
     assert facts["cost"][0] == "–"
     assert "price is not known" in facts["cost"][1]
 
 
 def test_scripted_teachers_cost_nothing():
-    costs = {"a": {"answers": 2.0, "prompt_tokens": 0.0, "completion_tokens": 0.0}}
-    facts = {name: (value, note) for name, value, note in headline(run(teacher_costs=costs)).facts}
+    costs = {"answers": 2.0, "prompt_tokens": 0.0, "completion_tokens": 0.0}
+    facts = {name: (value, note) for name, value, note in headline(run(costs=costs)).facts}
     assert facts["cost"] == ("0", "2 answers, no tokens")
 
 

@@ -34,7 +34,7 @@ def test_a_whole_run_lacks_nothing(whole):
     assert len(run.results) == 8
     assert [c.difference for c in run.changes if c.task == "gsm8k"] == [0.13]
     assert stage_seconds(run) == {"generate": 4320.0, "train": 3030.0, "eval": 1710.0}
-    assert sum(c["answers"] for c in run.teacher_costs.values()) == 32
+    assert run.costs["answers"] == 32
     assert len(run.drift) == 2
 
 
@@ -150,6 +150,20 @@ def test_a_value_of_any_other_kind_anywhere_is_no_traceback(run, name):
         summary(found)
     path.write_text("[" * 100_000)
     assert any(Path(name).name in line for line in read_run(run).missing) or name == "gains.jsonl"
+
+
+def test_costs_add_up_what_the_stores_say(run):
+    stores = {
+        "a": [{"prompt_tokens": 4, "completion_tokens": 1000, "cost": 0.5}, {"prompt_tokens": 6, "cost": None}],
+        "b": [{"prompt_tokens": 5, "completion_tokens": 500.0, "cost": 0.25}],
+    }
+    shutil.rmtree(run / "rationales")
+    (run / "rationales").mkdir()
+    assert read_run(run).costs == {}
+    for name, rows in stores.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (run / "rationales" / f"{name}.jsonl").write_text(lines)
+    assert read_run(run).costs == {"answers": 3, "prompt_tokens": 15, "completion_tokens": 1500, "cost": 0.75}
 
 
 def test_a_run_that_goes_on_says_so(run):

@@ -126,7 +126,7 @@ def test_losses_that_stay_up_and_gradients_that_jump_are_seen(log, state, value)
 
 def drift(kl, shift, role="retained"):
     layer = LayerDrift(1, shift, 0.1, 1.0, 1.0, 0.9)
-    return DriftSet(role, 9, (kl, kl, kl), (kl, kl, kl), [LayerDrift(0, None, None, 0.0, 0.0, None), layer], [], [], [])
+    return DriftSet(role, (kl, kl, kl), (kl, kl, kl), [LayerDrift(0, None, None, 0.0, 0.0, None), layer], [], [], [])
 
 
 @pytest.mark.parametrize(

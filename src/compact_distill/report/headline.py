@@ -284,11 +284,7 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def _cost_fact(run: RunData) -> tuple[str, str, str]:
-    total: dict[str, float] = {}
-    for costs in run.teacher_costs.values():
-        for key, value in costs.items():
-            total[key] = total.get(key, 0.0) + value
-    if not total:
+    if not (total := run.costs):
         return ("cost", DASH, "no answers of teachers were bought in this run")
     prices = "in your prices' currency; " if "cost" in total else ""
     written, read = (number(total[key], 4) for key in ("completion_tokens", "prompt_tokens"))

@@ -28,6 +28,7 @@ _Made = TypeVar("_Made")
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
 RIGHT, WRONG = "correct", "wrong"  # verdicts
 _KNOWN = ("manifest.json", "config.yaml", "data.jsonl", "scores.jsonl", "training_log.jsonl", "gains.jsonl", "eval")
+_PAID = ("prompt_tokens", "completion_tokens", "cost")
 READ = (*_KNOWN[:-1], "rationales/*.jsonl", "eval/*.json", "eval/*/*.json")  # of a run folder
 Text = Annotated[str, BeforeValidator(lambda value: clean("" if value is None else value))]
 
@@ -123,7 +124,6 @@ class DriftSet:
     """Drift on the prompts of one role. `base` and `student`: [layer][row] = (x, y); KL as mean, low, high."""
 
     role: Text
-    rows: int
     kl_last: tuple[float, float, float]
     kl_prompt: tuple[float, float, float]
     layers: list[LayerDrift]
@@ -146,7 +146,7 @@ class RunData:
     results: list[TaskResult] = field(default_factory=list)
     changes: list[PairedChange] = field(default_factory=list)
     drift: list[DriftSet] = field(default_factory=list)
-    teacher_costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     stamp: str = ""
 
@@ -225,7 +225,7 @@ def read_run(path: str | Path) -> RunData:
         results=results,
         changes=changes if results else [],
         drift=_entries(drift, _drift_set, "eval/drift.json holds a set", missing),
-        teacher_costs=_costs(run.rationales_path),
+        costs=_costs(run.rationales_path),
         missing=missing,
         stamp=stamp,
     )
@@ -268,19 +268,15 @@ def sample_name(entry: Mapping[str, Any]) -> str:
     return clean(entry["teacher"]) + (f"#{sample}" if sample else "")
 
 
-def _costs(folder: Path) -> dict[str, dict[str, float]]:
-    """What each teacher's store says was paid: answers, tokens in and out, money where it is known."""
-    totals: dict[str, dict[str, float]] = {}
+def _costs(folder: Path) -> dict[str, float]:
+    """What the stores say was paid: answers, tokens in and out, money where it is known; empty without any."""
+    total: dict[str, float] = {}
     for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else ():
         for row in read_jsonl(path, at_damage=lambda line: None):
-            nothing = dict.fromkeys(("answers", "prompt_tokens", "completion_tokens"), 0.0)
-            total = totals.setdefault(clean(row.get("teacher", path.stem)), nothing)
-            total["answers"] += 1
-            for key in ("prompt_tokens", "completion_tokens", "cost"):
-                value = row.get(key)
-                if isinstance(value, int | float):
-                    total[key] = total.get(key, 0.0) + value
-    return totals
+            paid = {key: value for key in _PAID if isinstance(value := row.get(key), int | float)}
+            for key, value in {"answers": 1, "prompt_tokens": 0, "completion_tokens": 0, **paid}.items():
+                total[key] = total.get(key, 0.0) + value
+    return total
 
 
 # ---- eval/
