@@ -103,6 +103,20 @@ def test_arms_that_answer_every_row_alike_may_still_differ_on_others(outcome):
     assert "+0.0 (-32.4 to +32.4), 1" in "\n".join(describe(document, costs))
 
 
+def test_a_drift_that_not_every_run_has_stands_for_no_arm(outcome):
+    def write(seed, shift):
+        layers = [{"centroid_shift": shift, "cka": 0.9}]
+        sets = [{"role": "retained", "kl_last": {"mean": 0.5 + seed}, "layers": layers}]
+        write_result(outcome.runs["equal"][seed] / "eval" / "drift.json", {"format": 1, "sets": sets})
+
+    write(0, 0.1)
+    assert collect(outcome)[0]["arms"]["equal"]["drift"] == {}
+    write(1, None)  # where the base's states do not spread
+    assert collect(outcome)[0]["arms"]["equal"]["drift"] == {
+        "retained": {"kl": 1.0, "cka": 0.9, "by_seed": {"kl": [0.5, 1.5], "cka": [0.9, 0.9]}}
+    }
+
+
 def test_rows_are_shares_over_seeds(outcome):
     rows = collect(outcome)[0]["rows"]["t"]
     assert rows["ids"] == list("abcdefgh")

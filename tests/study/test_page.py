@@ -75,7 +75,21 @@ def test_the_page_holds_figures_links_and_no_markup_of_names(document, tmp_path)
                   "PCA shift, learned prompts", "Weights against mqm", "Does a curriculum show?", "Time of training",
                   "What is compared", "{weighting: verified}"):  # fmt: skip
         assert title in text
-    assert "verified, seed 1: 1.5" in text, "of the time of equal"
+    assert "verified, seed 0: 1.5" in text, "of the time of equal"
+
+
+def test_a_figure_names_the_seeds_that_ran_and_not_their_places(document, tmp_path):
+    for name, arm in document["arms"].items():
+        arm["runs"] = {seed: f"arms/{name}/seed-{seed}" for seed in ("7", "11")}
+        arm["curriculum"]["difficulty"] *= 2
+        arm["drift"]["learned"]["by_seed"] = {"kl": [0.1, 0.2], "shift": [0.1, 0.2], "cka": [0.9, 0.9]}
+    costs = {"arms": {arm: {"train_seconds": [20.0, 30.0], "peak_memory_gib": [1.0, 1.0], "steps": [10, 10]}
+                      for arm in ("equal", "verified")}}  # fmt: skip
+    text = write_page(tmp_path, document, costs).read_text()
+    for told in ("verified, verified, seed 11: 0.1", "verified, seed 11: 0.2", "verified, seed 11: 1.2"):
+        assert told in text
+    assert "seed 1:" not in text
+    assert "seed 2" not in text
 
 
 def test_rows_that_one_arm_solves_show_what_both_wrote_as_text(document, tmp_path):
@@ -94,7 +108,8 @@ def test_rows_that_one_arm_solves_show_what_both_wrote_as_text(document, tmp_pat
 
 
 def test_of_several_seeds_the_one_is_shown_that_says_why(document, tmp_path):
-    document["arms"]["equal"]["runs"] = {"0": "arms/equal/seed-0", "1": "arms/equal1/seed-0"}
+    equal = document["arms"]["equal"]
+    equal |= {"runs": {"0": "arms/equal/seed-0", "1": "arms/equal1/seed-0"}, "curriculum": {}, "drift": {}}
     row = {"id": "b", "question": "q", "gold": "4"}
     write_rows(tmp_path, "verified", [{**row, "answer": "4", "text": "right", "verdict": "correct"}])
     write_rows(tmp_path, "equal", [{**row, "answer": "4", "text": "by luck", "verdict": "correct"}])

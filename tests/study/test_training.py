@@ -107,7 +107,7 @@ def test_a_merged_students_parts_count_together_and_have_no_curriculum(tmp_path)
 
 
 def test_the_section_names_what_the_data_brings(tmp_path):
-    arm = {**weights_of([[run_folder(tmp_path / "r", [[DOWN, UP]] * 3)]]), "drift": {}}
+    arm = {**weights_of([[run_folder(tmp_path / "r", [[DOWN, UP]] * 3)]]), "drift": {}, "runs": {"0": "r"}}
     figures = {figure.key: figure for figure in weight_section({"compact": arm}).figures}
     assert set(figures) == {"auc", "follows_mqm", "curriculum"}
     assert figures["follows_mqm"].table.rows[0][0] == "compact"

@@ -228,7 +228,10 @@ def _of_arm(
 
 
 def _drift(runs: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """What drift.json says of each set of prompts, KL and the last layer's shifts: mean over seeds, and by seed."""
+    """What drift.json says of each set of prompts, KL and the last layer's shifts: mean over seeds, and by seed.
+
+    A number that not every run has is left out: a mean of others would stand for it.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         path = run / "eval" / "drift.json"
@@ -238,9 +241,11 @@ def _drift(runs: Sequence[Path]) -> dict[str, dict[str, Any]]:
             for name, value in values.items():
                 if value is not None:
                     found.setdefault(part["role"], {}).setdefault(name, []).append(value)
+    whole = {role: {k: v for k, v in values.items() if len(v) == len(runs)} for role, values in found.items()}
     return {
         role: {**{name: float(np.mean(v)) for name, v in values.items()}, "by_seed": values}
-        for role, values in found.items()
+        for role, values in whole.items()
+        if values
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -284,21 +284,22 @@ def _by_arm(
     return Figure(key, title, look, [chart], Table(("arm", "value", "low", "high", "problems"), rows))
 
 
+def _each_seed(arm: Mapping[str, Any], values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """What was found of each of an arm's runs, under its seed."""
+    return zip((f"seed {seed}" for seed in arm["runs"]), values, strict=True)
+
+
 def _curriculum(arms: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
     charts, rows = [], []
     for name, more in (("difficulty", "harder"), ("length", "longer")):
         found = {arm: own["curriculum"][name] for arm, own in arms.items() if name in own["curriculum"]}
         if found:
-            marks = [
-                (
-                    arm,
-                    [Mark(f"{arm}, seed {i + 1}", t["value"], t["low"], t["high"], "s2") for i, t in enumerate(trends)],
-                )
-                for arm, trends in found.items()
-            ]
+            own = {arm: list(_each_seed(arms[arm], trends)) for arm, trends in found.items()}
+            marks = [(arm, [Mark(f"{arm}, {seed}", t["value"], t["low"], t["high"], "s2") for seed, t in trends])
+                     for arm, trends in own.items()]  # fmt: skip
             charts.append(interval_chart(f"Towards {more} rationales", marks, x_label="change", reference=0.0))
-            rows += [(arm, name, i + 1, t["value"], t["low"], t["high"])
-                     for arm, trends in found.items() for i, t in enumerate(trends)]  # fmt: skip
+            rows += [(arm, name, seed.removeprefix("seed "), t["value"], t["low"], t["high"])
+                     for arm, trends in own.items() for seed, t in trends]  # fmt: skip
     look = (
         "How the rank correlation of weight and difficulty (at first reading), or length, changed from the first to "
         "the last part of training; a mark a seed, intervals over problems. An interval right of 0 is a curriculum: "
@@ -317,11 +318,8 @@ def _drift(arms: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
             ("shift", f"PCA shift, {role} prompts", "the last layer's centroid, in spreads of the base"),
         ):
             drifts = {name: arm["drift"].get(role, {}).get("by_seed", {}).get(key) for name, arm in arms.items()}
-            marks = [
-                (name, [Mark(f"seed {i + 1}", value, css=css) for i, value in enumerate(values)])
-                for name, values in drifts.items()
-                if values
-            ]
+            marks = [(name, [Mark(seed, value, css=css) for seed, value in _each_seed(arms[name], values)])
+                     for name, values in drifts.items() if values]  # fmt: skip
             charts += [interval_chart(title, marks, x_label=label)] if marks else []
         if charts:
             look = "How far next words and hidden states moved from the base's on the same prompts; a mark a seed."
@@ -352,7 +350,7 @@ def cost_section(out: Path, arms: Mapping[str, Mapping[str, Any]], costs: Mappin
     for title, label, own in (("Time of training", "of the time", seconds), ("Peak memory", "of the memory", memory)):
         if base in own and len(own) > 1:
             unit = float(np.mean(own[base]))
-            marks = [(name, [Mark(f"seed {i + 1}", v / unit, css="s2") for i, v in enumerate(values)])
+            marks = [(name, [Mark(seed, value / unit, css="s2") for seed, value in _each_seed(arms[name], values)])
                      for name, values in own.items()]  # fmt: skip
             charts.append(interval_chart(title, marks, x_label=f"{label} of {base}", reference=1.0))
     look = f"As shares of {base}'s; a mark a seed. Compare runs that did not share their machine's time with others."
