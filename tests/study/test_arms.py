@@ -77,6 +77,7 @@ def test_seeds_twice_are_refused_in_the_file_and_on_the_command_line(write_study
         ({"merge": "ties", "single": "x"}, "at most one of merge, single and mix, got merge and single"),
         ({"wieghting": "equal"}, "'wieghting' is no setting of a run or an arm; did you mean 'weighting'?"),
         ({"output": "x"}, "output is the study's own"),
+        ({"student": "other"}, "student is the study's own, and the same for all arms"),
         ({"eval": {"limit": 5}}, "eval is the study's own, and the same for all arms"),
         ({"train": {"num_train_epochs": 3}}, "train.num_train_epochs is decided by `budget: tokens`"),
         ({"single": "best"}, "single: best is chosen on tuning rows"),

@@ -78,6 +78,16 @@ def test_the_page_holds_figures_links_and_no_markup_of_names(document, tmp_path)
     assert "verified, seed 0: 1.5" in text, "of the time of equal"
 
 
+def test_the_page_counts_the_runs_that_are_done(document, tmp_path):
+    document["seeds"] = [0, 1, 2]
+    assert "3 ways (1 run of each, on" in write_page(tmp_path, document, {"arms": {}}).read_text()
+    equal = document["arms"]["equal"]
+    equal |= {"runs": {"0": "arms/equal/seed-0", "1": "arms/equal/seed-1"}, "curriculum": {}, "drift": {}}
+    text = write_page(tmp_path, document, {"arms": {}}).read_text()
+    assert "3 ways (1 to 2 runs of each, on" in text
+    assert "95 % intervals over runs and questions" in text
+
+
 def test_a_figure_names_the_seeds_that_ran_and_not_their_places(document, tmp_path):
     for name, arm in document["arms"].items():
         arm["runs"] = {seed: f"arms/{name}/seed-{seed}" for seed in ("7", "11")}

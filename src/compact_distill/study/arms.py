@@ -234,7 +234,7 @@ def _arm(name: str, given: Mapping[str, Any], base: Mapping[str, Any], settings:
     if unknown:
         known = [*ArmOptions.model_fields, *RunConfig.model_fields]
         raise ConfigError([f"{key!r} is no setting of a run or an arm{nearest(key, known)}" for key in unknown])
-    for key in ("output", "seed", "teachers", "eval"):
+    for key in ("student", "output", "seed", "teachers", "eval"):
         if key in changes:
             raise ConfigError(f"{key} is the study's own, and the same for all arms; remove it from the arm")
     train = changes.get("train")

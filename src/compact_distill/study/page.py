@@ -34,21 +34,25 @@ def write_page(out: Path, document: Mapping[str, Any], costs: Mapping[str, Any])
     arms = {name: arm for name, arm in document["arms"].items() if "tasks" in arm}
     sections = [_arms(arms), _results(document, arms), _differences(document), weight_section(arms)]
     sections += [_problems(out, document, arms), cost_section(out, arms, costs), _runs(document)]
-    seeds = document["seeds"]
+    runs = sorted({len(arm["runs"]) for arm in arms.values()}) or [0]
     text = Page(
         title="Study",
         sections=[section for section in sections if section.figures or section.tables or section.extra],
         headline=headline(document),
         eyebrow=f"study of {student_name(document['student'])}",
-        lede=f"One student, trained in {plural(len(arms), 'way')} ({plural(len(seeds), 'run')} of each"
+        lede=f"One student, trained in {plural(len(arms), 'way')} ({_counted(runs)} of each"
         f"{_BUDGETS[document['budget']]}), then asked the same questions. In brackets: 95 % intervals over "
-        + ("runs and questions." if len(seeds) > 1 else "questions."),
+        + ("runs and questions." if runs[-1] > 1 else "questions."),
         cards=[card for role in ROLES if (card := _card(document, arms, role))],
         missing=[f"{name} failed: {reason}" for name, reason in document["failed"].items()],
     ).html()
     with atomic_write(path) as file:
         file.write(text)
     return path
+
+
+def _counted(runs: Sequence[int]) -> str:
+    return plural(runs[0], "run") if len(runs) == 1 else f"{runs[0]} to {plural(runs[-1], 'run')}"
 
 
 def headline(document: Mapping[str, Any]) -> str:
@@ -242,7 +246,8 @@ def _link(arm: Mapping[str, Any], name: str) -> Markup:
 def _arms(arms: Mapping[str, Any]) -> Section:
     rows = [(name, arm["what"], _flow(arm["settings"])) for name, arm in arms.items()]
     lede = (
-        "All arms train the same student on the same problems; they differ in how rationales are weighed or arranged."
+        "All arms train the same student and are asked the same; they differ in what the last column says and in how "
+        "rationales are weighed or arranged."
     )
     table = Table(("arm", "what counts", "settings beside the base's"), rows)
     return Section("arms", "What is compared", lede, tables=[("Arms", table)])
