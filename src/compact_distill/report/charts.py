@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec
 
-from compact_distill.report.drawing import CHARACTER, Chart, Sheet, number, padded, series, short, spread, ticks
+from compact_distill.report.drawing import CHARACTER, Chart, Sheet, Show, number, padded, series, short, spread, ticks
 
 _MARKERS_UP_TO = 14  # points of a line; more of them would hide it
 _LABEL = 15  # most characters of a label at a line's end
 _TICKS = 6
 _ROW = 20  # most characters of a heat map's row
-Show = Callable[[float], str]
 Given = ParamSpec("Given")
 
 
@@ -135,8 +134,7 @@ def interval_chart(
     sheet.x_range = x_range or padded([*values, *([] if reference is None else [reference])])
     # Lines stop at the rows' labels, so that none crosses a word.
     spans = [(top + 21, bottom) for top, bottom in itertools.pairwise(tops)]
-    sheet.x_grid(spans=spans)
-    sheet.x_axis(x_label, show=show)
+    sheet.x_axis(x_label, show=show, grid=spans)
     if reference is not None:
         sheet.upright(reference, "zero", spans)
     for top, (label, marks) in zip(tops, rows, strict=False):
@@ -177,9 +175,8 @@ def scatter_chart(
         padded([v for x, _ in points for v in (x.value, x.low, x.high)], margin=0.14),
         y_range,
     )
-    sheet.x_grid()
     sheet.y_axis(show=show)
-    sheet.x_axis(x_label, show=show)
+    sheet.x_axis(x_label, show=show, grid=[(sheet.y0, sheet.y1)])
     for one, two in points:
         x, y, tip = sheet.x(one.value), sheet.y(two.value), f"{one.name}: {show(one.value)}, {show(two.value)}"
         whisker = f"whisker {one.css}"
@@ -244,8 +241,7 @@ def ridge_chart(
     step = 58 if any(sum(r.below) for r in ridges) else 44
     sheet = Sheet(title, width=width, height=40 + step * max(len(ridges), 1) + 44, left=8, right=8)
     sheet.x_range = (edges[0], edges[-1])
-    sheet.x_grid(spans=[(40 + step * i + 13, 40 + step * (i + 1)) for i in range(len(ridges))])
-    sheet.x_axis(x_label)
+    sheet.x_axis(x_label, grid=[(40 + step * i + 13, 40 + step * (i + 1)) for i in range(len(ridges))])
     most = max((v for r in ridges for v in (*r.above, *r.below)), default=0) or 1
     for i, ridge in enumerate(ridges):
         middle = 40 + step * i + (36 if step == 58 else 38)
@@ -319,10 +315,9 @@ def plane_chart(
     wide, tall = unit * (sheet.x1 - sheet.x0) / 2, unit * (sheet.y0 - sheet.y1) / 2
     x_mid, y_mid = (x_low + x_high) / 2, (y_low + y_high) / 2
     sheet.x_range, sheet.y_range = (x_mid - wide, x_mid + wide), (y_mid - tall, y_mid + tall)
-    sheet.x_grid(4)
+    sheet.x_axis("first component", at=ticks(*sheet.x_range, 4), grid=[(sheet.y0, sheet.y1)])
     for value in ticks(*sheet.y_range, 4):
         sheet.mark("line", "grid", x1=sheet.x0, x2=sheet.x1, y1=sheet.y(value), y2=sheet.y(value))
-    sheet.x_axis("first component", count=4)
     for (ax, ay), (bx, by) in zip(base, student, strict=True):
         sheet.mark("line", "step", x1=sheet.x(ax), y1=sheet.y(ay), x2=sheet.x(bx), y2=sheet.y(by))
     clouds = (base, "before", 0, "base"), (student, "after", 2, "student")
@@ -348,8 +343,7 @@ def stack_chart(
     step = 38
     sheet = Sheet(title, width=width, height=34 + step * max(len(rows), 1) + 44, left=8, right=14)
     sheet.x_range = (0.0, max((sum(v for _, v in parts) for _, parts in rows), default=0) or 1.0)
-    sheet.x_grid(spans=[(34 + step * r + 17, 34 + step * (r + 1)) for r in range(len(rows))])
-    sheet.x_axis(x_label)
+    sheet.x_axis(x_label, grid=[(34 + step * r + 17, 34 + step * (r + 1)) for r in range(len(rows))])
     for r, (label, parts) in enumerate(rows):
         y, total = 34 + step * r, 0.0
         sheet.text(sheet.x0, y + 13, short(label, width // 7), "row")

@@ -86,9 +86,9 @@ def moved(difference: float | None, metric: str) -> str:
     return f"{'+' if difference > 0 else ''}{number(difference, 2)}"
 
 
-def plural(count: int, noun: str, many: str | None = None) -> str:
+def plural(count: int, noun: str) -> str:
     """`1 problem`, `2,000 problems`."""
-    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+    return f"{count:,} {noun if count == 1 else noun + 's'}"
 
 
 def listed(names: list[str]) -> str:
@@ -112,6 +112,8 @@ def plain(value: Any) -> str:
 
 # ---- sheets
 
+Show = Callable[[float], str]
+Spans = Sequence[tuple[float, float]]
 NARROW, WIDE = 360, 500  # of a sheet, in pixels: a third and a half of a desktop page
 CHARACTER = 6.1  # mean width of a character of 11 px text
 SERIES = 8  # colours of series; then they repeat, and lines become dashed
@@ -256,31 +258,26 @@ class Sheet:
 
     # ---- axes
 
-    def x_axis(
-        self, label: str = "", count: int = 5, show: Callable[[float], str] = number, at: Sequence[float] = ()
-    ) -> None:
-        """Tick labels and a name below the plot area; `at` sets the ticks."""
+    def x_axis(self, label: str, *, show: Show = number, at: Sequence[float] = (), grid: Spans = ()) -> None:
+        """Tick labels and a name below the plot area, and grid lines through spans of y; `at` sets the ticks."""
+        at = at or ticks(*self.x_range)
+        for value in at:
+            self.upright(value, "grid", grid)
         self.mark("line", "axis", x1=self.x0, x2=self.x1, y1=self.y0, y2=self.y0)
-        for value in at or ticks(*self.x_range, count):
+        for value in at:
             self.text(self.x(value), self.y0 + 15, show(value), "tick", "middle")
-        if label:
-            self.text((self.x0 + self.x1) / 2, self.y0 + 31, label, "name", "middle")
+        self.text((self.x0 + self.x1) / 2, self.y0 + 31, label, "name", "middle")
 
-    def y_axis(self, show: Callable[[float], str] = number) -> None:
+    def y_axis(self, show: Show = number) -> None:
         """Grid lines and tick labels left of the plot area."""
         for value in ticks(*self.y_range):
             y = self.y(value)
             self.mark("line", "grid", x1=self.x0, x2=self.x1, y1=y, y2=y)
             self.text(self.x0 - 6, y + 4, show(value), "tick", "end")
 
-    def x_grid(self, count: int = 5, spans: Sequence[tuple[float, float]] = ()) -> None:
-        """Vertical grid lines; only through `spans` of y where some are given, to keep labels between them clear."""
-        for value in ticks(*self.x_range, count):
-            self.upright(value, "grid", spans)
-
-    def upright(self, value: float, css: str, spans: Sequence[tuple[float, float]] = ()) -> None:
-        """A vertical line at a value, through the whole plot area or through `spans` of y."""
-        for y1, y2 in spans or [(self.y0, self.y1)]:
+    def upright(self, value: float, css: str, spans: Spans) -> None:
+        """A vertical line at a value, through spans of y."""
+        for y1, y2 in spans:
             self.mark("line", css, x1=self.x(value), x2=self.x(value), y1=y1, y2=y2)
 
 

@@ -14,7 +14,6 @@ from compact_distill.report.charts import (
     Line,
     Mark,
     Ridge,
-    Show,
     heat_chart,
     interval_chart,
     line_chart,
@@ -22,7 +21,18 @@ from compact_distill.report.charts import (
     ridge_chart,
     stack_chart,
 )
-from compact_distill.report.drawing import UNITS, Chart, Key, Table, moved, number, spaced, whole_percent, whole_points
+from compact_distill.report.drawing import (
+    UNITS,
+    Chart,
+    Key,
+    Show,
+    Table,
+    moved,
+    number,
+    spaced,
+    whole_percent,
+    whole_points,
+)
 from compact_distill.report.html import Drawn, figure
 from compact_distill.report.read import RIGHT, WRONG, RunData, TaskResult, UsedRationale
 from compact_distill.report.trace import Floats
