@@ -86,7 +86,11 @@ def line_chart(
         if len(xs) <= _MARKERS_UP_TO:
             for i, (x, y) in enumerate(zip(xs, line.y, strict=True)):
                 if math.isfinite(y):
-                    span = f" ({show(line.low[i])} to {show(line.high[i])})" if _known(line.low, i) else ""
+                    span = (
+                        f" ({show(line.low[i])} to {show(line.high[i])})"
+                        if line.low and math.isfinite(line.low[i])
+                        else ""
+                    )
                     tip = f"{line.name}: {show(y)}{span} · {x_label} {number(x)}"
                     sheet.marker(sheet.x(x), sheet.y(y), line.index, css, tip)
     if labels:
@@ -95,10 +99,6 @@ def line_chart(
         above = sheet.y(reference[0]) - 5
         sheet.text(sheet.x0 + 4, above if above > sheet.y1 + 4 else above + 16, reference[1], "tick halo")
     return sheet
-
-
-def _known(values: Sequence[float], i: int) -> bool:
-    return len(values) > i and math.isfinite(values[i])
 
 
 def _name_ends(sheet: Sheet, lines: Sequence[Line], reference: tuple[float, str] | None) -> None:
@@ -126,9 +126,7 @@ def interval_chart(
     joined: bool = False,
 ) -> Sheet:
     """Rows of points with intervals; `joined` joins a row's first point to its last."""
-    tops = [34]
-    for _, marks in rows:
-        tops.append(tops[-1] + 28 + 11 * max(len(marks), 1))
+    tops = list(itertools.accumulate((28 + 11 * max(len(marks), 1) for _, marks in rows), initial=34))
     sheet = Sheet(title, width=width, height=tops[-1] + 44, left=8, right=12)
     values = [v for _, marks in rows for mark in marks for v in (mark.value, mark.low, mark.high)]
     sheet.x_range = x_range or padded([*values, *([] if reference is None else [reference])])

@@ -120,9 +120,8 @@ def change(run: RunData) -> Drawn | None:
     order = sorted(run.changes, key=lambda c: (c.role != "learned", c.task))
     entries = []
     for c in order:
-        mark = Mark(
-            "after - before", c.difference, c.low, c.high, "after" if c.better else "wrong" if c.worse else "s7"
-        )
+        css = "after" if c.better else "wrong" if c.worse else "s7"
+        mark = Mark("after - before", c.difference, c.low, c.high, css)
         entries.append((c.task, f": {moved(c.difference, c.metric)}", c.metric, mark))
     title, label = "Change, percentage points", "after − before"
     charts = unit_charts(entries, title, "change, ", label, whole_points, reference=0.0)
@@ -258,9 +257,8 @@ def training(run: RunData) -> Drawn | None:
         line = Line(key, means[key], 0, low, high)
         charts.append(line_chart(title, means["epoch"], [line], x_label="epoch", zero=zero, labels=False))
     table = Table(("epoch", *keys), list(zip(*means.values(), strict=True)))
-    return Drawn(
-        charts, table, note=f" Each point is the mean of {group} log lines, the band their range." * (group > 1)
-    )
+    note = f" Each point is the mean of {group} log lines, the band their range." if group > 1 else ""
+    return Drawn(charts, table, note=note)
 
 
 def loss_curve(run: RunData) -> list[tuple[float, float]]:
@@ -314,16 +312,10 @@ def data_status(run: RunData) -> Drawn | None:
     used = sum(count for (_, part), count in counts.items() if part in ("right", "wrong", "not checked"))
     table = [(name, part, count) for name, parts in rows for part, count in parts if count]
     there = {part for _, part, _ in table}
-    return (
-        Drawn(
-            [stack_chart("Rationales", rows, classes, x_label="rationales")],
-            Table(("teacher", "part", "count"), table),
-            [Key(part, css) for part, css in classes.items() if part in there],
-            f"{used:,} of {sum(counts.values()):,} rationales took part in training.",
-        )
-        if run.problems
-        else None
-    )
+    keys = [Key(part, css) for part, css in classes.items() if part in there]
+    chart = stack_chart("Rationales", rows, classes, x_label="rationales")
+    said = f"{used:,} of {sum(counts.values()):,} rationales took part in training."
+    return Drawn([chart], Table(("teacher", "part", "count"), table), keys, said) if run.problems else None
 
 
 @figure("data", "How long they are")

@@ -96,15 +96,11 @@ def _named(changes: Sequence[PairedChange], unit: bool = False) -> str:
 
 def _spans(changes: Sequence[PairedChange], tasks: str) -> list[str]:
     """A line for each task: its result before and after, and the interval of the difference; then what that means."""
-    lines = [
-        f"{short(c.task, 40)}: {measured(c.before, c.metric)} → {measured(c.after, c.metric)} "
-        + (
-            "(no question gained or lost)"
-            if c.unchanged
-            else f"({moved(c.low, c.metric)} to {moved(c.high, c.metric)})"
-        )
-        for c in changes
-    ]
+    lines = []
+    for c in changes:
+        span = "no question gained or lost" if c.unchanged else f"{moved(c.low, c.metric)} to {moved(c.high, c.metric)}"
+        levels = f"{measured(c.before, c.metric)} → {measured(c.after, c.metric)}"
+        lines.append(f"{short(c.task, 40)}: {levels} ({span})")
     rows = sorted({c.rows for c in changes})
     asked = f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,} to {rows[-1]:,}"
     less = " Less is better where a unit is named." if any(c.metric in UNITS for c in changes) else ""
