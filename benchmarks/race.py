@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 import traceback
@@ -56,11 +55,6 @@ class Result:
     loss: float = float("nan")
     failure: str | None = None
 
-    @property
-    def median(self) -> float:
-        """Median seconds a problem."""
-        return statistics.median(self.seconds) if self.seconds else float("nan")
-
 
 @dataclass(frozen=True)
 class Race:
@@ -68,22 +62,6 @@ class Race:
 
     results: dict[str, Result]
     rates: list[float]
-
-    def ratio(self, label: str, against: str) -> float:
-        """Median over rounds of the ratio of times; NaN where one of them failed."""
-        pairs = zip(self.results[label].seconds, self.results[against].seconds, strict=False)
-        ratios = [one / other for one, other in pairs]
-        return statistics.median(ratios) if ratios else float("nan")
-
-    def memory_ratio(self, label: str, against: str) -> float:
-        """Ratio of peak memory; NaN where one of them failed."""
-        one, other = self.results[label].peak, self.results[against].peak
-        return one / other if one and other else float("nan")
-
-    def fastest(self, labels: Sequence[str]) -> str | None:
-        """The label with the least median time among those that did not fail."""
-        ran = [label for label in labels if label in self.results and self.results[label].seconds]
-        return min(ran, key=lambda label: self.results[label].median, default=None)
 
 
 def race(entries: Sequence[Entry], setup: Shared, say: Callable[[str], None]) -> Race:

@@ -226,8 +226,7 @@ def over_seeds_and_rows(tables: Sequence[Table], seed: int = 0, resamples: int =
             picked_RN = random.integers(0, rows, (chosen.stop - chosen.start, rows))
             means_RS = table_SN[:, picked_RN].mean(axis=2).T
             means[chosen] += (drawn_RS[chosen] * means_RS).sum(axis=1) / len(tables)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(np.mean([table.mean() for table in tables])), float(low), float(high))
+    return _percentiles(float(np.mean([table.mean() for table in tables])), means)
 
 
 def exact_p(tables: Sequence[Table]) -> float:
