@@ -204,17 +204,9 @@ def overview(runs: Sequence[RunData]) -> Table:
     rows: list[list[Any]] = []
     for name, run in zip(run_names(runs), runs, strict=True):
         after = {task: result for task, _, result in results.final_results(run)}
-        seconds = sum(stage_seconds(run).values())
-        rows.append(
-            [
-                name,
-                *(_brief(after.get(task)) for task in tasks),
-                len(run.problems) or None,
-                len(run.teachers),
-                most_trusted(run),
-                duration(seconds) if seconds else DASH,
-            ]
-        )
+        seconds, sizes = sum(stage_seconds(run).values()), (len(run.problems) or None, len(run.teachers))
+        values = [_brief(after.get(task)) for task in tasks]
+        rows.append([name, *values, *sizes, most_trusted(run), duration(seconds) if seconds else DASH])
     named = [f"{task}, {UNITS.get(metric, '%')}" for task, metric in tasks.items()]
     return Table(("run", *named, "problems", "teachers", "trusted most", "time"), rows)
 
