@@ -79,7 +79,7 @@ def test_a_step_ends_with_the_study_that_started_it_and_gives_the_lock_back(tmp_
     for line in study.stderr:
         if b"wait started" in line:
             break
-    time.sleep(1.0)
+    time.sleep(5.0)  # a busy machine: an interrupt while Python starts can be lost
     study.send_signal(number)
     study.wait(120)
     with Lock(tmp_path / ".study.lock", tmp_path, shared=True, patience=120.0):
