@@ -64,8 +64,10 @@ def test_a_step_that_cannot_be_made_fails_alone(tmp_path):
 
 
 SLEEPER = """
-import sys
+import signal, sys
 from pathlib import Path
+if sys.argv[2] == "background":  # as `compact study ... &` in a script
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 from compact_distill.study.jobs import StudyStep, hold, run_jobs
 out = Path(sys.argv[1])
 with hold(out) as lock:
@@ -73,14 +75,18 @@ with hold(out) as lock:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_step_ends_with_the_study_that_started_it_and_gives_the_lock_back(tmp_path, number):
-    study = subprocess.Popen([sys.executable, "-c", SLEEPER, str(tmp_path)], stderr=subprocess.PIPE)
+@pytest.mark.parametrize("started", ["by hand", "background"])
+@pytest.mark.parametrize("wait", [0.0, 1.0])  # seconds: a step that starts, one that works
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)]
+)
+def test_a_step_ends_with_the_study_that_started_it_and_gives_the_lock_back(tmp_path, number, code, wait, started):
+    study = subprocess.Popen([sys.executable, "-c", SLEEPER, str(tmp_path), started], stderr=subprocess.PIPE)
     for line in study.stderr:
         if b"wait started" in line:
             break
-    time.sleep(5.0)  # a busy machine: an interrupt while Python starts can be lost
+    time.sleep(wait)
     study.send_signal(number)
-    study.wait(120)
-    with Lock(tmp_path / ".study.lock", tmp_path, shared=True, patience=120.0):
+    assert study.wait(120) == code
+    with Lock(tmp_path / ".study.lock", tmp_path, shared=True, patience=120.0):  # fails while the step holds it
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,11 +20,12 @@ from compact_distill.runs.progress import duration, say
 
 # The study holds the other end of each step's standard input: it is closed when the study ends, even by kill -9.
 _CHILD = """
-import importlib, os, sys, threading, traceback
+import importlib, os, signal, sys, threading, traceback
 def _end_with_the_study():
     while os.read(0, 4096):
-        pass
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 threading.Thread(target=_end_with_the_study, daemon=True).start()
 module, _, name = sys.argv.pop(1).partition(":")
 try:
@@ -170,7 +172,11 @@ class _Processes:
         with self._guard:
             self._stopped = True
             for process in self._running:
-                process.send_signal(signal.SIGINT)
+                # Written, not signalled: a step that still starts reads it later, and one of a study that a script
+                # started in the background inherits that interrupts are ignored.
+                if process.stdin is not None:
+                    with contextlib.suppress(BrokenPipeError):  # it has ended
+                        os.write(process.stdin.fileno(), b"stop")
         say("study: stopping; the same command goes on")
 
 
