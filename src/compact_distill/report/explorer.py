@@ -65,7 +65,8 @@ def pack_explorer(run: RunData, gains: Gains, budget: int) -> Explorer | None:
     ids = list(dict.fromkeys([*run.problems, *(run.trace.ids if run.trace else ())]))
     if not ids:
         return None
-    problems = [(run.problems.get(name) or UsedProblem(name, "", "", {}), _readings(run.trace, name)) for name in ids]
+    readings = _readings(run.trace)
+    problems = [(run.problems.get(name) or UsedProblem(name, "", "", {}), readings.get(name, [])) for name in ids]
     packed = [_pack(_problem(run, problem, rows, gains)) for problem, rows in problems]
     entries = [_entry(run, problem, rows) for problem, rows in problems]
     scores = list(run.trace.scores) if run.trace else []
@@ -85,12 +86,12 @@ def _pack(value: Any) -> str:
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
-def _readings(trace: Trace | None, problem: str) -> list[int]:
-    """Rows of the trace at which a problem was read, at most `_EPOCHS`."""
-    if trace is None or problem not in trace.ids:
-        return []
-    rows = np.flatnonzero(trace.problem_N == trace.ids.index(problem)).tolist()
-    return [rows[i] for i in spaced(len(rows), _EPOCHS)]
+def _readings(trace: Trace | None) -> dict[str, list[int]]:
+    """Rows of the trace at which each problem was read, at most `_EPOCHS`."""
+    rows: dict[str, list[int]] = {}
+    for n, problem in enumerate(trace.problem_N.tolist() if trace else ()):
+        rows.setdefault(trace.ids[problem], []).append(n)
+    return {name: [read[i] for i in spaced(len(read), _EPOCHS)] for name, read in rows.items()}
 
 
 def _entry(run: RunData, problem: UsedProblem, rows: list[int]) -> dict[str, Any]:

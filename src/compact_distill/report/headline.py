@@ -29,7 +29,6 @@ from compact_distill.report.html import Card
 from compact_distill.report.read import RIGHT, UNREADABLE, WRONG, PairedChange, RunData
 from compact_distill.report.trace import mean_sem
 from compact_distill.runs.progress import duration
-from compact_distill.statistics import wilson
 
 _EVEN = 0.01  # weights closer than this are not told apart
 _ALL = "all equally"
@@ -60,8 +59,8 @@ def about(run: RunData) -> str:
     text = f"The student, {short(name, 80)}," if name else "The student"
     examples = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
     what = plural(examples, "problem")
-    if questions := _questions_of_a_mix(run):
-        what = f"{plural(examples, 'solution')} of {plural(questions, 'problem')}, each by itself"
+    if _is_mix(run):
+        what = f"{plural(examples, 'solution')} of {plural(run.questions, 'problem')}, each by itself"
     text += f" was trained on {what}" if examples else " was trained"
     teachers = [short(t, 40) for t in run.teachers]
     if teachers:
@@ -73,11 +72,9 @@ def about(run: RunData) -> str:
     return f"{text} `compact try {shlex.quote(str(run.path))}` asks it and its base side by side."
 
 
-def _questions_of_a_mix(run: RunData) -> int:
-    """How many problems a plain mix (`example: rationale`) is of; 0 for other runs."""
-    problems = run.problems.values()
-    questions = len({problem.question for problem in problems})
-    return questions if questions < len(problems) and all(len(p.rationales) == 1 for p in problems) else 0
+def _is_mix(run: RunData) -> bool:
+    """Whether each rationale was an example of its own."""
+    return run.settings.get("example") == "rationale"
 
 
 # ---- did it get better? Each question is answered by a clause of the sentence, and a card
@@ -153,8 +150,7 @@ def _kept(run: RunData) -> tuple[str, Card]:
         size = f"{moved(worst.difference, worst.metric)} {UNITS.get(worst.metric, 'points')}"
         return f"it lost on {_named(lost)}", Card(question, f"{size} on {short(worst.task, 40)}", details, "bad")
     shares = [c for c in changes if c.metric not in UNITS]
-    # Rows that all stayed as they were say nothing of others by resampling, so theirs is the limit of a share of 0.
-    least = min((-wilson(0.0, c.rows).high if c.unchanged else c.low for c in shares), default=0.0)
+    least = min((c.low for c in shares), default=0.0)
     if least < 0:
         details.append(f"A loss of up to {points(-least).lstrip('+')} points cannot be excluded.")
     unclear = [c for c in changes if not c.better]
@@ -265,7 +261,7 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
     facts.append(_cost_fact(run))
     problems = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
     if problems:
-        kind = "solutions" if _questions_of_a_mix(run) else "problems"
+        kind = "solutions" if _is_mix(run) else "problems"
         facts.append((kind, f"{problems:,}", f"{plural(len(run.teachers), 'teacher')}"))
     if run.trace is not None:
         readings = len(run.trace.problem_N)

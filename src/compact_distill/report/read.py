@@ -172,6 +172,11 @@ class RunData:
             return {}
         return found if isinstance(found, dict) else {}
 
+    @property
+    def questions(self) -> int:
+        """How many problems data.jsonl is of: fewer than its rows in a plain mix (`example: rationale`)."""
+        return len({problem.question for problem in self.problems.values()})
+
     def rationales(self, teacher: str = "") -> Iterator[UsedRationale]:
         """All rationales of data.jsonl, or one teacher's."""
         for problem in self.problems.values():

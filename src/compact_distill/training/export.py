@@ -197,7 +197,7 @@ def _data(run: RunData, config: RunConfig) -> str:
         rows.append([name, str(len(verdicts)), right, weight, licence])
     mix = config.example == "rationale"
     counted = f"{len(run.problems)} {'rationales' if mix else 'problems'}"
-    counted += f" of {len({problem.question for problem in run.problems.values()})} problems" if mix else ""
+    counted += f" of {run.questions} problems" if mix else ""
     said = counted + (f" (SHA-256 {str(hashes)[:16]}...)" if hashes else "")
     note = f"\n\n{_safe(config.card.data)}" if config.card.data else ""
     header = ["teacher", "rationales used", "right", "mean weight", "licence of its texts"]
