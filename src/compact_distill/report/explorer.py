@@ -65,7 +65,7 @@ def pack_explorer(run: RunData, gains: Gains, budget: int) -> Explorer | None:
     ids = list(dict.fromkeys([*run.problems, *(run.trace.ids if run.trace else ())]))
     if not ids:
         return None
-    readings = _readings(run.trace)
+    readings = _readings(run.trace) if run.trace else {}
     problems = [(run.problems.get(name) or UsedProblem(name, "", "", {}), readings.get(name, [])) for name in ids]
     packed = [_pack(_problem(run, problem, rows, gains)) for problem, rows in problems]
     entries = [_entry(run, problem, rows) for problem, rows in problems]
@@ -86,10 +86,10 @@ def _pack(value: Any) -> str:
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
-def _readings(trace: Trace | None) -> dict[str, list[int]]:
+def _readings(trace: Trace) -> dict[str, list[int]]:
     """Rows of the trace at which each problem was read, at most `_EPOCHS`."""
     rows: dict[str, list[int]] = {}
-    for n, problem in enumerate(trace.problem_N.tolist() if trace else ()):
+    for n, problem in enumerate(trace.problem_N.tolist()):
         rows.setdefault(trace.ids[problem], []).append(n)
     return {name: [read[i] for i in spaced(len(read), _EPOCHS)] for name, read in rows.items()}
 
