@@ -283,6 +283,44 @@ def test_the_exact_test_ties_what_is_equal_also_of_shares_that_have_no_end_in_de
     assert exact_p([table]) == pytest.approx(np.mean(flips), abs=1e-12)
 
 
+@given(
+    st.lists(st.tuples(*[st.integers(-1, 1)] * 2), min_size=4, max_size=4),
+    st.lists(st.tuples(*[st.integers(-1, 1)] * 2), min_size=8, max_size=8),
+)
+@settings(max_examples=20, deadline=None)
+def test_benchmarks_count_alike_in_the_exact_test_however_many_rows_they_have(few, many):
+    tables = [np.array(rows, dtype=float).T for rows in (few, many)]
+    means = np.concatenate([table.sum(axis=0) / table.shape[1] for table in tables])
+    flips = [abs(np.dot(signs, means)) >= abs(means.sum()) - 1e-9 for signs in itertools.product((1, -1), repeat=12)]
+    assert exact_p(tables) == pytest.approx(np.mean(flips), abs=1e-12)
+
+
+def test_the_exact_test_of_two_benchmarks_by_hand():
+    # Means +1/2 and -1/4: the sum of means is 1/4, and of four flips all are as far (3/4, 1/4, -1/4, -3/4).
+    one, other = np.array([[1.0, 0.0]]), np.array([[-1.0, 0.0, 0.0, 0.0]])
+    assert exact_p([one, other]) == 1.0
+    # +1/2 and +1/4: 3/4 and -3/4 of four are.
+    assert exact_p([one, -other]) == 0.5
+
+
+def test_many_small_gains_of_a_large_benchmark_do_not_outvote_a_small_one_in_p_alone():
+    large, small = np.zeros((1, 1000)), np.zeros((1, 44))
+    large[0, :40], small[0, :6] = 1.0, -1.0
+    found = over_seeds_and_rows([large, small])
+    assert found.value < 0 and 0.01 < exact_p([large, small]) < 0.2
+    assert exact_p([large, -small]) < 1e-3
+    assert exact_p([large]) == pytest.approx(mcnemar(40, 0))
+
+
+def test_uneven_sizes_weigh_as_a_draw_of_signs_does():
+    random = np.random.default_rng(0)
+    tables = [random.choice([-1.0, 0.0, 0.0, 1.0], size=(3, rows)) for rows in (37, 101, 400)]
+    tables[0] += random.choice([0.0, 1.0], size=(3, 37))
+    sums = np.concatenate([table.sum(axis=0) / table.shape[1] for table in tables])
+    drawn = random.choice([-1.0, 1.0], size=(40_000, len(sums))) @ sums
+    assert exact_p(tables) == pytest.approx(np.mean(np.abs(drawn) >= abs(sums.sum()) - 1e-9), abs=0.01)
+
+
 def test_the_exact_test_refuses_what_are_no_shares_of_samples():
     with pytest.raises(ValueError, match=r"shares of at most 1,000 samples, got \[0.1234567"):
         exact_p([np.array([[0.1234567, 0.5]])])

@@ -233,7 +233,9 @@ def exact_p(tables: Sequence[Table]) -> float:
     """Two-sided exact sign-flip test that paired differences are symmetric about 0; rows are the independent units.
 
     A row's differences are summed over its seeds, since seeds share the row; all 2^rows flips of the rows' signs are
-    counted exactly, by convolution. With one seed and right or wrong rows it is the exact test of McNemar (1947).
+    counted exactly, by convolution. With one seed and right or wrong rows it is the exact test of McNemar (1947). As in
+    the means, benchmarks count alike: a row of N weighs 1 / N (within 1/2,000 of it, so that sums stay whole numbers;
+    the test is exact for the weights it takes).
 
     Args:
         tables: [S, N] of differences of shares of at most 1,000 samples, of each benchmark.
@@ -242,20 +244,32 @@ def exact_p(tables: Sequence[Table]) -> float:
         ValueError: no table, tables of different seeds, or differences of no such shares.
     """
     _check(tables)
-    whole = _whole(np.concatenate([table.sum(axis=0) for table in tables]))
-    changed = np.abs(whole[whole != 0])
-    if not len(changed):
-        return 1.0
-    reach = int(changed.sum())
-    chances = np.zeros(2 * reach + 1)
-    chances[reach] = 1.0
-    for size in changed:
-        moved = np.zeros_like(chances)
-        moved[size:] += chances[:-size] / 2
-        moved[:-size] += chances[size:] / 2
-        chances = moved
-    as_far = np.abs(np.arange(-reach, reach + 1)) >= abs(int(whole.sum()))
+    ends = np.cumsum([table.shape[1] for table in tables])[:-1]
+    parts = np.split(_whole(np.concatenate([table.sum(axis=0) for table in tables])), ends)
+    most = max(table.shape[1] for table in tables)
+    weights = [round(1000 * most / table.shape[1]) for table in tables]
+    chances, seen = np.ones(1), 0
+    for whole, weight in zip(parts, (weight // math.gcd(*weights) for weight in weights), strict=True):
+        chances, seen = _sums(chances, _flipped(whole), weight), seen + weight * int(whole.sum())
+    reach = len(chances) // 2
+    as_far = np.abs(np.arange(-reach, reach + 1)) >= abs(seen)
     return float(min(1.0, chances[as_far].sum()))
+
+
+def _flipped(whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Chance of each sum of these numbers with random signs, from the least to the greatest sum."""
+    chances = np.ones(1)
+    for size in np.abs(whole[whole != 0]).tolist():
+        chances = _sums(chances, np.array([0.5, 0.5]), 2 * size)
+    return chances
+
+
+def _sums(chances: NDArray[np.float64], steps: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Chances of what adds to a sum with these chances one with those of `steps`, which lie `size` apart."""
+    found = np.zeros(len(chances) + size * (len(steps) - 1))
+    for number in np.flatnonzero(steps).tolist():
+        found[number * size : number * size + len(chances)] += steps[number] * chances
+    return found
 
 
 def _whole(values: NDArray[np.float64]) -> NDArray[np.int64]:
