@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 
 from compact_distill.config.yaml import parse
+from compact_distill.data import load_instances
 from compact_distill.errors import ConfigError
-from compact_distill.records import Instance, Rationale
+from compact_distill.records import AnswerFrom, Instance, Rationale, Verdict
+from compact_distill.runs.files import json_line
 from compact_distill.study.arms import (
     StudyConfig,
+    as_row,
     load_study,
     long_short,
     make_study,
@@ -138,6 +141,13 @@ def test_a_fifth_of_the_problems_keep_their_longest_rationale_the_others_their_s
     ]
     assert sorted(lengths).count(9) == 2
     assert set(lengths) <= {9, 3, 5}
+
+
+def test_an_arrangement_written_and_read_again_is_the_same_also_in_where_answers_were_found(tmp_path):
+    found = Rationale("a", "So 18 it is.", "18", 1, Verdict.WRONG, AnswerFrom.INFERRED, {"mqm": 2.0})
+    made = Instance("p", "q", "1", (found, Rationale("b", "")), {"choices": {"A": "1"}})
+    (tmp_path / "made.jsonl").write_text(json_line(as_row(made)))
+    assert list(load_instances(tmp_path / "made.jsonl")) == [made]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from compact_distill.study.findings import describe, write_results
 from compact_distill.study.merge import main as merge_step
 from compact_distill.study.merge import merge_students
 from compact_distill.study.run import Plan, _same_study, run_study
+from compact_distill.teachers.stages import problem_stream
 
 EQUAL = {"weighting": "equal", "consistency": 0}
 UNION = {"example": "rationale", "weighting": "equal", "consistency": 0}
@@ -111,6 +112,21 @@ def test_what_is_wrong_is_told_before_teachers_are_asked(write_study, base, worl
     assert "arm one: no rationale is of teacher 'tense'; teachers are terse" in told
     assert "arm both: a choice of the best single teacher needs at least two teachers" in told
     assert not (Path(study.config.output) / "teachers").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "own", "asked"), [(3, None, 3), (3, 2, 2), (3, 5, 3), (None, 5, 5), (None, None, 12)]
+)
+def test_teachers_are_asked_about_the_first_problems_that_the_study_reads_and_no_others(
+    write_study, base, limit, own, asked
+):
+    base = asking(base, "terse", "verbose")
+    base["problems"] = {**base["problems"], "limit": own}
+    study = load_study(write_study(base=base, arms={"compact": {}}, limit=limit))
+    plan = Plan(study, Path(study.config.output))
+    plan.check(before_asking=True)
+    *_, path = plan.ask_teachers().command()
+    assert len(list(problem_stream(load_config(path)))) == asked
 
 
 def of_another_study(write_study, base, out):

@@ -340,9 +340,10 @@ def long_short(instances: Iterable[Instance], tokens: Mapping[str, Sequence[int]
 def as_row(instance: Instance) -> dict[str, Any]:
     """An instance as a line of training data."""
     rationales = [
-        {**r.extra, "teacher": r.teacher, "sample": r.sample, "text": r.text, "answer": r.answer, "verdict": r.verdict}
+        {**r.extra, "teacher": r.teacher, "sample": r.sample, "text": r.text, "answer": r.answer, "verdict": r.verdict,
+         **({"answer_from": r.answer_from} if r.answer_from else {})}
         for r in instance.rationales
-    ]
+    ]  # fmt: skip
     own = {"id": instance.id, "question": instance.question, "answer": instance.answer, "rationales": rationales}
     return {**instance.extra, **own}
 

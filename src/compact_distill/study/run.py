@@ -92,8 +92,15 @@ class Plan:
 
     def ask_teachers(self) -> StudyStep:
         """The step that gets rationales, where the base asks teachers."""
-        config = self.study.base.model_copy(update={"output": str(self.out / "teachers")})
+        config = self._asking(self.study.base).model_copy(update={"output": str(self.out / "teachers")})
         return StudyStep("teachers", lambda: [_COMPACT, "generate", str(self._write("teachers", config))])
+
+    def _asking(self, config: RunConfig) -> RunConfig:
+        """A configuration as it is before its teachers are asked: about the study's first problems, and no others."""
+        counts = [n for n in (self.study.config.limit, config.problems and config.problems.limit) if n]
+        if not config.teachers or not config.problems or not counts:
+            return config
+        return config.model_copy(update={"problems": config.problems.model_copy(update={"limit": min(counts)})})
 
     def _shared(self, config: RunConfig) -> RunConfig:
         """A configuration that reads what the study's teachers wrote, where it would ask; the first rows only."""
@@ -112,14 +119,14 @@ class Plan:
             InputError: everything that is wrong.
         """
         wrong: list[str] = []
-        base = self.study.base if before_asking else self._shared(self.study.base)
+        read = self._asking if before_asking else self._shared
+        base = read(self.study.base)
         self.workshop = Workshop(self.out / "data", self.study.config.budget, base)
         self._exam_key = exam_key(base, self.study.config.tune, wrong)
         for arm in self.study.arms:
-            config = arm.config if before_asking else self._shared(arm.config)
             try:
                 run = self.out / "arms" / arm.name / f"seed-{self.study.config.seeds[0]}"
-                prepared = prepare(config.model_copy(update={"output": str(run)}))
+                prepared = prepare(read(arm.config).model_copy(update={"output": str(run)}))
                 wrong += [f"arm {arm.name}: {problem}" for problem in arm_problems(arm, prepared)]
             except InputError as error:
                 wrong += [f"arm {arm.name}: {p}" for p in error.problems if f"base: {p}" not in wrong]
