@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import pytest
 
 
 def test_export_writes_rows_for_other_trainers(compact, data, tmp_path):
@@ -12,3 +15,28 @@ def test_export_writes_rows_for_other_trainers(compact, data, tmp_path):
     row = json.loads(out.read_text().splitlines()[0])
     assert row["messages"][0] == {"role": "user", "content": "1 + 1?"}
     assert "messages" in compact("export", data, out, "--format", "csv", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("is_run", "options", "words"),
+    [
+        (True, ("--base-url", "http://localhost:1/v1"), "--base-url is for a student"),
+        (True, ("--api-key-env", "KEY"), "--api-key-env is for a student"),
+        (True, ("--out", "results"), "--out is for a student"),
+        (False, ("--checkpoint", "5"), "--checkpoint needs a run folder"),
+        (False, ("--verify",), "--verify needs a run folder"),
+        (False, ("--api-key-env", "KEY"), "give --base-url too"),
+    ],
+)
+def test_an_option_of_eval_that_would_do_nothing_is_refused(compact, tmp_path, is_run, options, words):
+    target = tmp_path / "target"
+    target.mkdir()
+    if is_run:
+        (target / "manifest.json").write_text("{}")
+    assert words in compact("eval", target, *options, code=2).output.replace("\n", " ")
+    assert not Path("eval").exists()
+
+
+def test_a_card_of_rows_is_refused_beside_a_merged_model(compact, tmp_path):
+    out = compact("export", tmp_path, tmp_path / "out", "--merged", "--card", "card.md", code=2).output
+    assert "describes rows, but --merged writes a model" in out.replace("\n", " ")

@@ -37,7 +37,7 @@ def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|STUDENT", help="A run folder; or a student's folder or name.")],
     task: TaskOption = [],  # noqa: B006
     checkpoint: Annotated[int | None, typer.Option(help="Of a run: the student after so many steps.")] = None,
-    out: Annotated[Path, typer.Option(help="Of a student: folder for the results.")] = Path("eval"),
+    out: Annotated[Path | None, typer.Option(help="Of a student: folder for the results (default: eval).")] = None,
     base_url: Annotated[str | None, typer.Option(help="Ask this OpenAI-compatible server for STUDENT.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the server's key.")] = None,
     verify: VerifyOption = False,
@@ -55,19 +55,32 @@ def evaluate(
     """
     from compact_distill import pipeline
 
-    if (Path(target) / "manifest.json").is_file():
+    is_run = (Path(target) / "manifest.json").is_file()
+    of_runs = {"--checkpoint": checkpoint is not None, "--verify": verify}
+    of_students = {
+        "--out": out is not None,
+        "--base-url": base_url is not None,
+        "--api-key-env": api_key_env is not None,
+    }
+    for option, given in (of_students if is_run else of_runs).items():
+        if given and is_run:
+            raise ConfigError(f"{option} is for a student, but {target} is a run; leave it out, or name a student")
+        if given:
+            raise ConfigError(f"{option} needs a run folder, but {target} holds no manifest.json; name the run")
+    if api_key_env is not None and base_url is None:
+        raise ConfigError("--api-key-env is the key of a server; give --base-url too, or leave it out")
+    if is_run:
         folder = pipeline.evaluate(target, overrides(settings), task, checkpoint, verify)
-    elif checkpoint is not None:
-        raise ConfigError(f"--checkpoint needs a run folder, but {target} holds no manifest.json; name the run")
     else:
         from compact_distill.evaluation.examine import evaluate as evaluate_student
         from compact_distill.evaluation.writers import ServedWriter
 
-        check_folder(out, target)
+        folder = out or Path("eval")
+        check_folder(folder, target)
         server = None if base_url is None else ServedWriter(target, base_url, api_key_env)
-        config, folder = student_config(target, settings), out
+        config = student_config(target, settings)
         evaluate_student(
-            config.student, task, out, settings=config.eval, text=config.text, seed=config.seed, server=server
+            config.student, task, folder, settings=config.eval, text=config.text, seed=config.seed, server=server
         )
     _print_results(folder)
 
@@ -152,6 +165,8 @@ def export(
     if merged:
         from compact_distill.training.export import merge
 
+        if card is not None:
+            raise ConfigError(f"--card {card} describes rows, but --merged writes a model; leave one of them out")
         check_folder(out, source)
         run = Path(source)
         difference = merge(run / "student" if (run / "manifest.json").is_file() else run, out)
