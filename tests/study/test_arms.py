@@ -61,7 +61,7 @@ def test_an_unknown_arm_is_named_with_the_nearest_one(write_study):
 
 @pytest.mark.parametrize(
     "arms",
-    [{"a": {}, "b": {"lora": {"r": 16}}}, {"a": {"merge": "average"}, "b": {"merge": "average", "density": 0.1}}],
+    [{"a": {}, "b": {"lora": {"r": 16}}}, {"a": {"merge": "mot"}, "b": {"merge": "mot", "rounds": 5}}],
 )
 def test_an_arm_without_effect_is_refused(write_study, arms):
     assert "arm b is the same as arm a" in refused(write_study(base=BASE, arms=arms))
@@ -84,7 +84,18 @@ def test_seeds_twice_are_refused_in_the_file_and_on_the_command_line(write_study
         ({"eval": {"limit": 5}}, "eval is the study's own, and the same for all arms"),
         ({"train": {"num_train_epochs": 3}}, "train.num_train_epochs is decided by `budget: tokens`"),
         ({"single": "best"}, "single: best is chosen on tuning rows"),
-        ({"density": 0.0}, "density must be > 0, got 0.0"),
+        ({"merge": "ties", "density": 0.0}, "density must be > 0, got 0.0"),
+        ({"density": 0.2, "consistency": 0.1}, "density does nothing without `merge: ties | dare_ties | dare_linear`"),
+        ({"merge": "average", "scale": 0.5}, "scale does nothing without `merge: task_arithmetic | ties |"),
+        ({"merge": "ties", "steps": 5}, "steps does nothing without `merge: mot`; remove it"),
+        ({"single": "a", "rounds": 2}, "rounds does nothing without `merge: mot`; remove it"),
+        ({"generation": {"rejection": "correct_only"}}, "generation is the study's own, and the same for all arms"),
+        ({"report": {"gains": False}, "consistency": 0.2}, "report is the study's own, and the same for all arms"),
+        ({"card": {"license": "mit"}, "consistency": 0.2}, "card is the study's own, and the same for all arms"),
+        (
+            {"mix": "long_short", "example": "rationale", "weighting": "equal"},
+            "mix: long_short needs a problem's rationales together; write `example: problem` in the arm",
+        ),
     ],
 )  # fmt: skip
 def test_a_wrong_arm_is_told_with_its_name(write_study, arm, message):
@@ -93,10 +104,27 @@ def test_a_wrong_arm_is_told_with_its_name(write_study, arm, message):
     assert message in told
 
 
+@pytest.mark.parametrize("key", ["problems", "rationales"])
+def test_an_arm_cannot_read_other_rows_than_the_bases_teachers_write(write_study, key):
+    asked = [{"name": "a", "backend": "lab", "model": "terse"}]
+    own = {"problems": {"limit": 5}, "rationales": "own.jsonl"}[key]
+    base = {"student": "s", "problems": {"path": "p.jsonl"}, "teachers": asked}
+    told = refused(write_study(base=base, arms={"compact": {}, "few": {key: own}}))
+    assert told.startswith(f"arm few: {key} is not read: all arms read what the base's teachers write")
+    assert load_study(
+        write_study(base=BASE | {"problems": {"path": "p.jsonl"}}, arms={"compact": {}, "few": {key: own}})
+    )
+
+
 def test_all_that_is_wrong_is_told_at_once(write_study):
-    told = refused(write_study(base=BASE, arms={"a": {"merge": "tie"}, "b": {"nothing": 1}}))
-    assert "arm a: " in told
-    assert "arm b: " in told
+    wrong = {"a": {"merge": "tie"}, "b": {"nothing": 1, "seed": 3, "density": 0.5}}
+    told = refused(write_study(base=BASE, arms=wrong)).splitlines()
+    assert [line[:16] for line in told] == [
+        "arm a: merge mus",
+        "arm b: density d",
+        "arm b: 'nothing'",
+        "arm b: seed is t",
+    ]
 
 
 def test_an_arms_name_must_do_as_a_folder(write_study):

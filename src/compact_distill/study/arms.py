@@ -34,7 +34,16 @@ LONG_EVERY = 5  # long/short mix 1:4 (Li et al. 2025, arXiv 2502.12143)
 MOT_STEPS = 50  # of a branch in a round, as published (arXiv 2509.08814), where no budget says how many
 
 # Sections of the run whose keys are merged one by one; any other value of an arm replaces the base's whole.
-_SECTIONS = ("compatibility", "train", "eval", "lora", "text", "generation", "problems")
+_SECTIONS = ("compatibility", "train", "lora", "text", "problems")
+# Settings that are one for all arms: what is compared hangs on them, or no student does.
+_OF_THE_STUDY = ("student", "output", "seed", "teachers", "generation", "eval", "report", "card")
+# Options of merges, and the methods that look at them.
+_OF_MERGES: dict[str, tuple[MergeMethod, ...]] = {
+    "density": ("ties", "dare_ties", "dare_linear"),
+    "scale": ("task_arithmetic", "ties", "dare_ties", "dare_linear"),
+    "rounds": ("mot",),
+    "steps": ("mot",),
+}
 # What the budget decides, so that an arm must not.
 _LENGTH = ("num_train_epochs", "max_steps")
 
@@ -124,13 +133,8 @@ class Arm:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that makes this arm differ from another one; options without effect do not count."""
-        options = self.options.model_dump(mode="json")
-        if self.options.merge != "mot":
-            options.update(rounds=None, steps=None)
-        if self.options.merge in (None, "average", "mot"):
-            options.update(scale=None)
-        if self.options.merge not in ("ties", "dare_ties", "dare_linear"):
-            options.update(density=None)
+        idle = {key: None for key, methods in _OF_MERGES.items() if self.options.merge not in methods}
+        options = self.options.model_dump(mode="json") | idle
         return fingerprint([self.config.model_dump(mode="json", exclude={"output", "seed"}), options])
 
 
@@ -226,26 +230,43 @@ def _arm(name: str, given: Mapping[str, Any], base: Mapping[str, Any], settings:
         options = ArmOptions.model_validate(own)
     except ValidationError as error:
         raise ConfigError([text for _, text in messages(error, ArmOptions)]) from error
-    kinds = [key for key in ("merge", "single", "mix") if getattr(options, key) is not None]
-    if len(kinds) > 1:
-        raise ConfigError(f"must have at most one of merge, single and mix, got {' and '.join(kinds)}; keep one")
     changes = {key: value for key, value in given.items() if key not in own}
-    unknown = [key for key in changes if key not in RunConfig.model_fields]
-    if unknown:
-        known = [*ArmOptions.model_fields, *RunConfig.model_fields]
-        raise ConfigError([f"{key!r} is no setting of a run or an arm{nearest(key, known)}" for key in unknown])
-    for key in ("student", "output", "seed", "teachers", "eval"):
-        if key in changes:
-            raise ConfigError(f"{key} is the study's own, and the same for all arms; remove it from the arm")
+    started = _with(base, settings)  # what the command line sets is the base's: an arm's own word counts more
+    if wrong := _misfits(options, changes, study, asks=bool(started.get("teachers"))):
+        raise ConfigError(wrong)
+    config = config_from(_changed(started, changes))
+    if options.mix and config.example == "rationale":
+        raise ConfigError(
+            f"mix: {options.mix} needs a problem's rationales together; write `example: problem` in the arm"
+        )
+    return Arm(name, config, options)
+
+
+def _misfits(options: ArmOptions, changes: Mapping[str, Any], study: StudyConfig, asks: bool) -> list[str]:
+    """What an arm must not say: unknown keys, what is not its own to say, and what would do nothing."""
+    kinds = [key for key in ("merge", "single", "mix") if getattr(options, key) is not None]
+    wrong = []
+    if len(kinds) > 1:
+        wrong.append(f"must have at most one of merge, single and mix, got {' and '.join(kinds)}; keep one")
+    for key, methods in _OF_MERGES.items():
+        if options.merge not in methods and key in options.model_fields_set and getattr(options, key) is not None:
+            wrong.append(f"{key} does nothing without `merge: {' | '.join(methods)}`; remove it")
+    known = [*ArmOptions.model_fields, *RunConfig.model_fields]
+    for key in changes:
+        if key not in known:
+            wrong.append(f"{key!r} is no setting of a run or an arm{nearest(key, known)}")
+        elif key in _OF_THE_STUDY:
+            wrong.append(f"{key} is the study's own, and the same for all arms; remove it from the arm")
+        elif asks and key in ("problems", "rationales"):
+            wrong.append(f"{key} is not read: all arms read what the base's teachers write; remove it from the arm")
     train = changes.get("train")
     if study.budget != "none" and isinstance(train, dict) and (set_here := [key for key in _LENGTH if key in train]):
-        raise ConfigError(
+        wrong.append(
             f"train.{set_here[0]} is decided by `budget: {study.budget}`; set it in the base, or write `budget: none`"
         )
     if options.single == BEST and not study.tune:
-        raise ConfigError("single: best is chosen on tuning rows; name benchmarks for it under `tune:`")
-    # What the command line sets is the base's: an arm's own word counts more.
-    return Arm(name, config_from(_changed(_with(base, settings), changes)), options)
+        wrong.append("single: best is chosen on tuning rows; name benchmarks for it under `tune:`")
+    return wrong
 
 
 def _with(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,23 +303,16 @@ def _without_effect(arms: Sequence[Arm]) -> list[str]:
 def _found_in(folder: Path, base: Mapping[str, Any]) -> dict[str, Any]:
     """The base with its files taken from `folder` where they are there; other names stay as they are."""
     data = dict(base)
-    sources = data.get("rationales")
-    if isinstance(sources, str):
-        data["rationales"] = _file_in(folder, sources)
-    elif isinstance(sources, list):
-        data["rationales"] = [_file_in(folder, name) for name in sources]
-    if isinstance(data.get("problems"), dict) and isinstance(data["problems"].get("path"), str):
-        data["problems"] = {**data["problems"], "path": _file_in(folder, data["problems"]["path"])}
-    if isinstance(data.get("eval"), dict):
-        data["eval"] = {
-            key: [_file_in(folder, name) for name in value] if isinstance(value, list) else value
-            for key, value in data["eval"].items()
-        }
-    return data
+    for section, keys in (("problems", ("path",)), ("eval", ("learned", "retained"))):
+        if isinstance(data.get(section), dict):
+            data[section] = {k: _file_in(folder, v) if k in keys else v for k, v in data[section].items()}
+    return data | {"rationales": _file_in(folder, data["rationales"])} if "rationales" in data else data
 
 
 def _file_in(folder: Path, name: Any) -> Any:
-    """`csqa=FILE` and `FILE` with the file in `folder`, where it is there."""
+    """`csqa=FILE` and `FILE` with the file in `folder`, where it is there, or a list of such names."""
+    if isinstance(name, list):
+        return [_file_in(folder, each) for each in name]
     if not isinstance(name, str):
         return name
     task, equals, file = name.rpartition("=")
