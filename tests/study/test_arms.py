@@ -155,7 +155,8 @@ def test_one_teachers_rationales_are_kept_with_all_its_samples():
     assert [[(r.teacher, r.sample) for r in i.rationales] for i in only_teacher(ROWS, "a")] == [
         [("a", 0), ("a", 1)]
     ] * 10
-    assert [i.id for i in only_teacher(ROWS, "b")] == [f"p{i}" for i in range(1, 10)]
+    assert [[r.teacher for r in i.rationales] for i in only_teacher(ROWS, "b")] == [["b"]] * 10
+    assert [i.rationales for i in only_teacher(ROWS[:1], "nobody")] == [()], "the problem stays, for its benchmark rows"
 
 
 def test_a_fifth_of_the_problems_keep_their_longest_rationale_the_others_their_shortest():

@@ -27,6 +27,7 @@ from compact_distill.study.merge import main as merge_step
 from compact_distill.study.merge import merge_students
 from compact_distill.study.run import Plan, _same_study, run_study
 from compact_distill.teachers.stages import problem_stream
+from compact_distill.training.prepare import read_exam, read_problems
 
 EQUAL = {"weighting": "equal", "consistency": 0}
 UNION = {"example": "rationale", "weighting": "equal", "consistency": 0}
@@ -88,6 +89,56 @@ def test_a_verified_rule_without_gold_answers_is_refused(write_study, base, tmp_
     told = refused(write_study(base=without_gold(base, tmp_path), arms=arms))
     assert "arm verified: weighting verified needs gold answers, but no rationale is right by them" in told
     assert "arm equal" not in told
+
+
+def as_benchmark(base, path, *indices):
+    """A benchmark of the tuning rows and, before them, of these problems that the base is trained on."""
+    lines = Path(base["rationales"]).read_text().splitlines()
+    rows = [{k: json.loads(lines[i])[k] for k in ("id", "question", "answer")} for i in indices]
+    rest = (Path(base["rationales"]).parent / "tune.jsonl").read_text()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + rest)
+    return {"learned": [str(path)], "max_new_tokens": 8, "drift_rows": 0}
+
+
+def asked_by(plan, name):
+    """The rows of the first benchmark that the run of a step asks."""
+    step = next(job for job in plan.jobs() if job.name == name)
+    config = load_config(step.command()[2])
+    return [row.id for row in read_exam(config, read_problems(config)).rows[0][1].rows]
+
+
+def test_arms_without_some_problems_are_asked_the_same_rows_as_the_others(write_study, base, world, tmp_path):
+    def lost(row):  # the second problem has no text of one teacher, the third none at all
+        number = int(row["id"].rpartition("-")[2])
+        gone = {1: ("verbose",), 2: ("terse", "verbose", "erring", "foreign")}.get(number, ())
+        return {"rationales": [{**r, "text": None if r["teacher"] in gone else r["text"]} for r in row["rationales"]]}
+
+    eval_ = as_benchmark(base, tmp_path / "bench.jsonl", 1, 2)
+    base = {**rewritten(base, world / "lost.jsonl", lost), "eval": eval_}
+    arms = {"equal": EQUAL, "one": {"single": "verbose"}, "mixed": {"mix": "long_short"}, "best": {"single": "best"},
+            "apart": {**UNION, "single": "verbose"}}  # fmt: skip
+    plan = prepared(write_study(base=base, arms=arms, seeds=[0], tune=["lab_facts"]))
+    train = next(job.name for job in plan.jobs() if "/verbose/" in job.name and job.name.startswith("train/"))
+    unseen = [f"tuning-0-{i}" for i in range(4)]
+    assert [asked_by(plan, f"{arm}/seed-0") for arm in ("equal", "one", "mixed", "apart")] == [unseen] * 4
+    assert asked_by(plan, train) == unseen
+    counted = [plan.workshop.material(plan.study.base, *kind).problems for kind in ((), (None, "verbose"))]
+    assert counted == [11, 10], "a problem without any text is no problem of an epoch"
+
+
+def test_an_arm_whose_own_rationales_would_change_its_benchmarks_is_refused(write_study, base, world, tmp_path):
+    lines = (world / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "fewer.jsonl").write_text("".join(lines[:6]))
+    base["eval"] = as_benchmark(base, tmp_path / "bench.jsonl", 1, 8)
+    arms = {
+        "compact": {},
+        "same": {**EQUAL, "rationales": str(world / "train.jsonl")},
+        "own": {"rationales": str(tmp_path / "fewer.jsonl")},
+        "text": {"text": {"prompt_template": "{question}"}},
+    }
+    told = refused(write_study(base=base, arms=arms))
+    assert told.startswith("arm own: bench: this arm would be asked other rows than the base, since ")
+    assert "\n" not in told
 
 
 def asking(base, *teachers):

@@ -324,30 +324,28 @@ def _file_in(folder: Path, name: Any) -> Any:
 
 
 def only_teacher(instances: Iterable[Instance], teacher: str) -> list[Instance]:
-    """The problems with one teacher's rationales; those without any text are left out."""
-    kept = []
-    for instance in instances:
-        own = tuple(r for r in instance.rationales if r.teacher == teacher)
-        if any(r.text for r in own):
-            kept.append(replace(instance, rationales=own))
-    return kept
+    """All problems, each with one teacher's rationales only; benchmarks leave out rows of those without any too."""
+    return [replace(i, rationales=tuple(r for r in i.rationales if r.teacher == teacher)) for i in instances]
 
 
 def long_short(instances: Iterable[Instance], tokens: Mapping[str, Sequence[int]]) -> list[Instance]:
     """One rationale a problem: the longest for a fifth of the problems (by the hash of their ids), else the shortest.
 
+    Problems without a rationale that takes part stay, without any, and do not count for the fifth.
+
     Args:
         instances: problems.
         tokens: of each problem, by id: tokens of its rationales, 0 where one takes no part.
     """
+    instances = list(instances)
     usable = [instance for instance in instances if any(tokens[instance.id])]
     order = sorted(usable, key=lambda instance: hashlib.sha256(instance.id.encode()).digest())
     long = {instance.id for instance in order[::LONG_EVERY]}
     mixed = []
-    for instance in usable:
+    for instance in instances:
         present = [(count, k) for k, count in enumerate(tokens[instance.id]) if count]
-        _, chosen = max(present) if instance.id in long else min(present)
-        mixed.append(replace(instance, rationales=(instance.rationales[chosen],)))
+        chosen = [] if not present else [max(present) if instance.id in long else min(present)]
+        mixed.append(replace(instance, rationales=tuple(instance.rationales[k] for _, k in chosen)))
     return mixed
 
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 from compact_distill.config.models import RunConfig
 from compact_distill.data.write import optimizer_steps
 from compact_distill.errors import InputError
+from compact_distill.evaluation.examine import Exam
 from compact_distill.evaluation.task_rows import Training
 from compact_distill.method.encode import Encoder
 from compact_distill.records import Instance
 from compact_distill.runs.files import atomic_write, fingerprint, json_line
-from compact_distill.students.identity import student_hash
 from compact_distill.students.load import load_tokenizer
 from compact_distill.study.arms import BEST, Arm, Mix, as_row, long_short, only_teacher, teachers_of
 from compact_distill.training.prepare import Prepared, read_exam, read_instances, read_problems
@@ -73,21 +73,15 @@ class Workshop:
 
     def material(self, config: RunConfig, mix: Mix | None = None, teacher: str | None = None) -> Material:
         """What a configuration reads, as it is, mixed, or of one teacher; arrangements are written as files."""
-        key = self._key(config)
-        asked = (key, mix or "", teacher or "")
+        asked = (self._key(config), mix or "", teacher or "")
         if asked not in self._made:
-            instances, tokens = self._lengths(config, key)
-            if mix is None and teacher is None:
-                used = [tokens[instance.id] for instance in instances]
-                source: dict[str, Any] = {}
-            else:
-                if teacher is not None:
-                    instances = only_teacher(instances, teacher)
-                else:
-                    instances = long_short(instances, tokens)
-                source = {"rationales": (self._written(instances, mix or slug(teacher or "")),), "problems": None}
-                encoded = self._encode(config, instances)
-                used = [encoded[instance.id] for instance in instances]
+            source: dict[str, Any] = {}
+            if mix or teacher:
+                problems, lengths = self._lengths(config.model_copy(update={"example": "problem"}))
+                arranged = only_teacher(problems, teacher) if teacher else long_short(problems, lengths)
+                source = {"rationales": (self._written(arranged, mix or slug(teacher or "")),), "problems": None}
+            instances, tokens = self._lengths(config.model_copy(update=source))
+            used = tokens.values()
             self._made[asked] = Material(tuple(instances), sum(map(sum, used)), sum(map(any, used)), source)
         return self._made[asked]
 
@@ -119,7 +113,8 @@ class Workshop:
                 train["max_steps"] = max(1, round(steps / parts))
         return config.model_copy(update={**material.source, "output": str(run), "seed": seed, "train": train})
 
-    def _lengths(self, config: RunConfig, key: str) -> tuple[list[Instance], dict[str, list[int]]]:
+    def _lengths(self, config: RunConfig) -> tuple[list[Instance], dict[str, list[int]]]:
+        key = self._key(config)
         if key not in self._read:
             instances = read_instances(config)
             self._read[key] = instances, self._encode(config, instances)
@@ -146,8 +141,18 @@ class Workshop:
         return str(path)
 
 
-def arm_problems(arm: Arm, prepared: Prepared) -> list[str]:
-    """Why an arm cannot work on a run's rationales or, where its teachers have yet to be asked, on theirs."""
+def arm_problems(arm: Arm, prepared: Prepared, exam: Exam | None) -> list[str]:
+    """Why an arm cannot work on a run's rationales or, where its teachers have yet to be asked, on theirs.
+
+    `exam` is what the base is asked; None: not known.
+    """
+    exams = (exam or prepared.exam, prepared.exam)
+    base, own = ({rows.task.name: rows.hash for _, rows in asked.rows} for asked in exams)
+    if others := ", ".join(sorted(name for name in {*base, *own} if base.get(name) != own.get(name))):
+        return [
+            f"{others}: this arm would be asked other rows than the base, since rows of its training are left out and "
+            "it has other problems; give it rationales of the base's problems, or benchmarks without them"
+        ]
     asked = list(dict.fromkeys(teacher.name for teacher in prepared.config.teachers))
     teachers = asked or teachers_of(prepared.instances)
     if (arm.options.merge or arm.options.single == BEST) and len(teachers) < 2:
@@ -165,8 +170,8 @@ def arm_problems(arm: Arm, prepared: Prepared) -> list[str]:
     ]
 
 
-def exam_key(config: RunConfig, tune: Sequence[str], wrong: list[str]) -> str | None:
-    """What identifies a study's benchmarks, None where there are none; what is wrong with them is added to `wrong`.
+def study_exam(config: RunConfig, tune: Sequence[str], wrong: list[str]) -> Exam | None:
+    """A study's benchmarks, None where they cannot be read; what is wrong with them is added to `wrong`.
 
     Tuning and test rows must differ.
     """
@@ -185,7 +190,7 @@ def exam_key(config: RunConfig, tune: Sequence[str], wrong: list[str]) -> str | 
                 f"tune: {len(shared)} rows of {rows.task.name} are tuning rows too ({shared[0]!r} is one), so what is "
                 "chosen on them would be reported on them; give other rows"
             )
-    return fingerprint([test.fingerprint, student_hash(config.student)]) if test else None
+    return test
 
 
 def evenly(items: Sequence[int], count: int) -> list[int]:

@@ -35,7 +35,7 @@ from compact_distill.students.identity import student_hash
 from compact_distill.study.arms import BEST, MOT_STEPS, Arm, Study
 from compact_distill.study.findings import Outcome, tune_value
 from compact_distill.study.jobs import StudyStep, hold, run_jobs
-from compact_distill.study.material import Workshop, arm_problems, exam_key, slug
+from compact_distill.study.material import Workshop, arm_problems, slug, study_exam
 from compact_distill.training.prepare import prepare, read_exam, read_problems
 
 _FORMAT = 1
@@ -122,12 +122,13 @@ class Plan:
         read = self._asking if before_asking else self._shared
         base = read(self.study.base)
         self.workshop = Workshop(self.out / "data", self.study.config.budget, base)
-        self._exam_key = exam_key(base, self.study.config.tune, wrong)
+        exam = study_exam(base, self.study.config.tune, wrong)
+        self._exam_key = fingerprint([exam.fingerprint, student_hash(base.student)]) if exam else None
         for arm in self.study.arms:
             try:
                 run = self.out / "arms" / arm.name / f"seed-{self.study.config.seeds[0]}"
                 prepared = prepare(read(arm.config).model_copy(update={"output": str(run)}))
-                wrong += [f"arm {arm.name}: {problem}" for problem in arm_problems(arm, prepared)]
+                wrong += [f"arm {arm.name}: {problem}" for problem in arm_problems(arm, prepared, exam)]
             except InputError as error:
                 wrong += [f"arm {arm.name}: {p}" for p in error.problems if f"base: {p}" not in wrong]
         if wrong:
