@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from compact_distill.answers import Verifier
 from compact_distill.config.teachers import GenerationConfig
 from compact_distill.errors import InputError, RunError
 from compact_distill.records import Problem, Verdict
@@ -287,22 +288,41 @@ def test_mathematics_is_verified_on_arrival(ask, stored):
     assert {row.id: row.verdict for row in stored()} == {"p0": Verdict.CORRECT, "p1": Verdict.CORRECT}
 
 
-def test_a_row_does_not_wait_for_a_slow_verdict_but_gets_it_in_the_end(ask, stored, monkeypatch, tmp_path):
-    from compact_distill.answers import Verifier
-
+def test_a_row_never_waits_for_its_verdict_but_gets_it_in_the_end(ask, stored, monkeypatch, tmp_path):
     seen_while_verifying = []
 
     def slow(self, answer, gold):
-        time.sleep(0.4)
+        time.sleep(0.1)
         seen_while_verifying.append([row.verdict for row in StoreReader(tmp_path / "stores", "t").rows()])
         return Verdict.WRONG
 
     monkeypatch.setattr(Verifier, "verify", slow)
-    monkeypatch.setattr("compact_distill.teachers.worker._VERDICT_SECONDS", 0.05)
     with Server(lambda b, n: says(r"Thus \boxed{x^2}")) as server:
         ask(teacher(server.url), [Problem("p0", "problem p0", r"x^3")])
     assert seen_while_verifying == [[None]]
     assert [row.verdict for row in stored()] == [Verdict.WRONG]
+
+
+def test_a_verifier_that_fails_ends_the_run_and_costs_no_answer(ask, stored, monkeypatch):
+    def fails_to_start(self, answer, gold):
+        raise RunError("cannot start a process")
+
+    def thus(body, number):
+        return says(r"Thus \boxed{x^2}", delay=0.3 if number % 2 else 0.0)
+
+    asked = [Problem(f"p{i}", f"problem p{i}", r"x^3") for i in range(40)]
+    with Server(thus) as server:
+        teachers = [teacher(server.url, name=name, concurrency=4) for name in ("t", "u")]
+        with monkeypatch.context() as patch:
+            patch.setattr(Verifier, "verify", fails_to_start)
+            with pytest.raises(RunError, match="cannot start a process"):
+                ask(teachers, asked)
+        sent = len(questions(server))
+        assert sent <= 16  # it ended soon, and what was in flight came home
+        assert [row.verdict for row in stored("t") + stored("u")] == [None] * sent
+        ask(teachers, asked)
+        assert len(questions(server)) == 80  # nothing twice
+    assert {row.verdict for row in stored("t") + stored("u")} == {Verdict.WRONG}
 
 
 def test_rows_without_a_verdict_are_verified_when_the_run_goes_on(ask, problems, stored, tmp_path):

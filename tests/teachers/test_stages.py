@@ -24,6 +24,7 @@ from compact_distill.cli import app
 from compact_distill.config.file import config_from, dump_config
 from compact_distill.errors import InputError, RunError
 from compact_distill.lab import arithmetic
+from compact_distill.records import Problem
 from compact_distill.runs.folder import RunFolder
 from compact_distill.teachers import stages
 from models import byte_level_tokenizer, save_student, tiny_model
@@ -179,6 +180,29 @@ def test_changed_gold_answers_are_verified_and_trained_again_but_nothing_is_aske
     assert asked(servers) == [6, 6]
     assert [[r["status"] for r in row["rationales"]] for row in joined(folder)] == [["rejected", "ok"]] * 6
     assert {row["answer"] for row in joined(folder)} == {"5"}
+
+
+def test_stale_verdicts_neither_fill_a_slot_nor_open_one(configure, servers):
+    once = {"rejection": "until_correct", "attempts": 2}
+    pipeline.run(configure(generation=once))
+    assert asked(servers) == [6, 12]
+    folder = pipeline.run(configure(answer="5", generation=once))
+    assert asked(servers) == [12, 12]  # what became wrong is asked again at once, what became right is not
+    assert [[r["status"] for r in row["rationales"]] for row in joined(folder)] == [["duplicate", "ok"]] * 6
+
+
+def test_choices_that_are_added_later_are_read_by_the_next_run(configure, servers, tmp_path):
+    config = configure(count=1)
+    pipeline.run(config)
+    path = tmp_path / "problems.jsonl"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "choices": {"A": "4", "B": "5"}, "answer": "A"}))
+    folder = pipeline.run(config)
+    assert joined(folder)[0]["choices"] == {"A": "4", "B": "5"}
+    assert [(r["answer"], r["verdict"]) for r in joined(folder)[0]["rationales"]] == [("A", "correct"), ("B", "wrong")]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "choices": {"A": "5", "B": "4"}}))
+    folder = pipeline.run(config)
+    assert [(r["answer"], r["verdict"]) for r in joined(folder)[0]["rationales"]] == [("B", "wrong"), ("A", "correct")]
+    assert asked(servers) == [1, 1]
 
 
 def test_more_problems_ask_only_for_the_new_ones(configure, servers):
@@ -339,6 +363,25 @@ def test_the_python_call_asks_stores_joins_and_resumes(servers, tmp_path, proble
     assert [[bool(r.text) for r in instance.rationales] for instance in instances] == [[True, False]] * 3
     assert compact_distill.ask(problems(3), teachers, tmp_path / "pool", rejection="correct_only") == instances
     assert asked(servers) == [3, 3]
+
+
+def test_the_python_call_compares_with_todays_gold_answers(servers, tmp_path):
+    config = [{"name": "t", "model": "m", "base_url": servers[0].url}]
+    for gold, verdict in (("5", "wrong"), ("4", "correct"), ("5", "wrong")):
+        (instance,) = compact_distill.ask([Problem("p0", "problem p0", gold)], config, tmp_path / "pool")
+        assert instance.rationales[0].verdict == verdict
+    assert asked(servers)[0] == 1
+
+
+def test_the_python_call_holds_problems_in_memory_to_the_rules_of_a_file(servers, tmp_path):
+    config = [{"name": "t", "model": "m", "base_url": servers[0].url}]
+    wrong = [Problem("p0", "problem p0", "4"), Problem("p0", "problem p1", "4"), Problem("p2", "problem p2", " ")]
+    with pytest.raises(InputError) as caught:
+        compact_distill.ask(wrong, config, tmp_path / "pool")
+    said = "\n".join(caught.value.problems)
+    assert "problems: id 'p0' stands 2 times" in said
+    assert "problems, item 3: answer must be the gold answer" in said
+    assert servers[0].seen == []
 
 
 def test_the_python_call_works_where_an_event_loop_runs_already(servers, tmp_path, problems):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+import compact_distill
 from compact_distill.answers import Verifier
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.data import load_instances
 from compact_distill.errors import RunError
 from compact_distill.records import Problem, Verdict
-from compact_distill.teachers.answer import verify_store
+from compact_distill.teachers.answer import Golds, verify_store
 from compact_distill.teachers.store import RowStatus, Store
 from compact_distill.teachers.training_data import render, select, summarise
 from teachers.conftest import teacher
@@ -124,14 +128,26 @@ def test_a_problems_other_fields_are_kept(ask, tmp_path):
     assert rows[0]["level"] == 3
 
 
+def test_what_no_json_holds_ends_no_run_after_it_was_paid_for(tmp_path):
+    table = {"id": ["p0"], "question": ["problem p0"], "answer": ["4"], "difficulty": [float("nan")],
+             "made": [datetime(2026, 1, 2, tzinfo=UTC)], "marks": [[1.5, float("inf")]]}  # fmt: skip
+    pq.write_table(pa.table(table), tmp_path / "p.parquet")
+    with scripted({"p0": "The answer is 4."}) as server:
+        config = {"name": "t", "model": "m", "base_url": server.url}
+        (instance,) = compact_distill.ask(str(tmp_path / "p.parquet"), [config], tmp_path / "pool")
+    assert instance.extra["difficulty"] is None
+    assert instance.extra["made"].startswith("2026-01-02 00:00:00")
+    assert instance.extra["marks"] == [1.5, None]
+
+
 def test_changed_gold_answers_change_the_verdicts_and_nothing_else(ask, problems, stored, tmp_path):
     with scripted({"p0": "The answer is 4.", "p1": "The answer is 4."}) as server:
         ask(teacher(server.url), problems(2))
         count = len(server.seen)
         with Store(tmp_path / "stores", "t") as store, Verifier() as verifier:
-            assert verify_store(store, verifier, {"p0": "4", "p1": "4"}) == 0
-            assert verify_store(store, verifier, {"p0": "4", "p1": "5"}) == 1
-            assert verify_store(store, verifier, {}, everything=True) == 2
+            assert verify_store(store, verifier, Golds(problems(2))) == 0
+            assert verify_store(store, verifier, Golds([problems(1)[0], Problem("p1", "q", "5")])) == 1
+            assert verify_store(store, verifier, Golds([]), everything=True) == 2
         assert len(server.seen) == count
     assert [(row.id, row.gold, row.verdict) for row in sorted(stored(), key=lambda r: r.id)] == [
         ("p0", "4", Verdict.CORRECT),
@@ -146,11 +162,25 @@ def test_verifying_again_reads_a_choice_as_it_was_read_on_arrival(ask, tmp_path,
     (before,) = stored()
     assert (before.answer, before.verdict) == ("B", Verdict.CORRECT)
     with Verifier() as verifier, Store(tmp_path / "stores", "t") as store:
-        choices = {"p0": {"A": "bank", "B": "library"}}
-        assert verify_store(store, verifier, {"p0": "B"}, everything=True, choices=choices) == 1
+        assert verify_store(store, verifier, Golds(asked), everything=True) == 1
+        assert verify_store(store, verifier, Golds([]), everything=True) == 1  # nobody knows its choices here
         store.rewrite([replace(row, verdict=None) for row in store.rows()])
-        assert verify_store(store, verifier, golds={}) == 1
+        assert verify_store(store, verifier, Golds([])) == 1
     assert stored() == [before]
+
+
+def test_other_choices_read_the_answers_again_and_ask_nothing(ask, tmp_path, stored):
+    choices = {"A": "bank", "B": "library"}
+    others = {"A": "library", "B": "bank"}
+    given = {"none": {}, "some": {"choices": choices}, "others": {"choices": others}}
+    with Server(lambda body, number: says("Books are kept there.\nThe answer is library.")) as server:
+        for name, answer, verdict in (
+            ("none", "library", Verdict.UNPARSED), ("some", "B", Verdict.CORRECT), ("others", "A", Verdict.WRONG),
+            ("none", "library", Verdict.UNPARSED),
+        ):  # fmt: skip
+            ask(teacher(server.url), [Problem("p0", "Where? problem", "B", given[name])])
+            assert [(row.answer, row.verdict) for row in stored()] == [(answer, verdict)], name
+        assert len(server.seen) == 2  # the preflight and one request
 
 
 def test_verifying_again_reads_the_answer_by_todays_rules(row, tmp_path):
@@ -158,7 +188,7 @@ def test_verifying_again_reads_the_answer_by_todays_rules(row, tmp_path):
         store.append(row(id="p0", answer=None, status=RowStatus.UNPARSED, verdict=Verdict.UNPARSED))
         store.append(row(id="p1", answer="7", status=RowStatus.TRUNCATED, verdict=Verdict.WRONG))
         store.append(row(id="p2", text="nothing", answer="4"))
-        verify_store(store, verifier, {}, everything=True)
+        verify_store(store, verifier, Golds([]), everything=True)
         found = {r.id: (r.status, r.verdict, r.answer) for r in store.rows()}
     assert found == {
         "p0": (RowStatus.OK, Verdict.CORRECT, "4"),

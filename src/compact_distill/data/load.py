@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
+from compact_distill.data.read import Faults, Row, as_json, raise_if_any, read_rows
 from compact_distill.errors import DataError, shown
 from compact_distill.records import AnswerFrom, Instance, Problem, Rationale, Verdict
 from compact_distill.runs.progress import progress_over
@@ -255,7 +255,7 @@ def to_problem(row: Row, faults: Faults) -> Problem | None:
         faults.add(row.where, f"answer must be the gold answer as text or a number, {got}; write it or remove the row")
     if faults.count > before:
         return None
-    extra = {key: value for key, value in row.fields.items() if key not in _PROBLEM_KEYS}
+    extra = {key: as_json(value) for key, value in row.fields.items() if key not in _PROBLEM_KEYS}
     return Problem(identity, str(question), str(answer), extra)
 
 
@@ -351,7 +351,7 @@ def to_rationale(fields: dict[str, Any], where: str, faults: Faults) -> Rational
         sample=sample,
         verdict=None if verdict is None else Verdict(verdict),
         answer_from=None if origin is None else AnswerFrom(origin),
-        extra={key: value for key, value in fields.items() if key not in _RATIONALE_KEYS},
+        extra={key: as_json(value) for key, value in fields.items() if key not in _RATIONALE_KEYS},
     )
 
 

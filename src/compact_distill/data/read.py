@@ -9,9 +9,10 @@ import codecs
 import csv
 import gzip
 import json
+import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -251,6 +252,22 @@ def _read_hub(name: str, split: str, faults: Faults) -> Iterator[tuple[str, dict
         return
     for number, fields in enumerate(dataset, start=1):
         yield f"row {number}", fields
+
+
+def as_json(value: Any) -> Any:
+    """A value that some library read, as plain JSON: NaN (pandas' missing number) and infinity are null, dates text."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays
+        return as_json(value.tolist())
+    # What has no text of its own, such as an image, would show its place in memory, another one each time.
+    return type(value).__name__ if f"{id(value):x}" in str(value).lower() else str(value)
 
 
 def _has_half_pair(value: Any) -> bool:

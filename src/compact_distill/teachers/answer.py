@@ -14,7 +14,8 @@ from itertools import islice
 from compact_distill.answers import FoundAnswer, Verifier, choices_of, compare_answers, read_rationale
 from compact_distill.answers.stated import THINKING
 from compact_distill.config.teachers import PricesConfig
-from compact_distill.records import Verdict
+from compact_distill.records import Problem, Verdict
+from compact_distill.runs.files import fingerprint
 from compact_distill.teachers.protocol import Finish, TeacherAnswer, TeacherRequest, finish
 from compact_distill.teachers.store import RowStatus, Store, StoredRow, text_digest
 
@@ -86,12 +87,8 @@ def to_row(
     """
     thought, said = split_reasoning(clean(answer.text, redact), clean(answer.reasoning, redact))
     problem = request.problem
-    found = read_rationale(
-        said or thought,
-        problem.answer,
-        finished=_ended(answer.finish_reason),
-        choices=choices_of(problem.extra.get("choices")),
-    )
+    choices = choices_of(problem.extra.get("choices"))
+    found = read_rationale(said or thought, problem.answer, finished=_ended(answer.finish_reason), choices=choices)
     same = text_digest(thought, said)
     status = _status(answer, thought, said, found, same in others)
     if status is not RowStatus.EMPTY:
@@ -116,6 +113,7 @@ def to_row(
         model=_optional(answer.model, redact),
         time=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
         answer_from=found.source,
+        choices=_hash(choices),
     )
 
 
@@ -178,18 +176,43 @@ def _optional(text: str | None, redact: Redact) -> str | None:
 _TOGETHER = 256
 
 
-def verify_store(
-    store: Store,
-    verifier: Verifier,
-    golds: Mapping[str, str],
-    everything: bool = False,
-    choices: Mapping[str, Mapping[str, str]] | None = None,
-) -> int:
-    """Verify the rows that have no verdict, or one on another gold answer; `everything` verifies all.
+class Golds:
+    """What the answers to some problems are compared with, by the problem's id: gold answers, and choices of some."""
 
-    Args:
-        golds: the gold answers, by the problem's id; rows of other problems keep theirs.
-        choices: label and text of each choice, by the id of the problems that have any.
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self._answers: dict[str, str] = {}
+        self._choices: dict[str, dict[str, str]] = {}
+        for problem in problems:
+            self._answers[problem.id] = problem.answer
+            if choices := choices_of(problem.extra.get("choices")):
+                self._choices[problem.id] = choices
+
+    def changed(self, row: StoredRow) -> bool:
+        """Whether the row was read with another gold answer or other choices; rows of other problems were not."""
+        if row.id not in self._answers:
+            return False
+        return row.gold != self._answers[row.id] or row.choices != _hash(self._choices.get(row.id))
+
+    def read(self, row: StoredRow) -> StoredRow:
+        """The row with the answer that today's rules find in it. One of other problems keeps its gold answer."""
+        if row.id not in self._answers and row.choices is not None:
+            return row  # its choices are not known here
+        gold, choices = self._answers.get(row.id, row.gold), self._choices.get(row.id)
+        found = read_rationale(row.text or row.reasoning, gold, finished=_ended(row.finish_reason), choices=choices)
+        status = row.status
+        if status in (RowStatus.OK, RowStatus.UNPARSED, RowStatus.NO_ANSWER):
+            status = RowStatus(found.status)
+        return replace(
+            row, answer=found.answer, answer_from=found.source, status=status, gold=gold, choices=_hash(choices)
+        )
+
+
+def _hash(choices: Mapping[str, str] | None) -> str | None:
+    return fingerprint(choices)[:12] if choices else None
+
+
+def verify_store(store: Store, verifier: Verifier, golds: Golds, everything: bool = False) -> int:
+    """Verify the rows that have no verdict, or one on another gold answer or choices; `everything` verifies all.
 
     Returns:
         How many rows were verified. The store is rewritten only if there are any.
@@ -199,14 +222,13 @@ def verify_store(
     """
 
     def is_stale(row: StoredRow) -> bool:
-        return everything or row.verdict is None or row.gold != golds.get(row.id, row.gold)
+        return everything or row.verdict is None or golds.changed(row)
 
     def read(row: StoredRow) -> StoredRow:
-        gold = golds.get(row.id, row.gold)
         # What only lacks a verdict was read on arrival, with all that the problem says.
-        return _extracted(row, gold, (choices or {}).get(row.id)) if everything or gold != row.gold else row
+        return golds.read(row) if everything or golds.changed(row) else row
 
-    stale = store.unverified if not golds and not everything else sum(map(is_stale, store.rows()))
+    stale = sum(map(is_stale, store.rows()))
     if stale:
         store.rewrite(
             row
@@ -224,15 +246,6 @@ def _verified(
     changed = (replace(row, verdict=verdict) for row, verdict in zip(fresh, verdicts, strict=True))
     for row, old in zip(rows, stale, strict=True):
         yield next(changed) if old else row
-
-
-def _extracted(row: StoredRow, gold: str, choices: Mapping[str, str] | None) -> StoredRow:
-    """The row with the answer that today's rules find in it."""
-    found = read_rationale(row.text or row.reasoning, gold, finished=_ended(row.finish_reason), choices=choices)
-    status = row.status
-    if status in (RowStatus.OK, RowStatus.UNPARSED, RowStatus.NO_ANSWER):
-        status = RowStatus(found.status)
-    return replace(row, answer=found.answer, answer_from=found.source, status=status, gold=gold)
 
 
 def _chunks(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:

@@ -18,7 +18,7 @@ from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.errors import InputError, RunError
 from compact_distill.records import Problem
 from compact_distill.runs.progress import duration, printable, say
-from compact_distill.teachers.answer import Verification, verify_store
+from compact_distill.teachers.answer import Golds, Verification, verify_store
 from compact_distill.teachers.ask import Halted, Requester
 from compact_distill.teachers.backends import Member, build
 from compact_distill.teachers.protocol import FINAL, FaultKind, TeacherFault
@@ -53,11 +53,12 @@ def generate(
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; what was in flight is stored.
     """
     members = build(teachers, generation)
+    golds = Golds(problems)
     with contextlib.ExitStack() as stack, Verifier() as verifier:
         stores = [stack.enter_context(Store(folder, m.config.name)) for m in members]
         for store in stores:
             _report_damage(store)
-            verify_store(store, verifier, golds={})
+            verify_store(store, verifier, golds)
         all_counts, stopped_by = _until_done(_run(members, stores, generation, problems, verifier))
     for counts in all_counts:
         for note in counts.notes():
@@ -93,7 +94,8 @@ async def _run(
     def check_hope() -> None:
         failed = sum(worker.counts.unanswered for worker in workers)
         wanted = sum(worker.counts.wanted for worker in workers)
-        if failed >= _EARLY and failed > generation.max_errors * wanted:
+        hopeless = failed >= _EARLY and failed > generation.max_errors * wanted
+        if hopeless or any(worker.failure for worker in workers):
             for worker in workers:
                 worker.requester.halt()
 
@@ -107,6 +109,9 @@ async def _run(
         await _preflight([m for m, worker in zip(members, workers, strict=True) if worker.counts.planned])
         with _halt_on_signal(workers) as stopped:
             await _work(workers)
+        for worker in workers:
+            if worker.failure is not None:
+                raise worker.failure
         return tuple(worker.counts for worker in workers), stopped[0] if stopped else None
     finally:
         verification.close()

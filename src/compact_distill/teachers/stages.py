@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
@@ -13,19 +14,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compact_distill.answers import Verifier, choices_of
+from compact_distill.answers import Verifier
 from compact_distill.config.file import dump_config
 from compact_distill.config.models import RunConfig
 from compact_distill.config.teachers import GenerationConfig, TeacherConfig
 from compact_distill.config.yaml import messages
 from compact_distill.data.load import from_published, load_instances, load_problems, to_problem
-from compact_distill.data.read import Faults, raise_if_any, read_rows
+from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
 from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.records import Instance, Problem
 from compact_distill.runs.files import fingerprint
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import say, text_table
-from compact_distill.teachers.answer import verify_store
+from compact_distill.teachers.answer import Golds, verify_store
 from compact_distill.teachers.backends import build
 from compact_distill.teachers.backends.transformers import template_problems
 from compact_distill.teachers.pool import generate
@@ -89,12 +90,26 @@ def ask(
     wrong += [f"teachers must have different names, got {n!r} twice; rename one" for n in names if names.count(n) > 1]
     if wrong:
         raise ConfigError(list(dict.fromkeys(wrong)))
-    asked = load_problems(problems) if isinstance(problems, str | Path) else list(problems)
+    asked = load_problems(problems) if isinstance(problems, str | Path) else _checked(problems)
     stores, joined = Path(folder) / "rationales", Path(folder) / "rationales.jsonl"
     generate(configs, settings, asked, stores)
     for note in select(configs, settings, asked, stores, joined).notes():
         say(f"join: {note}")
     return load_instances(joined)
+
+
+def _checked(problems: Sequence[Problem]) -> list[Problem]:
+    """Problems that are in memory, by the rules of those in a file; raises a DataError with all that is wrong."""
+    faults = Faults("problems")
+    found = []
+    for index, p in enumerate(problems):
+        fields = {**p.extra, "id": p.id, "question": p.question, "answer": p.answer}
+        found.append(to_problem(Row(fields, index, f"item {index + 1}"), faults))
+    for identity, count in Counter(str(p.id) for p in problems).items():
+        if count > 1:
+            faults.add("", f"id {identity!r} stands {count} times; give each problem its own id")
+    raise_if_any([faults])
+    return [problem for problem in found if problem is not None]
 
 
 def check_teachers(config: RunConfig, problems: ProblemStream | None = None) -> list[str]:
@@ -274,15 +289,11 @@ def _join_inputs(config: RunConfig, inputs: str) -> str:
 
 
 def _verify(config: RunConfig, folder: Path, problems: ProblemStream, everything: bool) -> int:
-    golds, choices = {}, {}
-    for problem in problems:
-        golds[problem.id] = problem.answer
-        if found := choices_of(problem.extra.get("choices")):
-            choices[problem.id] = found
+    golds = Golds(problems)
     with ExitStack() as stack:
         verifier = stack.enter_context(Verifier())
         stores = [stack.enter_context(Store(folder, teacher.name)) for teacher in config.teachers]
-        return sum(verify_store(store, verifier, golds, everything, choices) for store in stores)
+        return sum(verify_store(store, verifier, golds, everything) for store in stores)
 
 
 class ProblemStream:
@@ -322,7 +333,8 @@ class ProblemStream:
                 load_problems(self._source, split=self._split)  # names both rows, if they are really the same
             seen.add(hash(problem.id))
             if self._limit is None or number < self._limit:
-                state.update(json.dumps([problem.id, problem.question, problem.answer]).encode() + b"\n")
+                content = [problem.id, problem.question, problem.answer, *([problem.extra] if problem.extra else [])]
+                state.update(json.dumps(content, sort_keys=True).encode() + b"\n")
                 if kept is not None and len(kept) < _KEPT_PROBLEMS:
                     kept.append(problem)
                 else:

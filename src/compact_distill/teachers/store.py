@@ -62,7 +62,9 @@ class StoredRow:
     cost: float | None
     model: str | None  # as the server names it
     time: str  # UTC, ISO 8601
-    answer_from: AnswerFrom | None = None  # None also in rows older than this field
+    # None also in rows that are older than these fields.
+    answer_from: AnswerFrom | None = None
+    choices: str | None = None  # hash of the choices that the answer was read with
 
 
 _FIELDS = tuple(field.name for field in fields(StoredRow))
@@ -144,11 +146,6 @@ class StoreReader:
     def __len__(self) -> int:
         """Rows that were there when it was opened."""
         return len(self._index)
-
-    @property
-    def unverified(self) -> int:
-        """Rows that had no verdict when it was opened."""
-        return sum(not packed >> 4 & 15 for packed in self._index.values())
 
     def seen(self, problem_id: str, sample: int, request: str) -> IndexEntry | None:
         """Return what is known of a row that stood in the file when it was opened."""

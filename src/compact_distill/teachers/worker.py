@@ -189,8 +189,6 @@ class Counters:
         return [f"{self.teacher}: {note}" for note in found]
 
 
-_VERDICT_SECONDS = 0.5
-"""How long a row waits for its verdict before it is written: what was paid for must not hang on mathematics."""
 _RAMP_SECONDS = 0.003
 """Between the first requests: all at once would come back all at once, in every round, and wait for each other."""
 _BREATH = 1000
@@ -198,7 +196,7 @@ _BREATH = 1000
 
 
 class Worker:
-    """Asks one teacher for all that is missing. `counts` is live."""
+    """Asks one teacher for all that is missing. `counts` is live; `failure` is the verifier's, once it has failed."""
 
     def __init__(
         self,
@@ -210,6 +208,7 @@ class Worker:
         on_failure: Callable[[], None],
     ) -> None:
         self.counts = Counters(member.config.name)
+        self.failure: Exception | None = None
         self.requester = Requester(member.teacher, member.limits)
         self.store = store
         self._member = member
@@ -289,14 +288,20 @@ class Worker:
                 break
         self.counts.filled += 1
 
-    async def _store(self, row: StoredRow) -> Verdict:
-        """Write the row, with its verdict if that comes soon, and return the verdict when it comes."""
+    async def _store(self, row: StoredRow) -> Verdict | None:
+        """Write the row at once, for what was paid must not hang on mathematics; return its verdict when that comes.
+
+        Where the verifier fails there is none. That ends the run, but only after what is in flight has come home.
+        """
         pending = self._verification.start(row)
-        if not pending.done():
-            await asyncio.wait([pending], timeout=_VERDICT_SECONDS)
         known = pending.result() if pending.done() else None
         self.store.append(replace(row, verdict=known))
-        verdict = known or await pending
+        try:
+            verdict = known or await pending
+        except Exception as error:
+            self.failure = error
+            self._on_failure()
+            return None
         self.counts.verdicts[verdict] += 1
         if known is None:
             self._late[row.id, row.sample, row.request] = verdict
