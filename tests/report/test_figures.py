@@ -387,6 +387,52 @@ def test_teachers_agree_where_both_are_right_or_write_the_same(tmp_path):
     assert figure.table.rows == [("a", "b", pytest.approx(2 / 3), 3), ("b", "a", pytest.approx(2 / 3), 3)]
 
 
+def test_a_rationale_without_weight_did_not_train(tmp_path):
+    """A right one and a wrong one under `verified`, a problem that was skipped, a right one that is too long."""
+    verdicts = [("correct", "wrong", "ok"), ("wrong", "unparsed", "ok"), (None, "correct", "over_length")]
+    rows = [
+        {
+            "id": str(i),
+            "rationales": [{"teacher": "a", "verdict": a}, {"teacher": "b", "verdict": b, "status": status}],
+        }
+        for i, (a, b, status) in enumerate(verdicts)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def drawn(*weights):
+        rows = [
+            {"id": str(i), "teachers": ["a", "b"], "difficulty": [1.0, 1.0 if i < 2 else None], "weights": own}
+            for i, own in weights
+        ]
+        (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        figure = next(f for f in figures(tmp_path) if f.key == "data_status")
+        return set(figure.table.rows), figure.finding, "not checked trained it too" in figure.caption
+
+    table, finding, unchecked = drawn((0, [1.0, 0.0]))
+    assert table == {
+        ("a", "right", 1),
+        ("a", "no weight", 2),
+        ("b", "no weight", 2),
+        ("b", "over length", 1),
+    }
+    assert finding.startswith(
+        "1 of 6 rationales took part in training. 4 had no weight in any reading: the weight rule"
+    )
+    assert not unchecked
+    # All that are present have weight: one whose answer could not be compared trains as well.
+    table, finding, unchecked = drawn((0, [0.5, 0.5]), (1, [0.5, 0.5]), (2, [1.0, 0.0]))
+    assert table == {
+        ("a", "right", 1),
+        ("a", "wrong", 1),
+        ("a", "not checked", 1),
+        ("b", "wrong", 1),
+        ("b", "not checked", 1),
+        ("b", "over length", 1),
+    }
+    assert finding == "5 of 6 rationales took part in training."
+    assert unchecked
+
+
 def test_weights_and_entropy_are_those_of_the_file(folder, found):
     rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     first = [row for row in rows if row["epoch"] < 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from compact_distill.report import summary
 from compact_distill.report.headline import about, headline, weight_shares
+from compact_distill.report.pages import overview
 from compact_distill.report.read import PairedChange, RunData, TaskResult, UsedProblem, UsedRationale
 from compact_distill.report.trace import arrange_trace
 from compact_distill.statistics import difference_of_tables
@@ -179,3 +181,36 @@ def test_a_plain_mix_is_not_told_as_so_many_problems(example, words, kind):
     told = run(problems=problems, config=f"example: {example}")
     assert f"{words}, solved" in about(told)
     assert (kind, "3", "1 teacher") in headline(told).facts
+
+
+def skipping():
+    """A run under `verified`: the first of three problems alone has a right rationale."""
+    verdicts = [("correct", "wrong"), ("wrong", "wrong"), ("wrong", None)]
+    problems = {
+        f"p{i}": UsedProblem(
+            f"p{i}",
+            "?",
+            "1",
+            {t: UsedRationale(t, "...", "1", v, "ok", 9) for t, v in zip("ab", own, strict=True) if v},
+        )
+        for i, own in enumerate(verdicts)
+    }
+    return run(trace=weights((1.0, 0.0)), problems=problems, config="weighting: verified")
+
+
+def test_what_the_weight_rule_left_out_was_not_trained_on():
+    left_out = skipping()
+    words = "was trained on 1 of 3 problems (of the other 2 no solution counted), solved step by step by another model"
+    assert f"{words}, its teachers: a." in about(left_out)
+    assert ("problems", "1", "of 3; 1 teacher") in headline(left_out).facts
+    assert overview([left_out]).rows[0][-4:-2] == [1, 1]
+    apart = replace(left_out, config="{weighting: verified, example: rationale}")
+    assert "was trained on 1 of 3 solutions of 1 problem, each by itself, solved" in about(apart)
+
+
+def test_a_rationale_that_had_weight_in_an_earlier_reading_was_trained_on():
+    rows = [
+        {"id": "p", "epoch": float(e), "teachers": ["a", "b", "c"], "difficulty": [1.0] * 3, "weights": own}
+        for e, own in enumerate(([0.0, 1.0, 0.0], [1.0, 0.0, 0.0]))
+    ]
+    assert run(trace=arrange_trace(rows)).trained_on == {"p": ["a", "b"]}

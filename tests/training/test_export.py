@@ -15,6 +15,7 @@ from compact_distill.config.file import load_config
 from compact_distill.data import export_instances, load_instances
 from compact_distill.errors import ConfigError, RunError
 from compact_distill.report.read import PairedChange, read_run
+from compact_distill.report.trace import arrange_trace
 from compact_distill.students.load import load_student
 from compact_distill.students.prompt import prompt_tokens
 from compact_distill.training import export
@@ -88,6 +89,20 @@ def test_mean_weights_sum_to_one_over_teachers_that_always_take_part(finished):
     _, body = front_and_body(model_card(read_run(finished), load_config(finished / "config.yaml")))
     weights = [float(line.split("|")[-3]) for line in body.splitlines() if line.startswith(("| right", "| wr"))]
     assert abs(sum(weights) - 1) < 2e-3
+
+
+def test_rationales_without_weight_are_not_among_those_used(finished):
+    """Only p0 and p1 are trained on, and of them the right rationales alone."""
+    rows = [
+        {"id": f"p{i}", "teachers": ["right", "wr|ong"], "difficulty": [1.0, 1.0], "weights": [1.0, 0.0]}
+        for i in range(2)
+    ]
+    run = replace(read_run(finished), trace=arrange_trace(rows))
+    _, body = front_and_body(model_card(run, load_config(finished / "config.yaml")))
+    assert "2 of 6 problems (SHA-256 " in body
+    assert "| right | 2 | 100 % | 1.000 | MIT |" in body
+    assert "| wr" not in body
+    assert "10 more rationales had no weight in any step, and are not counted here." in body
 
 
 def test_a_loss_that_the_interval_shows_is_called_forgotten_and_others_are_not(finished):
@@ -201,7 +216,7 @@ def test_a_plain_mixs_card_speaks_of_rationales_that_count_alike(finished):
         for teacher, rationale in problem.rationales.items()
     }
     mixed = config.model_copy(update={"example": "rationale", "weighting": "equal"})
-    card = model_card(replace(run, problems=alone), mixed)
+    card = model_card(replace(run, problems=alone, trace=None), mixed)
     assert "rationales (worked-out solutions), each an example of its own." in card
     assert f"{len(alone)} rationales of {len(run.problems)} problems" in card
     assert "| example | rationale |" in card

@@ -286,6 +286,7 @@ _PARTS = {
     "right": "right",
     "wrong": "wrong",
     "not checked": "s7",
+    "no weight": "gap3",
     "unparsed": "gap1",
     "no answer": "gap1",
     "over length": "gap2",
@@ -294,11 +295,11 @@ _PARTS = {
 }
 
 
-def _part_of(rationale: UsedRationale) -> str:
+def _part_of(rationale: UsedRationale, trained: bool) -> str:
     """What became of a rationale, in the words of the figure."""
     if rationale.status != "ok":
         return rationale.status.replace("_", " ")
-    return {RIGHT: "right", WRONG: "wrong", None: "not checked"}.get(rationale.verdict, "unparsed")
+    return {RIGHT: "right", WRONG: "wrong"}.get(rationale.verdict or "", "not checked") if trained else "no weight"
 
 
 @figure("data", "What became of the rationales")
@@ -306,7 +307,11 @@ def data_status(run: RunData) -> Drawn | None:
     """Blue and orange parts trained the student; everything grey was left out, never cut or guessed. A teacher with
     much grey needs a longer max_length (over length) or a clearer end of its answers (unparsed).
     """
-    counts = Counter((name, _part_of(r)) for p in run.problems.values() for name, r in p.rationales.items())
+    counts = Counter(
+        (name, _part_of(r, name in run.trained_on.get(p.id, ())))
+        for p in run.problems.values()
+        for name, r in p.rationales.items()
+    )
     classes = _PARTS | {part: "gap4" for _, part in counts if part not in _PARTS}
     rows = [(name, [(part, counts[name, part]) for part in classes]) for name in run.teachers]
     used = sum(count for (_, part), count in counts.items() if part in ("right", "wrong", "not checked"))
@@ -315,7 +320,12 @@ def data_status(run: RunData) -> Drawn | None:
     keys = [Key(part, css) for part, css in classes.items() if part in there]
     chart = stack_chart("Rationales", rows, classes, x_label="rationales")
     said = f"{used:,} of {sum(counts.values()):,} rationales took part in training."
-    return Drawn([chart], Table(("teacher", "part", "count"), table), keys, said) if run.problems else None
+    if weightless := sum(count for (_, part), count in counts.items() if part == "no weight"):
+        why = "the weight rule left them out, or training ended before it read them"
+        said += f" {weightless:,} had no weight in any reading: {why}."
+    note = " Those that were not checked trained it too." if "not checked" in there else ""
+    table_of_parts = Table(("teacher", "part", "count"), table)
+    return Drawn([chart], table_of_parts, keys, said, note=note) if run.problems else None
 
 
 @figure("data", "How long they are")

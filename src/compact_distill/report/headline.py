@@ -57,12 +57,8 @@ def about(run: RunData) -> str:
     name = clean(student.get("name")) if isinstance(student, dict) and student.get("name") else ""
     name = PurePath(name).name if name.startswith((".", "/", "~")) else name  # a folder; hub names stay whole
     text = f"The student, {short(name, 80)}," if name else "The student"
-    examples = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
-    what = plural(examples, "problem")
-    if _is_mix(run):
-        what = f"{plural(examples, 'solution')} of {plural(run.questions, 'problem')}, each by itself"
-    text += f" was trained on {what}" if examples else " was trained"
-    teachers = [short(t, 40) for t in run.teachers]
+    text += f" was trained on {_examples(run)}" if run.trained_on else " was trained"
+    teachers = [short(t, 40) for t in run.taught or run.teachers]
     if teachers:
         some = listed(teachers) if len(teachers) <= 4 else f"{', '.join(teachers[:3])} and {len(teachers) - 3} more"
         models = "another model" if len(teachers) == 1 else f"{len(teachers)} other models"
@@ -70,6 +66,16 @@ def about(run: RunData) -> str:
     started = run.manifest.get("started")
     text += f". Started {clean(started)[:16].replace('T', ' ')} UTC." if started else "."
     return f"{text} `compact try {shlex.quote(str(run.path))}` asks it and its base side by side."
+
+
+def _examples(run: RunData) -> str:
+    """What was trained on, in words, and how many examples there were where some were left out."""
+    used, there = len(run.trained_on), len(run.problems)
+    count = f"{used:,} of " if used < there else ""
+    if _is_mix(run):
+        return f"{count}{plural(max(used, there), 'solution')} of {plural(run.questions, 'problem')}, each by itself"
+    others = f" (of the other {there - used:,} no solution counted)" if used < there else ""
+    return f"{count}{plural(max(used, there), 'problem')}{others}"
 
 
 def _is_mix(run: RunData) -> bool:
@@ -259,10 +265,10 @@ def _facts(run: RunData) -> list[tuple[str, str, str]]:
         parts = ", ".join(f"{name} {duration(took)}" for name, took in seconds.items())
         facts.append(("time", duration(sum(seconds.values())), parts))
     facts.append(_cost_fact(run))
-    problems = len(run.problems) or (len(run.trace.ids) if run.trace else 0)
-    if problems:
+    if used := len(run.trained_on):
         kind = "solutions" if _is_mix(run) else "problems"
-        facts.append((kind, f"{problems:,}", f"{plural(len(run.teachers), 'teacher')}"))
+        others = f"of {len(run.problems):,}; " if used < len(run.problems) else ""
+        facts.append((kind, f"{used:,}", f"{others}{plural(len(run.taught), 'teacher')}"))
     if run.trace is not None:
         readings = len(run.trace.problem_N)
         facts.append(("epochs", number(readings / max(len(run.trace.ids), 1)), "how often each problem was read"))

@@ -204,7 +204,7 @@ def overview(runs: Sequence[RunData]) -> Table:
     rows: list[list[Any]] = []
     for name, run in zip(run_names(runs), runs, strict=True):
         after = {task: result for task, _, result in results.final_results(run)}
-        seconds, sizes = sum(stage_seconds(run).values()), (len(run.problems) or None, len(run.teachers))
+        seconds, sizes = sum(stage_seconds(run).values()), (len(run.trained_on) or None, len(run.taught))
         values = [_brief(after.get(task)) for task in tasks]
         rows.append([name, *values, *sizes, most_trusted(run), duration(seconds) if seconds else DASH])
     named = [f"{task}, {UNITS.get(metric, '%')}" for task, metric in tasks.items()]

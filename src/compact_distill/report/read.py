@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 import yaml
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass as checked
@@ -172,10 +173,30 @@ class RunData:
             return {}
         return found if isinstance(found, dict) else {}
 
+    @cached_property
+    def trained_on(self) -> dict[str, list[str]]:
+        """The problems that were trained on, each with the teachers whose rationale had weight in some reading.
+
+        Without a trace, these are all rationales that take part.
+        """
+        if (trace := self.trace) is None:
+            found = {key: problem.rationales.items() for key, problem in self.problems.items()}
+            used = {key: [name for name, r in own if r.status == "ok"] for key, own in found.items()}
+        else:
+            columns = [np.flatnonzero(trained_K) for trained_K in trace.trained_PK]
+            used = {name: [trace.teachers[k] for k in own] for name, own in zip(trace.ids, columns, strict=True)}
+        return {name: teachers for name, teachers in used.items() if teachers}
+
+    @cached_property
+    def taught(self) -> list[str]:
+        """Names of the teachers of whom a rationale was trained on, in the order of `teachers`."""
+        found = {name for teachers in self.trained_on.values() for name in teachers}
+        return [name for name in self.teachers if name in found]
+
     @property
     def questions(self) -> int:
-        """How many problems data.jsonl is of: fewer than its rows in a plain mix (`example: rationale`)."""
-        return len({problem.question for problem in self.problems.values()})
+        """How many problems were trained on: fewer than the examples in a plain mix (`example: rationale`)."""
+        return len({self.problems[name].question for name in self.trained_on if name in self.problems})
 
     def rationales(self, teacher: str = "") -> Iterator[UsedRationale]:
         """All rationales of data.jsonl, or one teacher's."""

@@ -43,6 +43,13 @@ class Trace:
         return np.flatnonzero((~np.isnan(self.weights_NK)).any(0)).tolist()
 
     @cached_property
+    def trained_PK(self) -> NDArray[np.bool_]:
+        """Whether each problem's rationale had weight in some reading; a rule may leave out what is there."""
+        found_PK = np.zeros((len(self.ids), len(self.teachers)), dtype=bool)
+        np.logical_or.at(found_PK, self.problem_N, self.weights_NK > 0)
+        return found_PK
+
+    @cached_property
     def bins(self) -> list[tuple[float, NDArray[np.int64]]]:
         """Points of a curve: epochs done at the point's end, and the readings it stands for."""
         begun = math.floor(self.epoch_N.max() + 1e-9) + 1

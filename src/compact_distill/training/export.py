@@ -182,21 +182,18 @@ def _difference(change: PairedChange) -> str:
 
 def _data(run: RunData, config: RunConfig) -> str:
     hashes = run.manifest.get("data", {}).get("instances")
-    names: dict[str, list[str]] = {}
-    for problem in run.problems.values():
-        for name, rationale in problem.rationales.items():
-            if rationale.status == RationaleStatus.OK:
-                names.setdefault(name, []).append(rationale.verdict or "")
-    weights = _mean_weights(run)
+    weights, there = _mean_weights(run), len(run.problems)
     rows = []
-    for name, verdicts in names.items():
+    for name in run.taught:
+        verdicts = [_verdict(run, problem, name) for problem, own in run.trained_on.items() if name in own]
         judged = [verdict for verdict in verdicts if verdict]
         right = f"{100 * judged.count('correct') / len(judged):.0f} %" if judged else _UNSTATED
         weight = f"{weights[name]:.3f}" if name in weights else ""
         licence = config.card.teacher_licences.get(name, _UNSTATED)
         rows.append([name, str(len(verdicts)), right, weight, licence])
     mix = config.example == "rationale"
-    counted = f"{len(run.problems)} {'rationales' if mix else 'problems'}"
+    counted = f"{len(run.trained_on)}{f' of {there}' if there > len(run.trained_on) else ''}"
+    counted += f" {'rationales' if mix else 'problems'}"
     counted += f" of {run.questions} problems" if mix else ""
     said = counted + (f" (SHA-256 {str(hashes)[:16]}...)" if hashes else "")
     note = f"\n\n{_safe(config.card.data)}" if config.card.data else ""
@@ -206,18 +203,24 @@ def _data(run: RunData, config: RunConfig) -> str:
         if mix
         else "A problem's weights sum to 1, and say how much each of its rationales counted."
     )
+    used = sum(map(len, run.trained_on.values()))
+    if (unused := sum(rationale.status == RationaleStatus.OK for rationale in run.rationales()) - used) > 0:
+        words += f" {unused} more rationales had no weight in any step, and are not counted here."
     return f"## Training data\n\n{said}, with rationales of:\n\n{_table(header, rows)}\n\n{words}{note}"
 
 
+def _verdict(run: RunData, problem: str, teacher: str) -> str:
+    found = run.rationale(problem, teacher)
+    return (found and found.verdict) or ""
+
+
 def _mean_weights(run: RunData) -> dict[str, float]:
-    if run.trace is None:
+    """Each teacher's mean weight, over the readings of those rationales that were trained on."""
+    if (trace := run.trace) is None:
         return {}
-    with np.errstate(all="ignore"):
-        present = ~np.isnan(run.trace.weights_NK)
-        sums, counts = np.nansum(run.trace.weights_NK, 0), present.sum(0)
-    return {
-        name: float(total / count) for name, total, count in zip(run.trace.teachers, sums, counts, strict=True) if count
-    }
+    used_NK = trace.trained_PK[trace.problem_N] & ~np.isnan(trace.weights_NK)
+    columns = zip(trace.teachers, trace.weights_NK.T, used_NK.T, strict=True)
+    return {name: float(weights_N[used_N].mean()) for name, weights_N, used_N in columns if used_N.any()}
 
 
 def _settings(run: RunData, config: RunConfig) -> str:
