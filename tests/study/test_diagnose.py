@@ -230,6 +230,23 @@ def test_it_writes_a_page_and_the_numbers_behind_it(world, tmp_path, base):
     assert {"adaptability_lens", "adaptability_probe", "consensus_heads", "agreement"} <= set(document["predicts"])
 
 
+def test_scores_of_ones_own_are_tried_and_every_coefficient_stands_at_the_score_that_it_weighs(world, tmp_path, base):
+    text = "import compact_distill as c\n"
+    text += "for name in ('tried', 'asked'): c.register_score(name, lambda outputs: outputs.length_BK.float())\n"
+    (tmp_path / "own_scores.py").write_text(text)
+    own = {"tried": 0.5, "agreement": 0.25}
+    compatibility = {"attention": "heads", "scores_from": str(tmp_path / "own_scores.py"), "extra_scores": own}
+    more = {"compatibility": compatibility, "weighting": {"best": "asked"}, "output": str(tmp_path / "run")}
+    document = diagnose(config_from({**base, **more}), problems=5, validation=2)
+    assert {"tried", "asked", "agreement", "rank_surprisal"} <= set(document["predicts"])
+    assert document["redundancy"]["tried"]["asked"]["value"] == 1
+    coefficients = document["coefficients"]
+    assert coefficients["configured"] == {
+        "consensus_heads": 0.25, "adaptability_probe": 1.0, "difficulty": -0.25, **own
+    }  # fmt: skip
+    assert set(coefficients["configured"]) <= set(coefficients["regression"]), "else the page does not show it"
+
+
 def test_a_diagnosis_that_is_there_is_moved_aside_and_told(tmp_path, capsys):
     document = {"predicts": {}, "tells_right": {}, "teachers": {}}
     out = tmp_path / "diagnosis"

@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from compact_distill.method.encode import EncodedProblem
 from compact_distill.method.forward import PassOptions, attach
 from compact_distill.method.passes import plan_jobs, read_job
 from compact_distill.method.score import score
-from compact_distill.method.scores import difficulty
+from compact_distill.method.scores import FURTHER, difficulty
 from compact_distill.records import Instance, ScoreRow, Verdict
 from compact_distill.runs.environment import accelerator
 from compact_distill.runs.files import atomic_write
@@ -90,12 +90,13 @@ def diagnose(config: RunConfig, problems: int = 12, validation: int = 8) -> dict
     model = _with_adapter(model, prepared)
     effects = measure(model, tried, right, config.train["learning_rate"], config.max_tokens_per_pass)
     for row in rows:
-        effect = effects[row["problem"]][row["index"]]
-        row.update(effectiveness=effect.effectiveness, cosine=effect.cosine)
+        row.update(asdict(effects[row["problem"]][row["index"]]))
         verdict = next(p for p in tried if p.id == row["problem"]).verdicts[row["index"]]
         row["right"] = None if verdict is None else verdict == Verdict.CORRECT
-    configured = {"consensus": config.compatibility.consensus, "difficulty": -config.compatibility.difficulty,
-                  f"adaptability_{config.compatibility.estimator}": config.compatibility.adaptability}  # fmt: skip
+    own = config.compatibility
+    called = {"consensus": {"joint": "consensus", "heads": "consensus_heads"}[own.attention],
+              "adaptability": f"adaptability_{own.estimator}"}  # fmt: skip
+    configured = {called.get(name, name): value for name, value in prepared.scorer.coefficients.items()}
     return {
         "format": FORMAT, "student": config.student, "problems": len(sample), "validation": len(held),
         "step": _STEP, "rationales": rows, **analyse(rows, configured),
@@ -243,8 +244,7 @@ def _with_adapter(model: Any, prepared: Prepared) -> Any:
 
 def _scores(model: Any, tokenizer: Any, instances: Sequence[Instance], config: RunConfig) -> list[dict[str, Any]]:
     """A row for each present rationale: problem, teacher, weight as configured, and every score."""
-    further = {"rank_surprisal": 0.0, "local_naturalness": 0.0, "agreement": 0.0}
-    own = config.compatibility
+    own, further = config.compatibility, dict.fromkeys(FURTHER, 0.0)
 
     def read(compatibility: CompatibilityConfig, weighting: Any) -> list[ScoreRow]:
         limits = (config.max_length, config.max_tokens_per_pass)
@@ -263,7 +263,8 @@ def _scores(model: Any, tokenizer: Any, instances: Sequence[Instance], config: R
             scores = {
                 "consensus": first.consensus[k], "consensus_heads": second.consensus[k],
                 "adaptability_lens": first.adaptability[k], "adaptability_probe": second.adaptability[k],
-                "difficulty": first.difficulty[k], **{name: first.extra_scores[name][k] for name in further},
+                "difficulty": first.difficulty[k],
+                **{name: values[k] for name, values in {**first.extra_scores, **third.extra_scores}.items()},
             }  # fmt: skip
             rows.append({"problem": first.id, "teacher": teacher, "index": k, "weight": third.weights[k], **scores})
     return rows
@@ -339,8 +340,7 @@ def _regression(groups: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequen
         if len(group) > 1:
             columns = [_standard([row[name] for row in group]) for name in names]
             parts.append((np.stack(columns, axis=1), _standard([row["effectiveness"] for row in group])))
-    folds = [parts[i::_FOLDS] for i in range(_FOLDS)]
-    folds = [fold for fold in folds if fold]
+    folds = [fold for i in range(_FOLDS) if (fold := parts[i::_FOLDS])]
     if len(folds) < 2:
         return {"regression": None, "explained": None, "penalty": None}
 
