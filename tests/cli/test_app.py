@@ -75,10 +75,22 @@ def test_a_target_that_cannot_be_written_is_refused_before_any_work(compact, tmp
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("train.max_steps", "--set must be KEY=VALUE"), ("lora.rank=3", "lora.rank is not a known key"), ("a=[", "YAML")],
+    [
+        ("train.max_steps", "--set must be KEY=VALUE"),
+        ("lora.rank=3", "lora.rank is not a known key"),
+        ("text.prompt_template=Q: {question}", "error: --set text.prompt_template: must be valid YAML: mapping values"),
+        ("lora={r: 1, r: 2}", "error: --set lora: key 'r' stands twice; keep one of them"),
+    ],
 )
 def test_a_wrong_override_is_an_error(compact, config, setting, message):
     assert message in compact("validate", config, "--set", setting, code=2).stderr
+
+
+# ---- demo
+
+
+def test_a_seed_that_the_demos_runs_would_refuse_is_refused_before_it_starts(compact):
+    assert "is not in the range" in compact("demo", "--seed", 2**32, code=2).stderr
 
 
 # ---- score, train, run, export

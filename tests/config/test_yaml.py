@@ -81,6 +81,25 @@ def test_override_values_follow_the_files_rules():
     ]  # fmt: skip
 
 
+def test_a_wrong_override_value_names_no_place_in_a_file_and_may_not_say_a_key_twice():
+    with pytest.raises(ConfigError) as caught:
+        parse_value("Q: {question}")
+    assert caught.value.problems[0].startswith("must be valid YAML: mapping values are not allowed here")
+    with pytest.raises(ConfigError, match=r"^key 'r' stands twice; keep one of them$"):
+        parse_value("{r: 1, r: 2}")
+
+
+def test_of_a_key_with_two_types_both_are_told_once(problems_of):
+    assert problems_of(MINIMAL + "weighting: 3\n") == [
+        "run.yaml, line 3: weighting must be text or hold `key: value` lines, got 3; the default is compact"
+    ]
+
+
+def test_bounds_are_told_to_the_last_digit(problems_of):
+    assert "seed must be < 4294967296, got 4294967296" in problems_of(MINIMAL + "seed: 4294967296\n")[0]
+    assert "lora.dropout must be < 1, got 1.5" in problems_of(MINIMAL + "lora: {dropout: 1.5}\n")[0]
+
+
 def test_yaml_scalars_are_read_as_written():
     data = parse("[off, 010, 1:30, 0x10, 1_000, -.5, .inf, ~, '']".join(["a: ", ""])).data["a"]
     assert data == ["off", "010", "1:30", 16, 1000, -0.5, math.inf, None, ""]

@@ -67,10 +67,38 @@ def test_an_arm_without_effect_is_refused(write_study, arms):
     assert "arm b is the same as arm a" in refused(write_study(base=BASE, arms=arms))
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"arms": {}}, "arms must not be empty, got {}"),
+        ({"seeds": []}, "seeds must not be empty, got []; remove the key to use the defaults"),
+        ({"base": 3}, "base must be text or hold `key: value` lines, got 3"),
+        ({"seeds": [0, -1]}, "seeds[1] must be >= 0, got -1; remove the key to use the defaults"),
+        ({"seeds": [2**40]}, f"seeds[0] must be < 4294967296, got {2**40}; remove the key to use the defaults"),
+    ],
+)
+def test_a_wrong_study_is_told_in_one_line_of_plain_words(write_study, keys, told):
+    path = write_study(**{"base": BASE, "arms": {"a": {}}, **keys})
+    assert refused(path) == f"{path}: {told}"
+
+
+def test_a_data_folder_that_is_not_there_is_refused(write_study, tmp_path):
+    path = write_study(base=BASE, arms={"a": {}}, data=str(tmp_path / "none"))
+    assert refused(path).startswith(f"data (or --data, COMPACT_DATA) must be a folder, got '{tmp_path / 'none'}'")
+    assert "must be a folder, got '/nowhere'" in refused(path, data="/nowhere")
+    assert load_study(path, data=str(tmp_path))
+
+
 def test_seeds_twice_are_refused_in_the_file_and_on_the_command_line(write_study):
     assert "must name each seed once, got 1 twice" in refused(write_study(base=BASE, arms={"a": {}}, seeds=[1, 2, 1]))
     with pytest.raises(ConfigError, match="names 3 twice"):
         load_study(write_study(base=BASE, arms={"a": {}})).only([], [3, 3])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_on_the_command_line_must_be_one(write_study, seed):
+    with pytest.raises(ConfigError, match=f"--seeds must be from 0 to 4294967295, got {seed}; choose another"):
+        load_study(write_study(base=BASE, arms={"a": {}})).only([], [seed])
 
 
 @pytest.mark.parametrize(

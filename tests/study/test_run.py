@@ -384,6 +384,12 @@ def branch_by_hand(config, entry):
     tokenizer.save_pretrained(Path(config.output) / "student")
 
 
+def test_the_largest_seed_is_one_for_the_branches_of_mot_too(write_study, base):
+    plan = prepared(write_study(base=base, arms={"mot": {"merge": "mot", "steps": 1}}, seeds=[2**32 - 1]))
+    branches = [job for job in plan.jobs() if "/round-1-" in job.name]
+    assert len({load_config(job.command()[-1]).seed for job in branches}) == 1
+
+
 def test_mot_averages_its_branches_and_starts_each_round_from_the_average(write_study, base, world, monkeypatch):
     # Four teachers, two rounds: the first moves all query projections by (1 + 2 + 3 + 4) / 40 = 0.25 on average, the
     # second, from there, by (5 + 5 + 5 + 9) / 40 = 0.6; together 0.85.

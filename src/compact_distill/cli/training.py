@@ -70,7 +70,10 @@ def overrides(settings: list[str]) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set must be KEY=VALUE, got {setting!r}; as in --set train.max_steps=10")
-        values[key] = parse_value(value)
+        try:
+            values[key] = parse_value(value)
+        except ConfigError as error:
+            raise ConfigError([f"--set {key}: {problem}" for problem in error.problems]) from error
     return values
 
 
@@ -110,7 +113,7 @@ def check_target(path: Path, *inputs: str | Path) -> None:
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for data, runs and results.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of student, problems, teachers and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of student, problems, teachers and training.")] = 0,
 ) -> None:
     """Run a generated arithmetic task, end to end.
 

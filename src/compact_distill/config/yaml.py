@@ -7,6 +7,7 @@ text); dates, base-60 and octal numbers stay text; a key that stands twice is an
 from __future__ import annotations
 
 import re
+import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _TYPES = {
     "model_type": "must hold `key: value` lines",
     "finite_number": "must be finite",
     "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
 }
 
 
@@ -119,8 +121,14 @@ def _document(loader: _Loader) -> Document:
 
 
 def parse_value(text: str) -> Any:
-    """Read the value of a `key=value` override by the same rules. Raises ConfigError."""
-    return parse(f"value: {text}\n").data["value"]
+    """Read the value of a `key=value` override by the same rules. Raises ConfigError; it names no place in a file."""
+    try:
+        document = parse(f"value: {text}\n")
+    except ConfigError as error:
+        raise ConfigError([re.sub(r"^line \d+(, column \d+)?: ", "", problem) for problem in error.problems]) from error
+    if document.problems:
+        raise ConfigError([re.sub(r" \(first in line \d+\)", "", problem) for _, problem in document.problems])
+    return document.data["value"]
 
 
 def _syntax_message(error: yaml.MarkedYAMLError) -> str:
@@ -206,8 +214,14 @@ def show(value: Any) -> str:
 
 def messages(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[Location, str]]:
     """Location and message of everything that is wrong, in the file's order as far as pydantic keeps it."""
+    found: dict[Location, tuple[Any, list[str]]] = {}
     for item in error.errors(include_url=False):
         location = item["loc"]
+        if _is_union(_find(root, location[:-1])[1]):
+            location = location[:-1]  # one error for each type that was tried, and named last
+        if item["type"] != "too_short" or not item["input"]:  # else its items are wrong, which is told
+            found.setdefault(location, (item, []))[1].append(_rule(item))
+    for location, (item, rules) in found.items():
         parent, field = _find(root, location)
         kind = item["type"]
         name = key_path(location)
@@ -220,14 +234,23 @@ def messages(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[Lo
             rule = str(item["ctx"]["error"])
             yield location, f"{name} {rule}" if name else rule
         else:
-            yield location, f"{name} {_rule(item)}, got {show(item['input'])}{_remedy(item, field)}"
+            rule = " or ".join([rules[0], *(rule.removeprefix("must ") for rule in rules[1:])])
+            yield location, f"{name} {rule}, got {show(item['input'])}{_remedy(item, field)}"
+
+
+def _is_union(field: FieldInfo | None) -> bool:
+    """Whether a field holds one of several types, such as `str | dict[str, Any]`; one that may be null is none."""
+    annotation = None if field is None else field.annotation
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return False
+    return sum(kind is not type(None) for kind in typing.get_args(annotation)) > 1
 
 
 def _rule(item: Any) -> str:
     kind, context = item["type"], item.get("ctx", {})
     if kind in _BOUNDS:
         sign, key = _BOUNDS[kind]
-        return f"must be {sign} {context[key]:g}"
+        return f"must be {sign} {context[key] if isinstance(context[key], int) else f'{context[key]:g}'}"
     if kind == "literal_error":
         return f"must be one of {context['expected']}"
     return _TYPES.get(kind, f"is wrong ({item['msg']})")

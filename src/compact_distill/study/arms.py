@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, StrictFloat, StrictInt, ValidationError, field_validator
 
@@ -80,7 +80,9 @@ class StudyConfig(Strict):
     base: str | dict[str, Any] = Field(description="the run that all arms start from: a YAML file, or its keys here")
     output: str = Field("runs/study", min_length=1, description="folder of the study")
     arms: dict[str, dict[str, Any]] = Field(min_length=1, description="what is compared, by name")
-    seeds: tuple[StrictInt, ...] = Field((0, 1, 2), min_length=1, description="every arm runs once with each")
+    seeds: tuple[Annotated[StrictInt, Field(ge=0, lt=2**32)], ...] = Field(
+        (0, 1, 2), min_length=1, description="every arm runs once with each"
+    )
     budget: Literal["tokens", "steps", "none"] = Field(
         "tokens", description="equal for all arms: rationale tokens through the backward, or optimizer steps"
     )
@@ -150,13 +152,14 @@ class Study:
         """The study with some of its arms and seeds; empty means all.
 
         Raises:
-            ConfigError: an arm that the study does not have, a seed twice.
+            ConfigError: an arm that the study does not have, a seed that is none or stands twice.
         """
         known = [arm.name for arm in self.arms]
         wrong = [f"no arm is named {name!r}; arms are {', '.join(known)}{nearest(name, known)}" for name in arms
                  if name not in known]  # fmt: skip
+        wrong += [f"--seeds names {s} twice; name it once" for s in sorted(set(seeds)) if seeds.count(s) > 1]
         wrong += [
-            f"--seeds names {seed} twice; name it once" for seed in sorted({s for s in seeds if seeds.count(s) > 1})
+            f"--seeds must be from 0 to {2**32 - 1}, got {s}; choose another" for s in seeds if not 0 <= s < 2**32
         ]
         if wrong:
             raise ConfigError(wrong)
@@ -176,13 +179,19 @@ def load_study(path: str | Path, settings: Mapping[str, Any] | None = None, data
     Raises:
         ConfigError: everything that is wrong with the study, its base and its arms.
     """
-    return make_study(_read_study(Path(path)), settings, data)
+    try:
+        study = StudyConfig.model_validate(_read_yaml(Path(path), "study"))
+    except ValidationError as error:
+        raise ConfigError([f"{path}: {text}" for _, text in messages(error, StudyConfig)]) from error
+    return make_study(study, settings, data)
 
 
 def make_study(study: StudyConfig, settings: Mapping[str, Any] | None = None, data: str | None = None) -> Study:
     """The arms of a study that was read already; see `load_study`."""
     raw = study.base if isinstance(study.base, dict) else _read_yaml(Path(study.base), "base")
     folder = data or study.data
+    if folder and not Path(folder).is_dir():
+        raise ConfigError(f"data (or --data, COMPACT_DATA) must be a folder, got {folder!r}; name one, or leave it out")
     base_data = _found_in(Path(folder), raw) if folder else raw
     tune = tuple(_file_in(Path(folder), name) if folder else name for name in study.tune)
     study = study.model_copy(update={"tune": tune})
@@ -201,14 +210,6 @@ def make_study(study: StudyConfig, settings: Mapping[str, Any] | None = None, da
     if wrong:
         raise ConfigError(wrong)
     return Study(study, tuple(arms), base)
-
-
-def _read_study(path: Path) -> StudyConfig:
-    data = _read_yaml(path, "study")
-    try:
-        return StudyConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError([f"{path}: {text}" for _, text in messages(error, StudyConfig)]) from error
 
 
 def _read_yaml(path: Path, what: str) -> dict[str, Any]:

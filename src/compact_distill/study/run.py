@@ -241,7 +241,7 @@ class Plan:
         run = self.out / "mot" / arm.name / f"seed-{seed}" / f"round-{number}-{slug(teacher)}"
         material = self.workshop.material(config, teacher=teacher)
         fitted = self.workshop.fitted(
-            config, material, run, seed * 1000 + number, arm.options.rounds, share_of_own=True
+            config, material, run, (seed * 1000 + number) % 2**32, arm.options.rounds, share_of_own=True
         )
         steps = arm.options.steps or (MOT_STEPS if self.study.config.budget == "none" else None)
         train = {**fitted.train, **({"max_steps": steps} if steps else {})}
