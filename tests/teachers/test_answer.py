@@ -48,7 +48,12 @@ from compact_distill.teachers.store import RowStatus, parse_row, row_line
             "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary to=x<|message|>b<|call|>"
             "<|start|>assistant<|channel|>final<|message|>4", "", "a\nb", "4",
         ),
+        (
+            "<|start|>assistant to=x<|channel|>commentary json<|message|>b<|call|><|start|>assistant<|channel|>final "
+            '<|constrain|>json<|message|>{"answer": 4}<|return|>', "", "b", '{"answer": 4}',
+        ),
         ("analysis2 + 2assistantfinal4", "", "2 + 2", "4"),
+        ('analysis2 + 2assistantfinal json{"answer": 4}', "", "2 + 2", '{"answer": 4}'),
         ("analysis of the assistant: final answer 4", "", "", "analysis of the assistant: final answer 4"),
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -145,13 +146,46 @@ def test_rate_limits_use_up_no_retries():
     assert len(pair[1].times) == 21
 
 
-@pytest.mark.parametrize("after", [None, 0.0, 5.0])
-def test_waiting_for_rate_limits_ends(after):
-    pair = requester(fault(FaultKind.RATE_LIMITED, after), max_wait=100.0)
+@pytest.mark.parametrize("after", [None, 0.0, 0.05, 5.0])
+def test_waiting_for_rate_limits_ends_when_it_took_max_wait(after):
+    pair = requester(fault(FaultKind.RATE_LIMITED, after), max_wait=100.0, patience=1e9)
     with pytest.raises(TeacherFault):
         ask(pair)
-    assert 5 <= len(pair[1].times) <= 25
+    assert 40 <= pair[1].times[-1] <= 101  # up to a second of spread comes on top
     assert pair[0].dead is None
+
+
+@pytest.mark.parametrize(("max_wait", "asked"), [(100.0, 1), (20.0, 4), (0.0, 61)])
+def test_a_teacher_that_lets_nothing_through_is_not_waited_for_by_every_request(max_wait, asked):
+    pair = requester(fault(FaultKind.RATE_LIMITED), max_wait=max_wait, patience=60.0)
+    for number in range(asked):
+        assert pair[0].dead is None, number
+        assert outcomes(pair, 1) == ["fault"]
+        pair[1].clock.time += max_wait == 0
+    assert pair[0].dead == "rate_limited happened"
+    assert outcomes(pair, 1) == ["halted"]
+
+
+def test_a_teacher_that_answers_others_meanwhile_stays_alive():
+    class Choosy(Scripted):
+        async def ask(self, request):
+            if request.sample:
+                raise fault(FaultKind.RATE_LIMITED, 5.0)
+            return OK
+
+    clock = Virtual()
+    pair = Requester(Choosy(clock, OK), Limits(max_wait=100.0, patience=1.0), clock)
+
+    async def both():
+        task = asyncio.create_task(pair.ask(replace(REQUEST, sample=1)))
+        while not task.done():
+            await pair.ask(REQUEST)
+            await asyncio.sleep(0)
+        with pytest.raises(TeacherFault):
+            await task
+
+    asyncio.run(both())
+    assert pair.dead is None
 
 
 def test_a_wait_beyond_patience_ends_the_teacher_at_once():
@@ -258,6 +292,33 @@ def test_tokens_keep_their_pace_by_what_was_really_used():
     ask(pair, 4)
     # 10 tokens a second. Reserved at first: 10 of the prompt + max_tokens 100; used: 30; then 10 + 20 each.
     assert pair[1].times == [0, 3, 6, 9]
+
+
+def test_tokens_of_an_attempt_that_brought_nothing_are_given_back():
+    pair = requester(*[fault()] * 3, OK, tokens_per_minute=110)
+    ask(pair)
+    assert pair[1].times == [0, 1, 3, 7]  # the waits after a fault alone; a minute each for 110 tokens before
+    slow = requester(fault(FaultKind.TIMEOUT), OK, tokens_per_minute=110)
+    ask(slow)
+    assert slow[1].times == [0, 60]  # it may have written for nobody
+
+
+def test_what_was_reserved_before_a_rate_limit_came_is_given_back():
+    class Limited(Scripted):
+        async def ask(self, request):
+            self.times.append(self.clock.time - 1000)
+            if len(self.times) == 1:
+                raise fault(FaultKind.RATE_LIMITED, 100.0)
+            return OK
+
+    clock = Virtual()
+    asked = Requester(Limited(clock, OK), Limits(requests_per_minute=6, tokens_per_minute=660), clock)
+
+    async def many():
+        await asyncio.gather(*(asked.ask(REQUEST) for _ in range(5)))
+
+    asyncio.run(many())
+    assert asked.teacher.times[-1] < 100 + 5 * 10 + 5  # ten seconds a request from then on
 
 
 @pytest.mark.parametrize("per_minute", [7, 60, 1000])

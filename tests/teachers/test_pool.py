@@ -281,6 +281,23 @@ def test_requests_per_minute_are_kept(ask, problems):
     assert times[-1] - times[0] >= 11 * 0.05 - 0.02
 
 
+def test_a_busy_teacher_holds_up_the_others_for_a_short_while_and_that_is_said(ask, problems, monkeypatch, capsys):
+    monkeypatch.setattr("compact_distill.teachers.pool._PREFLIGHT_SECONDS", 2.5)
+    monkeypatch.setattr("compact_distill.teachers.pool._SECONDS_BETWEEN_LINES", 0.1)
+    busy = [True]
+
+    def behave(body, number):
+        busy[0] = busy[0] and "ready" in str(body)
+        return fails(429, Retry_After="1") if busy[0] else right(body, number)
+
+    with Server(behave) as server:
+        ask(teacher(server.url), problems(2), max_wait=3600)
+    said = capsys.readouterr().err
+    assert said.count("t: waiting for the answer to its first request") == 1
+    assert "the first request got no answer" in said
+    assert len(server.seen) <= 2 + 4
+
+
 def test_mathematics_is_verified_on_arrival(ask, stored):
     asked = [Problem("p0", "problem p0", r"\frac{1}{2}"), Problem("p1", "problem p1", r"x^2 + 1")]
     with Server(lambda b, n: says(r"Thus \boxed{0.5}" if "p0" in str(b) else r"Thus \boxed{1 + x^2}")) as server:

@@ -20,11 +20,11 @@ from compact_distill.teachers.protocol import Finish, TeacherAnswer, TeacherRequ
 from compact_distill.teachers.store import RowStatus, Store, StoredRow, text_digest
 
 _CHANNEL = re.compile(
-    r"(?:<\|start\|>assistant)?<\|channel\|>(?P<name>\w+)[^<]*<\|message\|>(?P<text>.*?)"
+    r"(?:<\|start\|>assistant[^<]*)?<\|channel\|>(?P<name>\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>(?P<text>.*?)"
     r"(?:<\|end\|>|<\|return\|>|<\|call\|>|(?=<\|start\|>)|(?=<\|channel\|>)|$)",
     re.DOTALL,
 )
-_BARE_CHANNELS = re.compile(r"analysis(?P<thought>.*?)assistantfinal(?P<said>.*)", re.DOTALL)
+_BARE_CHANNELS = re.compile(r"analysis(?P<thought>.*?)assistantfinal(?: ?json(?=\s*[{\[]))?(?P<said>.*)", re.DOTALL)
 
 
 def split_reasoning(text: str, reasoning: str = "") -> tuple[str, str]:

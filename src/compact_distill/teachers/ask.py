@@ -48,6 +48,8 @@ FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 """Seconds before the first retry, doubled each time, and their upper limit."""
 _SPREAD = 1.0
 """Seconds over which requests that waited for the same moment start again."""
+_WRITTEN = frozenset({FaultKind.TIMEOUT, FaultKind.MALFORMED})
+"""Faults after which tokens may have been written, and count; after others the server has done nothing for them."""
 _BREAKER = 10
 """Faults in a row, without one answer between, that it takes to call a teacher dead."""
 
@@ -98,6 +100,7 @@ class Requester:
         self._halt = asyncio.Event()
         self._not_before = 0.0
         self._row, self._row_began = 0, 0.0  # faults since the last answer, and when they began
+        self._alive_at = 0.0  # when the last answer came; before the first one, when the first request began
         self._completion_tokens = 0.0  # running mean
         self._requests = RateLimiter(limits.requests_per_minute) if limits.requests_per_minute else None
         self._tokens = RateLimiter(limits.tokens_per_minute) if limits.tokens_per_minute else None
@@ -118,24 +121,27 @@ class Requester:
             TeacherFault: given up; asking again in this run would not help.
             Halted: not asked, or not asked again.
         """
-        attempt, failures, waited, empty = 0, 0, 0.0, 0
+        attempt, failures, waited, empty, asked_at = 0, 0, 0.0, 0, self._clock.now()
+        self._alive_at = self._alive_at or asked_at
         while True:
-            estimate = await self._admitted(request)
+            estimate, kept_waiting = await self._admitted(request)
+            waited += kept_waiting
             began = self._clock.now()
             try:
                 answer = await self._attempt(request)
             except TeacherFault as fault:
                 self.faults[fault.kind] += 1
+                if self._tokens and fault.kind not in _WRITTEN:
+                    self._tokens.correct(-estimate)
                 delay = self._delay(fault, attempt)
                 attempt += 1
                 # A rate limit is the server's wish, not its failure: it costs patience, not retries.
                 if fault.kind is FaultKind.RATE_LIMITED:
-                    waited += delay
-                    given_up = waited > self.limits.max_wait
+                    given_up = waited + delay > self.limits.max_wait
                 else:
                     failures += 1
                     given_up = fault.kind in FINAL or failures > self.limits.max_retries
-                self._break(fault)
+                self._break(fault, in_vain=given_up and self._alive_at <= asked_at)
                 if given_up or delay > self.limits.max_wait:
                     raise
                 if fault.kind is FaultKind.RATE_LIMITED or fault.retry_after:
@@ -144,6 +150,7 @@ class Requester:
                     await self._sleep(delay)
             else:
                 self._row = 0
+                self._alive_at = self._clock.now()
                 self._account(request, answer, estimate)
                 if empty == self.limits.max_empty or not is_empty(answer):
                     return answer, self._clock.now() - began
@@ -162,10 +169,13 @@ class Requester:
         finally:
             self.in_flight -= 1
 
-    async def _admitted(self, request: TeacherRequest) -> int:
-        """Wait for the server's and the user's limits; return the tokens that were reserved."""
+    async def _admitted(self, request: TeacherRequest) -> tuple[int, float]:
+        """Wait for the server's and the user's limits; return the tokens reserved and the seconds of the server's."""
+        waited = 0.0
         while True:
+            began = self._clock.now()
             await self._until(self._not_before)
+            waited += self._clock.now() - began
             estimate = 0
             wait = 0.0
             now = self._clock.now()
@@ -176,7 +186,11 @@ class Requester:
                 wait = max(wait, self._tokens.reserve(estimate, now))
             await self._sleep(wait)
             if self._clock.now() >= self._not_before:
-                return estimate
+                return estimate, waited
+            if self._requests:  # the server asked to wait in the meantime
+                self._requests.correct(-1)
+            if self._tokens:
+                self._tokens.correct(-estimate)
 
     async def _until(self, moment: float) -> None:
         while (wait := moment - self._clock.now()) > 0:
@@ -198,14 +212,19 @@ class Requester:
         longest = min(FIRST_DELAY * 2 ** min(attempt, 30), LONGEST_DELAY)
         return self._clock.uniform(longest / 2, longest)
 
-    def _break(self, fault: TeacherFault) -> None:
-        """Open the circuit where nothing but faults can be expected."""
+    def _break(self, fault: TeacherFault, in_vain: bool) -> None:
+        """Open the circuit where nothing but faults can be expected.
+
+        Args:
+            in_vain: the request is given up, and no other one was answered since it began.
+        """
         if fault.kind is FaultKind.ABSENT:
             return
+        now = self._clock.now()
         if fault.kind is FaultKind.RATE_LIMITED:
-            hopeless = (fault.retry_after or 0) > self.limits.max_wait
+            silent = now - self._alive_at >= self.limits.patience
+            hopeless = (in_vain and silent) or (fault.retry_after or 0) > self.limits.max_wait
         else:
-            now = self._clock.now()
             self._row += 1
             self._row_began = now if self._row == 1 else self._row_began
             # Faults that asking again cannot mend need no patience.

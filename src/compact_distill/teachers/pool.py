@@ -151,7 +151,12 @@ async def _preflight(members: Sequence[Member]) -> None:
             return None
         # A local model may take minutes to load; a server that does has time to do so before the run.
         limit = member.limits.timeout and min(member.limits.timeout, _PREFLIGHT_SECONDS)
-        requester = Requester(member.teacher, replace(member.limits, max_retries=_PREFLIGHT_RETRIES, timeout=limit))
+        wait = min(member.limits.max_wait, _PREFLIGHT_SECONDS)
+        short = replace(member.limits, max_retries=_PREFLIGHT_RETRIES, timeout=limit, max_wait=wait)
+        requester = Requester(member.teacher, short)
+        note = asyncio.get_running_loop().call_later(
+            _SECONDS_BETWEEN_LINES, say, f"{member.config.name}: waiting for the answer to its first request"
+        )
         try:
             await requester.ask(preflight_request(member))
         except TeacherFault as fault:
@@ -160,6 +165,8 @@ async def _preflight(members: Sequence[Member]) -> None:
             say(f"{member.config.name}: the first request got no answer ({fault}); it may be busy, so the run goes on")
         except Halted:
             return f"teacher {member.config.name}: {requester.dead}"
+        finally:
+            note.cancel()
         return None
 
     wrong = [problem for problem in await asyncio.gather(*map(check, members)) if problem]
