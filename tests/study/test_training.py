@@ -80,6 +80,35 @@ def test_tokens_without_weight_are_read_but_not_weighed(tmp_path):
     assert (found["tokens"], found["tokens_with_weight"]) == ([360], [300])
 
 
+LOST = {  # what becomes of a file's text; None: it is gone
+    "no data.jsonl": ("data.jsonl", lambda text: None),
+    "half of data.jsonl": ("data.jsonl", lambda text: text[:500]),
+    "a damaged line of data.jsonl": ("data.jsonl", lambda text: "{\n" + text),
+    "no scores.jsonl": ("scores.jsonl", lambda text: None),
+    "a damaged line of scores.jsonl": ("scores.jsonl", lambda text: text + "{\n"),
+}
+
+
+@pytest.mark.parametrize("what", LOST)
+def test_a_run_that_lost_what_only_reports_read_leaves_its_arm_without_these_numbers(tmp_path, capsys, what):
+    runs = [run_folder(tmp_path / name, [[DOWN, UP]]) for name in ("whole", "lost")]
+    name, change = LOST[what]
+    text = change((runs[1] / name).read_text())
+    (runs[1] / name).unlink()
+    if text is not None:
+        (runs[1] / name).write_text(text)
+    found = weights_of([[run] for run in runs])
+    assert (found["tokens"], found["tokens_with_weight"], found["auc"], found["follows"]) == (None, None, None, {})
+    told = capsys.readouterr().err
+    assert f"{runs[1]}: data.jsonl or scores.jsonl is not whole" in told
+    assert str(runs[0]) not in told
+    arms = {"compact": {**found, "drift": {}, "runs": {"0": "whole", "1": "lost"}}}
+    costs = {"arms": {"compact": {"train_seconds": [1.0, 1.0], "peak_memory_gib": [1.0, 1.0], "steps": [2, 2]}}}
+    ((_, table),) = cost_section(tmp_path, arms, costs).tables
+    assert table.rows[0][:3] == ("compact", None, None)
+    assert [figure.key for figure in weight_section(arms).figures if figure.key != "curriculum"] == []
+
+
 def test_equal_weights_follow_no_number_and_no_curriculum(tmp_path):
     found = weights_of([[run_folder(tmp_path / "r", [[[1 / 3] * 3] * 2] * 3)]])
     assert found["follows"] == {}

@@ -25,7 +25,7 @@ from compact_distill.report.html import Figure, Section
 from compact_distill.report.trace import arrange_trace, weight_trend
 from compact_distill.runs.files import fingerprint, read_jsonl
 from compact_distill.runs.folder import RunFolder
-from compact_distill.runs.progress import duration
+from compact_distill.runs.progress import duration, say
 from compact_distill.statistics import FEWEST, Estimate, area, difference_of_tables, rank_correlation, share_of_tables
 from compact_distill.study.arms import REFERENCES
 
@@ -38,19 +38,21 @@ def weights_of(runs: Sequence[Sequence[Path]]) -> dict[str, Any]:
     """What an arm's weights did, from the run folders that trained each seed's student.
 
     Returns:
-        `tokens`, `tokens_with_weight`: of each seed, rationale tokens read with a backward, and those with a weight.
+        `tokens`, `tokens_with_weight`: of each seed, rationale tokens read with a backward, and those with a weight
+        above 0; None where that of a seed is not known.
         `auc`: area of right over wrong rationales, mean over problems that have both; None where under 5 have.
         `follows`: by name of the data's own numbers, the rank correlation within problems of weight and number.
         `curriculum`: by property (difficulty, length), of each seed the change over training of the weight's rank
         correlation with it: `value`, `low`, `high`.
     """
     readings = [_readings(parts) for parts in runs]
+    known = all(reading["tokens"] for reading in readings)
     numbers = sorted(set.intersection(*(set(reading["follows"]) for reading in readings)))
     follows = {name: _within_problems([r["follows"][name] for r in readings], difference_of_tables) for name in numbers}
     trends = [_trends(parts[0]) if len(parts) == 1 else {} for parts in runs]
     return {
-        "tokens": [reading["tokens"] for reading in readings],
-        "tokens_with_weight": [reading["tokens_with_weight"] for reading in readings],
+        "tokens": [reading["tokens"] for reading in readings] if known else None,
+        "tokens_with_weight": [reading["tokens_with_weight"] for reading in readings] if known else None,
         "auc": _within_problems([reading["areas"] for reading in readings], share_of_tables),
         "follows": {name: found for name, found in follows.items() if found},
         "curriculum": {
@@ -60,37 +62,36 @@ def weights_of(runs: Sequence[Sequence[Path]]) -> dict[str, Any]:
 
 
 def _readings(parts: Sequence[Path]) -> dict[str, Any]:
-    """Of all that was read: tokens, and of each problem the mean over its readings of areas and correlations."""
+    """Of all that was read: tokens, and of each problem the mean over its readings of areas and correlations.
+
+    Nothing is told, and tokens are None, where data.jsonl or scores.jsonl is not whole: a student can do without them.
+    """
     tokens = with_weight = 0
-    areas: dict[str, list[float]] = {}
-    follows: dict[str, dict[str, list[float]]] = {}
-    for part in parts:
-        folder = RunFolder.open(part)
-        used = {row["id"]: row["rationales"] for row in read_jsonl(folder.data_path)}
-        for row in folder.read_scores():
-            pairs = zip(row["weights"], used.get(row["id"], []), strict=True)
+    damaged: list[object] = []
+    found: dict[str | None, dict[str, list[float]]] = {}  # by number of the data, None: areas; by problem
+    for folder in map(RunFolder.open, parts):
+        used = {row["id"]: row["rationales"] for row in read_jsonl(folder.data_path, at_damage=damaged.append)}
+        for row in read_jsonl(folder.scores_path, at_damage=damaged.append):
+            if row["id"] not in used:
+                damaged.append(row)
+                continue
+            pairs = zip(row["weights"], used[row["id"]], strict=True)
             present = [(weight, rationale) for weight, rationale in pairs if rationale["tokens"] is not None]
             tokens += sum(rationale["tokens"] for _, rationale in present)
             with_weight += sum(rationale["tokens"] for weight, rationale in present if weight > 0)
             judged = [(w, r["verdict"] == Verdict.CORRECT) for w, r in present if r["verdict"] is not None]
-            found = area([w for w, _ in judged], [right for _, right in judged])
-            if found is not None:
-                areas.setdefault(row["id"], []).append(found)
-            for name in sorted({name for _, rationale in present for name in rationale.get("numbers", {})}):
+            values = {None: area([w for w, _ in judged], [right for _, right in judged])}
+            for name in {name for _, rationale in present for name in rationale.get("numbers", {})}:
                 known = [(w, r["numbers"][name]) for w, r in present if name in r.get("numbers", {})]
-                correlation = rank_correlation([w for w, _ in known], [number for _, number in known])
-                if correlation is not None:
-                    follows.setdefault(name, {}).setdefault(row["id"], []).append(correlation)
-    return {
-        "tokens": tokens,
-        "tokens_with_weight": with_weight,
-        "areas": _means(areas),
-        "follows": {name: _means(by_problem) for name, by_problem in follows.items()},
-    }
-
-
-def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {name: float(np.mean(own)) for name, own in values.items()}
+                values[name] = rank_correlation([w for w, _ in known], [number for _, number in known])
+            for name, value in values.items():
+                if value is not None:
+                    found.setdefault(name, {}).setdefault(row["id"], []).append(value)
+    if damaged or not tokens:
+        say(f"{listed([*map(str, parts)])}: data.jsonl or scores.jsonl is not whole; what its weights did is left out")
+        return {"tokens": None, "tokens_with_weight": None, "areas": {}, "follows": {}}
+    means = {name: {id_: float(np.mean(own)) for id_, own in of.items()} for name, of in found.items()}
+    return {"tokens": tokens, "tokens_with_weight": with_weight, "areas": means.pop(None, {}), "follows": means}
 
 
 def _within_problems(by_seed: Sequence[Mapping[str, float]], mean: _Mean) -> dict[str, Any] | None:
@@ -105,11 +106,11 @@ def _within_problems(by_seed: Sequence[Mapping[str, float]], mean: _Mean) -> dic
 def _trends(run: Path) -> dict[str, dict[str, float]]:
     """Change over training of the weight's rank correlation with difficulty at first reading and with length."""
     folder = RunFolder.open(run)
-    trace = arrange_trace(folder.read_scores())
+    trace = arrange_trace(read_jsonl(folder.scores_path, at_damage=lambda line: None))
     if trace is None or len(trace.ids) < FEWEST:
         return {}
     lengths: dict[str, dict[str, float]] = {}
-    for row in read_jsonl(folder.data_path):
+    for row in read_jsonl(folder.data_path, at_damage=lambda line: None):
         own = {(r["teacher"] if not r["sample"] else f"{r['teacher']}#{r['sample']}"): r["tokens"]
                for r in row["rationales"]}  # fmt: skip
         lengths[row["id"]] = {name: math.nan if tokens is None else float(tokens) for name, tokens in own.items()}
@@ -338,7 +339,8 @@ def cost_section(out: Path, arms: Mapping[str, Mapping[str, Any]], costs: Mappin
     for name, cost in found.items():
         took = float(np.mean(cost["train_seconds"])) if any(cost["train_seconds"]) else None
         peak = max(cost["peak_memory_gib"], default=None)
-        tokens = (round(float(np.mean(arms[name][key]))) for key in ("tokens", "tokens_with_weight"))
+        read = (arms[name][key] for key in ("tokens", "tokens_with_weight"))
+        tokens = (round(float(np.mean(of_seeds))) if of_seeds else None for of_seeds in read)
         said, each = DASH if took is None else duration(took), took / steps[name] if took and steps[name] else None
         rows.append((name, *tokens, took, said, each, peak))
     columns = ("arm", "rationale tokens", "of them with weight", "seconds", "time", "seconds a step", "memory, GiB")
