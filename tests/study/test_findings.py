@@ -10,6 +10,7 @@ import pytest
 
 from compact_distill.errors import RunError
 from compact_distill.evaluation.result_files import write_result
+from compact_distill.runs.files import content_hash
 from compact_distill.study.arms import StudyConfig, make_study
 from compact_distill.study.findings import Outcome, collect, describe, write_results
 from report.synthetic import make_run
@@ -31,7 +32,8 @@ def answer(folder, marks, ids="abcdefgh", task="t"):
     (folder / f"{task}.rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = {"samples": 1, "metric": "accuracy"}
     kind = {"kind": "generate", "name": task}
-    write_result(folder / f"{task}.json", {"format": 1, "role": "learned", "task": kind, "result": result})
+    found = {"format": 1, "role": "learned", "task": kind, "result": result}
+    write_result(folder / f"{task}.json", {**found, "rows_hash": content_hash(folder / f"{task}.rows.jsonl")})
 
 
 @pytest.fixture
@@ -141,6 +143,18 @@ def test_the_table_is_a_line_an_arm_and_benchmark(outcome):
     assert json.loads((outcome.out / "costs.json").read_text()) == costs
 
 
+def test_a_run_without_data_is_in_the_table_without_its_tokens(outcome):
+    (outcome.runs["equal"][1] / "data.jsonl").unlink()
+    document, costs = write_results(outcome)
+    equal, compact = (document["arms"][name] for name in ("equal", "compact"))
+    assert (equal["tokens"], equal["auc"], equal["learned"]["value"]) == (None, None, 1 / 8)
+    assert compact["tokens"][0] > 0
+    with (outcome.out / "study.csv").open() as file:
+        tokens = {row["arm"]: row["tokens"] for row in csv.DictReader(file) if row["benchmark"] == "all"}
+    assert (tokens["equal"], tokens["compact"] > "0") == ("", True)
+    assert describe(document, costs)
+
+
 def test_a_benchmark_that_not_all_runs_have_is_told_and_no_part_of_one_arms_mean(outcome):
     answer(outcome.runs["compact"][0] / "eval" / "student", "xxxxxxxx", task="t2")
     with pytest.raises(RunError, match="not every run of arm equal has results on t2, as other runs have"):
@@ -166,3 +180,18 @@ def test_arms_that_were_not_asked_the_same_rows_are_not_compared(outcome):
     answer(outcome.runs["compact"][0] / "eval" / "student", "xxxxxxxx", ids="abcdefgz")
     with pytest.raises(RunError, match="was not asked the same rows of t"):
         collect(outcome)
+
+
+@pytest.mark.parametrize("whose", ["equal/seed-0/eval/student", "base"])
+@pytest.mark.parametrize("change", [lambda text: text.replace("wrong", "correct"), lambda text: text[:60]])
+def test_rows_that_were_flipped_or_cut_make_no_table(outcome, whose, change):
+    rows = outcome.out / whose / "t.rows.jsonl"
+    rows.write_text(change(rows.read_text()))
+    with pytest.raises(RunError, match="is missing or not as it was written"):
+        collect(outcome)
+
+
+def test_a_table_does_not_depend_on_which_seed_came_first(outcome):
+    first = write_results(outcome)
+    outcome.runs["equal"] = dict(reversed(outcome.runs["equal"].items()))
+    assert json.dumps(write_results(outcome)) == json.dumps(first), "the order within too"

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from compact_distill.runs.files import Lock
-from compact_distill.study.jobs import StudyStep, run_jobs
+from compact_distill.study.jobs import THREADS, StudyStep, run_jobs, threads_a_step
 
 FINE = ["platform:python_version"]
 FAILS = ["compact_distill.errors:nearest"]  # called without its arguments
@@ -61,6 +61,26 @@ def test_a_step_with_nothing_to_do_counts_as_done(tmp_path):
 def test_a_step_that_cannot_be_made_fails_alone(tmp_path):
     failed = run_jobs([StudyStep("a", lambda: 1 / 0), StudyStep("b", lambda: FINE)], 1, {}, tmp_path)
     assert failed == {"a": "ZeroDivisionError: division by zero"}
+
+
+def test_threads_are_the_studys_whatever_the_shell_says_now(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    tell = f"import os\ndef tell():\n    print(*(os.environ.get(name) for name in {THREADS}))\n"
+    (tmp_path / "told.py").write_text(tell)
+    monkeypatch.chdir(tmp_path)  # where the step's process finds it
+    assert run_jobs([StudyStep("a", lambda: ["told:tell"])], 1, dict.fromkeys(THREADS, "5"), tmp_path) == {}
+    assert (tmp_path / "a.log").read_text() == "5 5\n"
+
+
+@pytest.mark.parametrize(
+    ("omp", "mkl", "threads"),
+    [("3", None, 3), ("3,2", None, 3), (None, "2", 2), ("3", "2", 2), (None, None, 4), ("many", "0", 4)],
+)
+def test_a_new_study_takes_the_shells_threads_else_its_share_of_the_cores(monkeypatch, omp, mkl, threads):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for name, value in (("OMP_NUM_THREADS", omp), ("MKL_NUM_THREADS", mkl)):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    assert threads_a_step(2) == threads
 
 
 SLEEPER = """

@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 
 from compact_distill.cli import app
 from compact_distill.config.file import load_config
+from compact_distill.data.write import optimizer_steps
 from compact_distill.errors import ConfigError, InputError
 from compact_distill.evaluation.result_files import write_result
+from compact_distill.method.passes import ProblemDataset
 from compact_distill.students.load import load_student
 from compact_distill.study.arms import load_study
 from compact_distill.study.findings import describe, write_results
@@ -27,7 +29,7 @@ from compact_distill.study.merge import main as merge_step
 from compact_distill.study.merge import merge_students
 from compact_distill.study.run import Plan, _same_study, run_study
 from compact_distill.teachers.stages import problem_stream
-from compact_distill.training.prepare import read_exam, read_problems
+from compact_distill.training.prepare import prepare, read_exam, read_problems
 
 EQUAL = {"weighting": "equal", "consistency": 0}
 UNION = {"example": "rationale", "weighting": "equal", "consistency": 0}
@@ -298,6 +300,31 @@ def test_files_and_students_that_changed_since_a_studys_runs_are_refused(write_s
     _same_study(study, out, 1)
 
 
+def test_files_that_other_files_name_may_not_change_either(write_study, base, world, tmp_path):
+    for name in ("rows.jsonl", "lines.jsonl", "folder/part.jsonl", "tuning.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(world / "tune.jsonl", tmp_path / name)
+    for task, data in (("mine", "rows.jsonl"), ("tuning", "tuning.jsonl")):
+        (tmp_path / f"{task}.yaml").write_text(f"name: {task}\nversion: 1\ndata: {{path: {tmp_path / data}}}\n")
+    (tmp_path / "scores.py").write_text("")
+    base = asking(base, "terse") | {"rationales": []}
+    base["teachers"] = [{"name": "t", "backend": "jsonl", "path": str(tmp_path / "lines.jsonl")}]
+    base["eval"] = {"learned": [str(tmp_path / "mine.yaml"), str(tmp_path / "folder")], "retained": ["gsm9k"]}
+    arms = {"compact": {}, "own": {"compatibility": {"scores_from": str(tmp_path / "scores.py")}}}
+    study = load_study(write_study(base=base, arms=arms, tune=[str(tmp_path / "tuning.yaml")]))
+    out = Path(study.config.output)
+    (out / "base").mkdir(parents=True)
+    _same_study(study, out, 1)
+    for name in ("rows.jsonl", "lines.jsonl", "folder/part.jsonl", "tuning.jsonl", "mine.yaml", "scores.py"):
+        before = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(before + b"\n")
+        told = str(tmp_path / name.partition("/")[0])
+        with pytest.raises(ConfigError, match=rf"belongs to another study \({re.escape(told)} differ\)"):
+            _same_study(study, out, 1)
+        (tmp_path / name).write_bytes(before)
+    _same_study(study, out, 1)
+
+
 def test_a_folder_with_other_files_is_refused(write_study, base, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
@@ -444,11 +471,56 @@ def test_the_best_single_teacher_is_chosen_on_the_tuning_rows_over_all_seeds(wri
     assert plan.runs["one"] == {seed: runs["terse", seed] for seed in (0, 1)}
 
 
+def test_two_steps_never_write_one_run_folder_at_once(write_study, base, world):
+    arms = {"best": {"single": "best"}, "one": {"single": "verbose"}, "other": {"single": "terse", **EQUAL},
+            "ties": {"merge": "ties"}, "dare": {"merge": "dare_ties"}}  # fmt: skip
+    plan = prepared(write_study(base=base, arms=arms, seeds=[0, 1], tune=[str(world / "tune.jsonl")]))
+    steps = {job.name: job for job in plan.jobs()}
+
+    def before(name):
+        return {name}.union(*(before(needed) for needed in steps[name].needs))
+
+    writers = {}
+    for name, job in steps.items():
+        if name == "base" or name.startswith(("best/", "tune/")):  # these choose, or write beside the run
+            continue
+        command = job.command()
+        path = Path(command[-1])
+        output = json.loads(path.read_text())["out"] if path.suffix == ".json" else load_config(path).output
+        writers.setdefault(output, []).append(name)
+    shared = {output: names for output, names in writers.items() if len(names) > 1}
+    assert sorted(len(names) for names in shared.values()) == [2, 2], "verbose alone, with both seeds"
+    for first, second in shared.values():
+        assert first in before(second), f"{first} and {second} write the same folder"
+
+
 def test_with_a_budget_of_steps_every_arm_takes_as_many(write_study, base):
     arms = {"compact": {}, "union": UNION}
     plan = prepared(write_study(base=base, arms=arms, seeds=[0], budget="steps"))
     assert train_of(plan, "union/seed-0")["train"]["max_steps"] == 6  # 12 problems, 4 a step, twice
     assert train_of(plan, "compact/seed-0")["train"].get("max_steps", -1) == -1
+
+
+def test_with_a_budget_of_steps_a_rule_that_skips_problems_takes_as_many_too(write_study, base, tmp_path):
+    def half_wrong(row):  # one teacher, wrong about every second problem
+        own = [r for r in row["rationales"] if r["teacher"] == "terse"]
+        return {"rationales": own, **({"answer": "-1"} if int(row["id"].rpartition("-")[2]) % 2 else {})}
+
+    base = rewritten(base, tmp_path / "half.jsonl", half_wrong)
+    arms = {
+        "compact": {},
+        "verified": {"weighting": "verified"},
+        "gate": {"weighting": {"gate": "compact"}},
+        "one": {"single": "terse", "weighting": "verified"},
+        "best": {"weighting": {"best": "difficulty"}},
+    }
+    plan = prepared(write_study(base=base, arms=arms, seeds=[0], budget="steps"))
+    for name in arms:
+        config = load_config(next(job for job in plan.jobs() if job.name == f"{name}/seed-0").command()[2])
+        found = prepare(config)
+        used = ProblemDataset(found.encoded, found.encoder.max_length, found.scorer.rule)
+        assert len(used) == (12 if name in ("compact", "best") else 6), name
+        assert optimizer_steps(len(used), config.train) == 6, f"{name}: 12 problems, 4 a step, twice"
 
 
 @pytest.fixture(scope="module")
@@ -514,6 +586,20 @@ def test_run_again_only_what_is_not_done_is_started(finished, capsys):
     told = capsys.readouterr().err
     assert "equal/seed-0 started" not in told
     assert "base started" not in told
+
+
+def test_results_that_are_no_longer_as_written_are_measured_again(finished):
+    outcome, folder = finished
+    run = folder / "out" / "arms" / "equal" / "seed-0"
+    for student in (run / "eval" / "student", folder / "out" / "base"):
+        rows = student / "lab_arithmetic.rows.jsonl"
+        before = rows.read_bytes()
+        rows.write_bytes(before[: len(before) // 2])
+        made = (run / "student" / "trainer_state.json").stat().st_mtime_ns
+        run_study(outcome.study, jobs=1)
+        assert rows.read_bytes() == before, "the same command does it again"
+        assert (run / "student" / "trainer_state.json").stat().st_mtime_ns == made, "it trains nothing again"
+    write_results(outcome)
 
 
 def study_process(path, stop_after=None):

@@ -93,15 +93,20 @@ def whole_result(folder: str | Path, task: str) -> dict[str, Any]:
     return document
 
 
-def damaged_results(eval_folder: Path) -> list[str]:
-    """What is wrong with the result files of a run, as messages; empty where all are as they were written."""
+def damage_of_student(folder: Path) -> list[str]:
+    """What is wrong with a student's results and their rows, as messages; empty where all are as they were written."""
     wrong = []
-    for folder in student_folders(eval_folder):
-        for task in tasks_done(folder):
-            try:
-                whole_result(folder, task)
-            except RunError as error:
-                wrong.append(str(error))
+    for task in tasks_done(folder):
+        try:
+            whole_result(folder, task)
+        except RunError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def damaged_results(eval_folder: Path) -> list[str]:
+    """The same of a run's result files: of all its students, changes and drift."""
+    wrong = [problem for folder in student_folders(eval_folder) for problem in damage_of_student(folder)]
     for path in (eval_folder / CHANGES, eval_folder / DRIFT):
         try:
             if path.exists():

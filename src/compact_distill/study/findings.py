@@ -26,6 +26,7 @@ from compact_distill.evaluation.result_files import (
     result_path,
     rows_path,
     tasks_done,
+    whole_result,
 )
 from compact_distill.evaluation.task import load_tasks
 from compact_distill.runs.files import atomic_write
@@ -80,7 +81,8 @@ def collect(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
     costs: dict[str, Any] = {}
     rows: dict[str, list[str]] = {}
     for name, runs in outcome.runs.items():
-        done = {seed: run for seed, run in runs.items() if _is_finished(run)}
+        # In the study's order, whichever came first: a best single teacher's runs are known when they start.
+        done = {seed: runs[seed] for seed in outcome.study.config.seeds if seed in runs and _is_finished(runs[seed])}
         arms[name] = {"runs": {str(seed): str(run.relative_to(outcome.out)) for seed, run in done.items()}}
         arms[name] |= {"what": what[name], "settings": outcome.study.config.arms[name]}
         if name in outcome.chosen:
@@ -193,7 +195,7 @@ def read_shares(folder: Path) -> Iterator[tuple[str, str, list[str], list[float]
 
 def _results(folder: Path) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     for task in tasks_done(folder):
-        document = read_result(result_path(folder, task))
+        document = whole_result(folder, task)
         if document["role"] in ROLES:
             yield document, read_attempts(rows_path(folder, task))
 
@@ -322,7 +324,7 @@ def _csv(document: Mapping[str, Any]) -> str:
                     own = differences.get(name, {}).get(role) if task == "all" else None
                     cells += [own[key] for key in ("value", "low", "high", "p", "p_holm")] if own else [""] * 5
                 auc = (arm.get("auc") or {}).get("value", "")
-                tokens = round(float(np.mean(arm["tokens"]))) if "tokens" in arm else ""
+                tokens = round(float(np.mean(arm["tokens"]))) if arm.get("tokens") else ""
                 start = [name, len(arm.get("runs", {})) or "", role, task, found.get("rows", "")]
                 out.writerow([*start, found["value"], found["low"], found["high"], *cells, auc, tokens])
     return text.getvalue()

@@ -35,6 +35,7 @@ except Exception as error:
     print("error:", (str(error).strip() or type(error).__name__).splitlines()[0], file=sys.stderr)
     sys.exit(1)
 """
+THREADS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")  # how many threads torch takes: the first that is set
 _REASON_LETTERS = 300
 _LOCK_SECONDS = 60.0  # for what is left of a killed study to end
 
@@ -54,6 +55,15 @@ class StudyStep:
     needs: tuple[str, ...] = ()
 
 
+def threads_a_step(jobs: int) -> int:
+    """Threads of a new study's steps: what the user's environment says, else the cores divided among the jobs."""
+    for name in THREADS:
+        asked = os.environ.get(name, "").partition(",")[0].strip()
+        if asked.isdecimal() and int(asked):
+            return int(asked)
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
 def run_jobs(
     jobs: Sequence[StudyStep], at_once: int, environment: Mapping[str, str], logs: Path, lock: Lock | None = None
 ) -> dict[str, str]:
@@ -62,7 +72,7 @@ def run_jobs(
     Args:
         jobs: the steps; what one needs stands before it.
         at_once: how many processes.
-        environment: set for the processes, unless the user set it.
+        environment: set for the processes, whatever the user's own says: results depend on it.
         logs: folder of what they print.
         lock: a shared one; the processes hold it too, so that it holds as long as one of them lives.
 
@@ -77,7 +87,7 @@ def run_jobs(
     done: set[str] = set()
     waiting = list(jobs)
     running: dict[Future[str | None], StudyStep] = {}
-    processes = _Processes({**environment, **os.environ}, logs, lock)
+    processes = _Processes({**os.environ, **environment}, logs, lock)
     with ThreadPoolExecutor(at_once) as pool, _sigterm_raises():
         try:
             while waiting or running:

@@ -1,7 +1,11 @@
-"""What arms train on: the same rationales arranged otherwise, and how long, so that all arms have an equal budget."""
+"""What arms train on: the same rationales arranged otherwise, and how long, so that all arms have an equal budget.
+
+Also what a study reads, and whether an arm can work on it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +14,16 @@ from typing import Any, Literal
 
 from compact_distill.config.models import RunConfig
 from compact_distill.data.write import optimizer_steps
-from compact_distill.errors import InputError
+from compact_distill.errors import ConfigError, InputError
 from compact_distill.evaluation.examine import Exam
+from compact_distill.evaluation.task import load_task
 from compact_distill.evaluation.task_rows import Training
 from compact_distill.method.encode import Encoder
 from compact_distill.records import Instance
-from compact_distill.runs.files import atomic_write, fingerprint, json_line
+from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line
+from compact_distill.students.identity import student_hash
 from compact_distill.students.load import load_tokenizer
-from compact_distill.study.arms import BEST, Arm, Mix, as_row, long_short, only_teacher, teachers_of
+from compact_distill.study.arms import BEST, Arm, Mix, Study, as_row, long_short, only_teacher, teachers_of
 from compact_distill.training.prepare import Prepared, read_exam, read_instances, read_problems
 
 
@@ -109,7 +115,8 @@ class Workshop:
             steps = optimizer_steps(base.problems, self._base.train)
             if share_of_own:
                 steps = round(steps * material.tokens / base.tokens)
-            if parts != 1 or share_of_own or optimizer_steps(material.problems, train) != steps:
+            other = parts != 1 or share_of_own or optimizer_steps(material.problems, train) != steps
+            if other or _may_skip(config):
                 train["max_steps"] = max(1, round(steps / parts))
         return config.model_copy(update={**material.source, "output": str(run), "seed": seed, "train": train})
 
@@ -170,6 +177,22 @@ def arm_problems(arm: Arm, prepared: Prepared, exam: Exam | None) -> list[str]:
     ]
 
 
+def contents_of(study: Study) -> dict[str, str]:
+    """Hashes of all files and student folders that base, arms and benchmarks name; what is on a hub has none here."""
+    configs = [study.base, *(arm.config for arm in study.arms)]
+    files = {name for config in configs for name in (*config.rationales, config.compatibility.scores_from)}
+    files |= {source.path for config in configs for source in (config.problems, *config.teachers) if source}
+    for name in (*study.base.eval.learned, *study.base.eval.retained, *study.config.tune):
+        files |= {
+            file for file in (name, name.rpartition("=")[2]) if Path(file).is_file()
+        }  # not a benchmark's own name
+        with contextlib.suppress(ConfigError):  # told with all else that is wrong
+            files.add(load_task(name).data.path)  # a folder too, and what a benchmark's YAML file names
+    found = {name: content_hash(name) for name in sorted(filter(None, files)) if Path(name).exists()}
+    folders = sorted({config.student for config in configs if Path(config.student).is_dir()})
+    return found | {name: student_hash(name) for name in folders}
+
+
 def study_exam(config: RunConfig, tune: Sequence[str], wrong: list[str]) -> Exam | None:
     """A study's benchmarks, None where they cannot be read; what is wrong with them is added to `wrong`.
 
@@ -202,6 +225,12 @@ def slug(name: str) -> str:
     """A name as part of a file's name; different names stay different."""
     plain = re.sub(r"[^\w.\-]+", "_", name).strip("._")[:60]
     return plain if plain == name else f"{plain}-{fingerprint(name)[:6]}"
+
+
+def _may_skip(config: RunConfig) -> bool:
+    """Whether the weight rule may skip problems, so that an epoch may have fewer steps than problems suggest."""
+    rule = config.weighting
+    return (rule if isinstance(rule, str) else next(iter(rule))) not in ("compact", "equal", "random", "best")
 
 
 def _epochs(config: RunConfig, problems: int) -> float:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import sys
 from functools import partial
@@ -28,14 +27,15 @@ from compact_distill.config.models import RunConfig
 from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.evaluation.examine import examine_student, trained_subject
 from compact_distill.evaluation.harness import Subject
-from compact_distill.runs.files import atomic_write, content_hash, fingerprint
+from compact_distill.evaluation.result_files import damage_of_student, damaged_results
+from compact_distill.runs.files import atomic_write, fingerprint
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import say
 from compact_distill.students.identity import student_hash
 from compact_distill.study.arms import BEST, MOT_STEPS, Arm, Study
 from compact_distill.study.findings import Outcome, tune_value
-from compact_distill.study.jobs import StudyStep, hold, run_jobs
-from compact_distill.study.material import Workshop, arm_problems, slug, study_exam
+from compact_distill.study.jobs import THREADS, StudyStep, hold, run_jobs, threads_a_step
+from compact_distill.study.material import Workshop, arm_problems, contents_of, slug, study_exam
 from compact_distill.training.prepare import prepare, read_exam, read_problems
 
 _FORMAT = 1
@@ -48,7 +48,7 @@ def run_study(study: Study, jobs: int = 1) -> Outcome:
 
     Args:
         study: what to run.
-        jobs: how many steps at a time; the cores are divided among them.
+        jobs: how many steps at a time; the cores are divided among them, unless the environment says how many threads.
 
     Returns:
         The run folder of every arm and seed, and what failed with the reason.
@@ -59,8 +59,8 @@ def run_study(study: Study, jobs: int = 1) -> Outcome:
     """
     out = Path(study.config.output)
     with hold(out) as lock:
-        threads = _same_study(study, out, max(1, (os.cpu_count() or 1) // jobs))
-        environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        threads = _same_study(study, out, threads_a_step(jobs))
+        environment = {**dict.fromkeys(THREADS, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
         plan = Plan(study, out)
         if study.base.teachers:
             plan.check(before_asking=True)
@@ -190,7 +190,8 @@ class Plan:
         for (teacher, seed), own in fitted.items():
             short, key = f"{slug(teacher)}/seed-{seed}", Path(own.output).parent.name
             trained, examined = f"train/{key}/{short}", f"tune/{key}/{short}"
-            self._add(StudyStep(trained, partial(self._start, "train", own), ("base",)))
+            same = [f"{name}/seed-{seed}" for name, runs in self.runs.items() if runs.get(seed) == Path(own.output)]
+            self._add(StudyStep(trained, partial(self._start, "train", own), ("base", *same)))
             self._add(StudyStep(examined, partial(self._tune, own), (trained,)))
             tuned.append(examined)
         for seed in self.study.config.seeds:
@@ -253,7 +254,8 @@ class Plan:
         if self._exam_key is None:
             return None
         mark = self.out / "base" / ".complete"
-        if mark.is_file() and mark.read_text(encoding="utf-8") == self._exam_key:
+        asked = mark.is_file() and mark.read_text(encoding="utf-8") == self._exam_key
+        if asked and not damage_of_student(self.out / "base"):
             return None
         config = self._write("base", self._shared(self.study.base))
         return ["compact_distill.study.run:examine_base", str(config), str(self.out / "base"), self._exam_key]
@@ -295,11 +297,12 @@ class Plan:
         return self.out / "tuning" / Path(config.output).relative_to(self.out)
 
     def _finished(self, config: RunConfig, stage: str = "run") -> bool:
-        """Whether a run has done this stage, or all of them, with this very configuration."""
+        """Whether a run has done this stage, or all of them and its results are whole, with this very configuration."""
         try:
             folder = RunFolder.open(config.output)
             record = folder.manifest if stage == "run" else folder.manifest["stages"].get(stage, {})
-            return bool(record.get("finished")) and load_config(folder.config_path) == config
+            whole = stage != "run" or not damaged_results(folder.eval_path)
+            return whole and bool(record.get("finished")) and load_config(folder.config_path) == config
         except (RunError, InputError, OSError):
             return False
 
@@ -309,18 +312,6 @@ class Plan:
         with atomic_write(path) as file:
             file.write(dump_config(config))
         return path
-
-
-def _contents(study: Study) -> dict[str, str]:
-    """Hashes of all files and student folders that base and arms name, by name; what is on a hub has none here."""
-    configs = [study.base, *(arm.config for arm in study.arms)]
-    files = {name for config in configs for name in config.rationales}
-    files |= {config.problems.path for config in configs if config.problems}
-    exams = (*study.base.eval.learned, *study.base.eval.retained, *study.config.tune)
-    files |= {file for name in exams if Path(file := name.rpartition("=")[2]).is_file()}  # not a benchmark's own name
-    found = {name: content_hash(name) for name in sorted(files) if Path(name).exists()}
-    folders = sorted({config.student for config in configs if Path(config.student).is_dir()})
-    return found | {name: student_hash(name) for name in folders}
 
 
 def examine_base() -> None:
@@ -364,7 +355,7 @@ def _same_study(study: Study, out: Path, threads: int) -> int:
     made_of: dict[str, Any] = {
         "format": _FORMAT,
         "base": base,
-        "data": _contents(study),
+        "data": contents_of(study),
         "budget": study.config.budget,
         "limit": study.config.limit,
         "tune": list(study.config.tune),
