@@ -17,6 +17,9 @@ LOCAL_EXTRA = ("repetition_penalty", "top_k", "min_p", "typical_p", "stop")
 """What `extra` may hold for a local model; a server takes whatever it knows."""
 _ONLY = {"base_url": ("openai",), "api_key_env": ("openai",), "path": ("jsonl",), "ray": ("openai", "transformers")}
 
+_LIKE_A_KEY = re.compile(r"^(?:gsk|hf|sk|xai|r8|nvapi|pplx|fw|tgp)_\w{16}|(?=[^_]*[a-z])(?=[^_]*\d)[^_]{16}")
+"""Servers' keys that would pass as a variable's name, and other long mixtures of letters and digits."""
+
 
 class PricesConfig(Strict):
     """What a million tokens cost, in any currency."""
@@ -100,6 +103,8 @@ class TeacherConfig(Strict):
     def _names_a_variable(cls, name: str | None) -> str | None:
         if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError("must be the name of an environment variable, such as QWQ_KEY, never the key itself")
+        if name is not None and _LIKE_A_KEY.search(name):
+            raise ValueError("looks like a key itself; export it as a variable, such as QWQ_KEY, and write that name")
         return name
 
     @field_validator("prompt")

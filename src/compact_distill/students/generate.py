@@ -93,6 +93,7 @@ class Generator:
         reshape: changes each step's logits, given all tokens so far, such as transformers' LogitsProcessorList;
             short prompts repeat their first token at the left. None: the logits stay as the model gives them.
         cancelled: asked before each token; once it says yes, `Cancelled` is raised.
+        keep: special tokens that belong to the text, by what they say; others are left out of it.
     """
 
     def __init__(
@@ -102,12 +103,16 @@ class Generator:
         decoding: Decoding,
         reshape: Callable[[Tensor, Tensor], Tensor] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        keep: Callable[[str], bool] = lambda token: False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.decoding = decoding
         self._reshape = reshape
         self._cancelled = cancelled
+        special = {number: token.content for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._left_out = {number for number, text in special.items() if not keep(text)}
+        self._keeps_some = len(self._left_out) < len(special)
         self.ends = end_tokens(model, tokenizer)
         self._stoppers = _tokens_that_may_stop(tokenizer, decoding.stop, model.get_input_embeddings().num_embeddings)
 
@@ -207,7 +212,7 @@ class Generator:
         ]
 
     def _stops(self, tokens: list[int]) -> bool:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = self._text(tokens)
         return any(stop in text for stop in self.decoding.stop)
 
     def _choose(self, logits_NV: Tensor, uniform_N: Tensor | None) -> Tensor:
@@ -217,9 +222,13 @@ class Generator:
         parts = zip(logits_NV.split(rows), uniform_N.split(rows), strict=True)
         return torch.cat([sample(part, uniform, self.decoding) for part, uniform in parts])
 
+    def _text(self, tokens: list[int]) -> str:
+        kept = [token for token in tokens if token not in self._left_out] if self._keeps_some else tokens
+        return str(self.tokenizer.decode(kept, skip_special_tokens=not self._keeps_some))
+
     def _written(self, tokens: list[int], finished: bool) -> Written:
         own = tokens[:-1] if tokens[-1] in self.ends else tokens
-        text = self.tokenizer.decode(own, skip_special_tokens=True)
+        text = self._text(own)
         cuts = [text.find(stop) for stop in self.decoding.stop if stop in text]
         return Written(text[: min(cuts)] if cuts else text, finished or bool(cuts), len(tokens))
 

@@ -24,7 +24,13 @@ _CHANNEL = re.compile(
     r"(?:<\|end\|>|<\|return\|>|<\|call\|>|(?=<\|start\|>)|(?=<\|channel\|>)|$)",
     re.DOTALL,
 )
+_MARKS = frozenset({"<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"})
 _BARE_CHANNELS = re.compile(r"analysis(?P<thought>.*?)assistantfinal(?: ?json(?=\s*[{\[]))?(?P<said>.*)", re.DOTALL)
+
+
+def tells_thoughts(token: str, channels: bool) -> bool:
+    """Whether a special token is one by which `split_reasoning` knows thoughts; `channels`: gpt-oss's marks are too."""
+    return token == "<|channel>" or THINKING.fullmatch(token) is not None or (channels and token in _MARKS)
 
 
 def split_reasoning(text: str, reasoning: str = "") -> tuple[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -35,6 +37,37 @@ def test_rationales_of_a_file_are_stored_and_verified_like_any_other(ask, proble
     # What the file lacks is counted, and is no error of the run.
     assert outcome[0].failed == {FaultKind.ABSENT: 3}
     assert outcome[0].unanswered == 0
+
+
+def test_rows_follow_the_rules_of_training_data(ask, problems, stored, tmp_path):
+    rows = [
+        {"id": 0, "text": "The answer is 4."},
+        {"id": "1", "text": None},
+        {"id": "2", "text": "The answer is 4", "status": "truncated"},
+        {"id": "3", "text": "", "reasoning": "The answer is 4."},
+        {"id": "4", "text": " ", "model": None},
+    ]
+    config = write(tmp_path / "old.jsonl", rows)
+    (tmp_path / "old.jsonl.gz").write_bytes(gzip.compress((tmp_path / "old.jsonl").read_bytes()))
+    asked = [replace(problem, id=problem.id[1:]) for problem in problems(5)]
+    for path in (config.path, config.path + ".gz"):
+        (counts,) = ask(config.model_copy(update={"name": path[-2:], "path": path, "samples": 1}), asked)
+        assert counts.failed == {FaultKind.ABSENT: 3}
+        assert {row.id: row.answer for row in stored(path[-2:])} == {"0": "4", "3": "4"}
+
+
+def test_a_row_of_the_wrong_kind_is_named_with_field_and_value(ask, problems, tmp_path):
+    rows = [{"id": "p0", "text": 3}, {"id": 1.5, "text": "x"}, {"id": "p1", "text": "x", "reasoning": ["a"]},
+            {"id": "p2", "text": "x", "model": {}}, {"id": "p3", "text": "x", "sample": "1"}]  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        ask(write(tmp_path / "old.jsonl", rows), problems(1))
+    fields = ("text", "id", "reasoning", "model", "sample")
+    for line, (problem, field) in enumerate(zip(caught.value.problems, fields, strict=True), start=1):
+        assert problem.startswith("teacher t: ")
+        assert f"line {line}: {field} must be" in problem
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"{}" * 100)[:-9])
+    with pytest.raises(ConfigError, match=r"teacher t: .*cut.gz must be readable"):
+        ask(TeacherConfig(name="t", backend="jsonl", path=str(tmp_path / "cut.gz")), problems(1))
 
 
 def test_a_changed_file_is_read_again(ask, problems, stored, tmp_path):

@@ -87,6 +87,49 @@ def test_a_prompt_that_does_not_fit_is_a_bad_request(folder):
     assert caught.value.kind is FaultKind.BAD_REQUEST
 
 
+def test_a_prompt_that_does_not_fit_costs_no_others_of_its_batch(folder):
+    long = replace(requests(1)[0], prompt="x " * 2100)
+
+    async def all_of_them():
+        teacher = TransformersTeacher("t", folder, 8, "cpu")
+        try:
+            return await asyncio.gather(*map(teacher.ask, [*requests(), long]), return_exceptions=True)
+        finally:
+            await teacher.close()
+
+    *found, last = asyncio.run(all_of_them())
+    assert [a.text for a in found] == [a.text for a in answers(folder, requests())]
+    assert isinstance(last, TeacherFault)
+    assert "must fit in 2048 tokens" in str(last)
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        (("[THINK]", "[/THINK]"), "[THINK]a[/THINK]b"),
+        (("<|START_THINKING|>", "<|END_THINKING|>"), "<|START_THINKING|>a<|END_THINKING|>b"),
+        (("<|channel>", "<channel|>"), "<|channel>a<channel|>b"),
+        (("<|channel|>", "<|message|>"), "<|channel|>a<|message|>b"),
+        (("<|message|>", "<|end|>"), "ab"),  # no channels: these mean something else
+        (("<tool>", "</tool>"), "ab"),
+    ],
+)
+def test_special_tokens_that_are_thinking_tags_stay_in_the_text(folder, tmp_path, monkeypatch, tags, said):
+    from compact_distill.students.generate import Generator
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tags)})
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(max(len(tokenizer), model.get_input_embeddings().num_embeddings))
+    models.save_student(tmp_path / "tags", model, tokenizer)
+    opens, closes, other = tokenizer.convert_tokens_to_ids([*tags, "<|endoftext|>"])
+    (a,), (b,) = tokenizer("a")["input_ids"], tokenizer("b")["input_ids"]
+    tokens = [opens, a, other, closes, b, tokenizer.eos_token_id]
+    monkeypatch.setattr(Generator, "_write", lambda self, prompts, seeds: ([tokens], [len(tokens)], [True]))
+    (answer,) = answers(str(tmp_path / "tags"), requests(1))
+    assert answer.text == said
+
+
 def test_a_folder_without_a_model_is_of_no_use(tmp_path):
     with pytest.raises(TeacherFault, match="model must be a folder or hub name") as caught:
         answers(str(tmp_path), requests(1))

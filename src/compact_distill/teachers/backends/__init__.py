@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 from compact_distill.config.teachers import GenerationConfig, RayConfig, TeacherConfig
-from compact_distill.errors import ConfigError, DataError, InputError
+from compact_distill.data.load import need_id, to_rationale
+from compact_distill.data.read import Faults, Row, raise_if_any
+from compact_distill.errors import ConfigError, DataError, InputError, shown
 from compact_distill.lab import pool
-from compact_distill.runs.files import json_lines
+from compact_distill.records import RationaleStatus
+from compact_distill.runs.files import JsonLine, json_lines
 from compact_distill.teachers.ask import Limits
 from compact_distill.teachers.protocol import (
     FaultKind,
@@ -101,7 +108,10 @@ def local_teacher(config: TeacherConfig, redact: Redactor) -> TeacherBackend:
 
 
 class FileTeacher:
-    """Rationales of a JSONL with the fields id, text and, where there are several, sample and teacher."""
+    """Rationales of a JSONL, its rows as those of training data (docs/files.md), each with an id of its own.
+
+    A row without text, or with a status other than "ok", counts as not there.
+    """
 
     def __init__(self, name: str, path: str) -> None:
         """Note where each rationale stands; the texts stay in the file, which is opened again when one is asked for.
@@ -113,16 +123,18 @@ class FileTeacher:
         self._path = Path(path)
         self._file: IO[bytes] | None = None
         self._offsets: dict[tuple[str, int], int] = {}
-        wrong = []
+        faults = Faults(f"teacher {name}: {path}")
         try:
-            with self._path.open("rb") as file:
+            with self._open() as file:
                 for line in json_lines(file, by_hand=True):
-                    if reason := line.wrong or self._note(line.row, line.offset):
-                        wrong.append(f"teacher {name}: {path}, line {line.number}: {reason}")
-        except OSError as error:
-            raise DataError(f"teacher {name}: {path} must be readable: {error.strerror}; check `path`") from None
-        if wrong:
-            raise DataError(wrong)
+                    if line.wrong:
+                        faults.add(f"line {line.number}", line.wrong)
+                    elif line.row.get("teacher", name) == name:
+                        self._note(line, faults)
+        except (OSError, EOFError, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"teacher {name}: {path} must be readable: {reason}; check `path`") from None
+        raise_if_any([faults])
 
     async def ask(self, request: TeacherRequest) -> TeacherAnswer:
         """Look one rationale up.
@@ -135,26 +147,42 @@ class FileTeacher:
             message = f"no rationale for problem {request.problem.id!r}, sample {request.sample}, in the file"
             raise TeacherFault(FaultKind.ABSENT, message)
         if self._file is None:
-            self._file = self._path.open("rb")
+            self._file = self._open()
         self._file.seek(offset)
         row = next(json_lines(self._file, by_hand=True)).row
-        return TeacherAnswer(text=row["text"], reasoning=row.get("reasoning") or "", model=row.get("model"))
+        return TeacherAnswer(text=row["text"] or "", reasoning=row.get("reasoning") or "", model=row.get("model"))
 
     async def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
-    def _note(self, row: Mapping[str, Any], offset: int) -> str:
-        """Note where a rationale stands; returns what is wrong with it."""
-        if row.get("teacher", self.name) != self.name:
-            return ""
-        problem, sample = row.get("id"), row.get("sample", 0)
-        if not isinstance(problem, str) or not isinstance(row.get("text"), str) or not isinstance(sample, int):
-            return "id and text must be strings and sample a number; write {id, text, sample}"
-        if (problem, sample) in self._offsets:
-            return f"problem {problem!r}, sample {sample} stands twice; keep one of them"
-        self._offsets[problem, sample] = offset
-        return ""
+    def _open(self) -> IO[bytes]:
+        """The file; what gzip packed is unpacked into a temporary one, in which a line is found by its place."""
+        file = self._path.open("rb")
+        if not file.peek(2).startswith(b"\x1f\x8b"):
+            return file
+        whole = TemporaryFile()  # noqa: SIM115 (the caller closes it, as it would the file)
+        with file, gzip.open(file) as packed:
+            shutil.copyfileobj(packed, whole)
+        whole.seek(0)
+        return whole
+
+    def _note(self, line: JsonLine, faults: Faults) -> None:
+        """Note where a rationale stands, unless the row says that there is none, by the rules of all rationales."""
+        before, where, row = faults.count, f"line {line.number}", line.row
+        problem = need_id(Row(row, line.number, where), faults)
+        rationale = to_rationale({"teacher": self.name, **row}, where, faults)
+        for key in ("reasoning", "model"):
+            if not isinstance(row.get(key), str | None):
+                faults.add(where, f"{key} must be text, got {shown(row[key])}; write text or null")
+        if rationale is None or faults.count > before:
+            return
+        failed = rationale.extra.get("status") not in (None, RationaleStatus.OK)
+        if failed or not (rationale.text or (row.get("reasoning") or "").strip()):
+            return
+        if (problem, rationale.sample) in self._offsets:
+            faults.add(where, f"problem {problem!r}, sample {rationale.sample} stands twice; keep one of them")
+        self._offsets[problem, rationale.sample] = line.offset
 
 
 class LabTeacher:

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from compact_distill.config.teachers import TeacherConfig
 from compact_distill.errors import StudentError
 from compact_distill.runs.environment import accelerator
+from compact_distill.teachers.answer import tells_thoughts
 from compact_distill.teachers.protocol import (
     PREFLIGHT,
     FaultKind,
@@ -151,6 +153,16 @@ class TransformersTeacher:
         )
 
     def _tokenise(self, request: TeacherRequest) -> list[int]:
+        """The prompt's tokens; one that does not fit is refused here, where it costs no others of its batch."""
+        tokens = self._prompt_tokens(request)
+        new = request.decoding.max_tokens or _DEFAULT_MAX_TOKENS
+        room = getattr(self._load()[0].config.get_text_config(), "max_position_embeddings", None)
+        if room is not None and len(tokens) + new > room:
+            message = f"prompt and max_tokens must fit in {room} tokens, got {len(tokens)} + {new}; lower max_tokens"
+            raise TeacherFault(FaultKind.BAD_REQUEST, message)
+        return tokens
+
+    def _prompt_tokens(self, request: TeacherRequest) -> list[int]:
         from compact_distill.students.prompt import prompt_tokens
 
         _, tokenizer = self._load()
@@ -175,11 +187,6 @@ class TransformersTeacher:
         model, tokenizer = self._load()
         asked = batch[0].request.decoding
         new = asked.max_tokens or _DEFAULT_MAX_TOKENS
-        longest = max(len(p.tokens) for p in batch)
-        room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if room is not None and longest + new > room:
-            message = f"prompt and max_tokens must fit in {room} tokens, got {longest} + {new}; lower max_tokens"
-            raise TeacherFault(FaultKind.BAD_REQUEST, message)
         temperature = 1.0 if asked.temperature is None else asked.temperature
         try:
             reshape = _processors(asked.extra, temperature)
@@ -192,7 +199,9 @@ class TransformersTeacher:
             top_p=1.0 if asked.top_p is None else asked.top_p,
             stop=tuple(asked.extra.get("stop", ())),
         )
-        generator = Generator(model, tokenizer, decoding, reshape, cancelled=lambda: self._closing)
+        channels = "<|channel|>" in tokenizer.get_vocab()
+        keep = partial(tells_thoughts, channels=channels)
+        generator = Generator(model, tokenizer, decoding, reshape, cancelled=lambda: self._closing, keep=keep)
         try:
             written = generator([p.tokens for p in batch], [p.request.seed or 0 for p in batch])
         except torch.OutOfMemoryError:
