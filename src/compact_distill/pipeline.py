@@ -64,7 +64,7 @@ def dry_run(prepared: Prepared) -> Preview | str:
     if prepared.config.teachers:
         return plan(prepared.config)
     sizes = progress_over("measure", prepared.sizes(), len(prepared.instances))
-    return preview(sizes, prepared.config.train, prepared.encoder.max_length)
+    return preview(sizes, prepared.config.train, prepared.encoder.max_length, prepared.arguments.world_size)
 
 
 def score_file(config: RunConfig, out: str | Path) -> str:
@@ -159,7 +159,7 @@ def evaluate(
             _evaluate(config, exam, folder, verify)
         else:
             label = checkpoint_label(checkpoint)
-            student = require_complete(folder.student_path / label)
+            student = require_complete(folder.student_path / label, to_go_on=False)
             examine_student(str(student), trained_subject(student, label), exam, folder.eval_path / label)
     return folder.eval_path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,20 @@ def test_a_verdict_that_was_given_stays():
 def test_optimizer_steps_are_counted_as_transformers_does(problems, settings, steps):
     train = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "num_train_epochs": 5, **settings}
     assert optimizer_steps(problems, train) == steps
+    assert optimizer_steps(problems * 4, train, ranks=4) == steps
+
+
+def test_problems_that_the_weight_rule_skips_are_counted_and_not_read():
+    train = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": 2}
+    size = ProblemSize(("t",), (RationaleStatus.OK,), (AnswerFrom.INFERRED,), 5, (7,))
+    shown = preview([size, replace(size, skipped=True), replace(size, skipped=True)], train, 100)
+    assert (shown.problems, shown.skipped, shown.steps) == (1, 2, 2)
+    assert (shown.tokens_per_epoch, shown.teachers[0].inferred) == (12, 1)
+    page = str(shown).splitlines()
+    assert page[0] == "problems: 1, 2 skipped by the weight rule: no rationale of theirs may get weight"
+    assert page[2].split()[:4] == ["t", "3", "1", "1"]
+    with pytest.raises(DataError, match="the weight rule leaves no rationale to train on: none of 1 problems"):
+        preview([replace(size, skipped=True)], train, 100)
 
 
 EXPORTED = [

@@ -73,3 +73,22 @@ def test_settings_without_effect_are_told_with_their_reason(tmp_path):
         "train.label_smoothing_factor has no effect here, got 0.1: the loss here is COMPACT's own; remove it"
     )
     assert setting_problems(CompactConfig(output_dir=str(tmp_path), use_cpu=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"torch_empty_cache_steps": 2}, "train.torch_empty_cache_steps has no effect here, got 2"),
+        ({"length_column_name": "size"}, "train.length_column_name has no effect here, got 'size'"),
+        ({"include_num_input_tokens_seen": True}, "train.include_num_input_tokens_seen has no effect here, got 'all'"),
+        ({"save_only_model": True}, "train.save_only_model cannot be used: training could not go on"),
+        ({"eval_on_start": True}, "train.eval_on_start cannot be used"),
+        ({"optim": "lomo"}, "train.optim 'lomo' cannot be used: it changes weights inside a backward"),
+        ({"optim": "adalomo"}, "train.optim 'adalomo' cannot be used"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "train.train_sampling_strategy 'batch_rebalance' cannot be"),
+        ({"accelerator_config": {"even_batches": False}}, "train.accelerator_config.even_batches must be true"),
+    ],
+)
+def test_settings_that_a_step_here_cannot_follow_are_told(tmp_path, settings, message):
+    found = setting_problems(CompactConfig(output_dir=str(tmp_path), use_cpu=True, **settings))
+    assert [text for text in found if text.startswith(message)], found

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from compact_distill.errors import RunError
 from compact_distill.method.encode import Branch, EncodedProblem
@@ -87,6 +86,25 @@ def test_a_run_that_went_on_took_the_time_and_memory_of_all_its_parts(tmp_path, 
     history.on_train_begin(None, state(2, 0.2), None, train_dataloader=LOADER)
     history.on_log(None, state(3, 0.3), None, logs={"loss": 1.0})
     assert (history.seconds, history.memory_mib) == (32.0, 900.0)
+
+
+def test_the_loss_of_a_run_is_the_mean_over_the_steps_of_all_its_parts(tmp_path):
+    path = tmp_path / "log.jsonl"
+
+    def logged(start, *lines):
+        history = TrainingHistory(path)
+        history.on_train_begin(None, state(start, start / 10), None, train_dataloader=LOADER)
+        for step, loss in lines:
+            history.on_log(None, state(step, step / 10), None, logs={"loss": loss})
+        history.on_log(None, state(step if lines else start, 1), None, logs={"train_loss": 0.0})
+        history.on_train_end(None, state(0, 0), None)
+        return history.loss
+
+    mean = (2 * 8.0 + 2 * 5.0 + 1 * 2.0) / 5  # a line is the mean over the steps since the one before
+    assert logged(0, (2, 8.0), (4, 5.0), (5, 2.0)) == pytest.approx(mean)
+    assert logged(2, (4, 5.0), (5, 2.0)) == pytest.approx(mean)
+    assert logged(5) == pytest.approx(mean)
+    assert TrainingHistory(tmp_path / "none.jsonl").loss == 0.0
 
 
 def test_nan_and_infinity_become_null(tmp_path):
@@ -166,7 +184,7 @@ def collected(problems: list[EncodedProblem], weights: list[list[float]]) -> dic
     weights_BK = torch.tensor(weights, dtype=torch.float64)
     terms = LossTerms(torch.tensor(3.1), torch.tensor(3.0), torch.tensor(1.0))
     metrics.add(problems, {"difficulty": weights_BK * 10}, weights_BK, terms)
-    return metrics.collect(Accelerator(cpu=True))
+    return metrics.collect()
 
 
 def test_a_tie_for_the_largest_weight_is_shared_and_no_other_teacher_wins():
@@ -196,9 +214,16 @@ def test_a_second_reading_starts_anew():
     metrics = TrainingMetrics()
     terms = LossTerms(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(0.0))
     metrics.add([problem("a", True)], {}, torch.ones(1, 1), terms)
-    accelerator = Accelerator(cpu=True)
-    assert metrics.collect(accelerator)["wins/t0"] == 1
-    assert metrics.collect(accelerator) == {}
+    assert metrics.collect()["wins/t0"] == 1
+    assert metrics.collect() == {}
+
+
+def test_a_loss_is_a_mean_over_steps_and_a_batch_a_part_of_one():
+    metrics = TrainingMetrics()
+    for part, ends_step in ((1.0, False), (2.0, True), (5.0, True)):
+        metrics.add_loss(part, ends_step, ranks=1)
+    assert metrics.totals() == {"loss": [8.0, 2.0]}
+    assert metrics.collect() == {"loss": 4.0}
 
 
 def checkpoint(folder, step, sealed=True):
@@ -206,6 +231,7 @@ def checkpoint(folder, step, sealed=True):
     path.mkdir(parents=True)
     (path / "model.safetensors").write_bytes(b"weights")
     (path / "optimizer.pt").write_bytes(b"moments")
+    (path / "rng_state.pth").write_bytes(b"draws")
     if sealed:
         seal(path)
     return path
@@ -221,9 +247,24 @@ def test_no_checkpoint_is_no_error(tmp_path):
     assert newest_complete(tmp_path) is None
 
 
+def leave_weights_alone(path):
+    """Make a checkpoint one that `save_only_model` writes."""
+    for name in ("optimizer.pt", "rng_state.pth"):
+        (path / name).unlink()
+    seal(path)
+
+
+def test_a_checkpoint_of_weights_alone_can_be_read_but_not_gone_on_from(tmp_path):
+    leave_weights_alone(checkpoint(tmp_path, 3))
+    assert require_complete(tmp_path / "checkpoint-3", to_go_on=False) == tmp_path / "checkpoint-3"
+    with pytest.raises(RunError, match=r"cannot resume from .*weights alone"):
+        require_complete(tmp_path / "checkpoint-3")
+
+
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
+        (leave_weights_alone, "lists weights alone"),
         (lambda path: (path / "optimizer.pt").unlink(), "optimizer.pt is missing"),
         (lambda path: (path / "model.safetensors").write_bytes(b"w"), "model.safetensors has changed"),
         (lambda path: (path / "complete.json").unlink(), "interrupted while it was written"),

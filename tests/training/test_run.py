@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from compact_distill.config.file import config_from
 from compact_distill.method.encode import Branch, EncodedProblem
 from compact_distill.records import RationaleStatus
-from compact_distill.training.run import gain_stride, scores_without_effect
+from compact_distill.training import run
+from compact_distill.training.run import ExamineEveryEpoch, gain_stride, scores_without_effect
 
 BRANCH = Branch((0,) * 8, (0,), 0, (False,) * 8, ())
 EXAMPLE = EncodedProblem("p", ("t", "u"), (0,) * 10, (BRANCH, None), (RationaleStatus.OK,) * 2, (0,), 0, 1)
@@ -47,3 +49,19 @@ def test_scores_that_have_no_reasoning_to_read_are_told_where_they_would_count()
     assert told(text=answer, weighting="equal") == []
     assert told(text=answer, compatibility={"adaptability": 0.0}) == []
     assert told(text=answer, weighting={"best": "local_naturalness"}) == ["local_naturalness"]
+
+
+@pytest.mark.parametrize(("epoch", "exams"), [(0.4, 0), (1.0, 1), (1.5, 0), (2.0, 1)])
+def test_an_exam_is_held_at_the_end_of_an_epoch_and_not_where_training_stops_inside_one(
+    tmp_path, monkeypatch, epoch, exams
+):
+    held = []
+    monkeypatch.setattr(run, "examine", lambda *given: held.append(given) or [])
+    monkeypatch.setattr(run, "weights_hash", lambda model: "0")
+    monkeypatch.setattr(run, "StudentWriter", lambda *given: None)
+    model = SimpleNamespace(training=True, eval=lambda: None, train=lambda mode: None)
+    trainer = SimpleNamespace(model=model, processing_class=None, log=lambda logs: None)
+    exam = SimpleNamespace(text=None, settings=SimpleNamespace(batch_tokens=1))
+    callback = ExamineEveryEpoch(trainer, exam, tmp_path)
+    callback.on_epoch_end(None, SimpleNamespace(global_step=2, epoch=epoch), SimpleNamespace())
+    assert len(held) == exams

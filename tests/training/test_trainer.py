@@ -91,6 +91,27 @@ def test_resuming_takes_the_newest_complete_checkpoint(tmp_path):
         trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
+def test_a_log_line_that_a_resume_falls_into_is_that_of_the_uninterrupted_run(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 3, "per_device_train_batch_size": 1}
+    settings["gradient_accumulation_steps"] = 2
+    whole = trainer(tmp_path, **settings)
+    whole.train()
+    lines = [line for line in whole.state.log_history if "learning_rate" in line]
+    assert [line["step"] for line in lines] == [3, 6, 9]
+    for stopped_at in (2, 3, 4):
+        resumed = trainer(tmp_path, **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stopped_at}"))
+        assert [line for line in resumed.state.log_history if "learning_rate" in line] == lines
+
+
+def test_checkpoints_of_weights_alone_are_never_gone_on_from(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    trainer(tmp_path, save_only_model=True, **settings).train()
+    for named in (True, str(tmp_path / "checkpoint-2")):
+        with pytest.raises(RunError, match=r"is complete; move them|lists weights alone"):
+            trainer(tmp_path, **settings).train(resume_from_checkpoint=named)
+
+
 def test_a_step_is_the_mean_over_its_problems_however_it_is_divided(tmp_path):
     common = {"optim": "sgd", "train_sampling_strategy": "sequential", "max_steps": 1, "data": instances(8)}
     divisions = [
@@ -120,53 +141,82 @@ from compact_distill.training.trainer import CompactTrainer
 from test_trainer import instances, trainer
 in_parts = sys.argv[3] == "in parts"
 CompactTrainer._in_parts = in_parts
-settings = {"optim": "sgd", "train_sampling_strategy": "sequential", "max_steps": 1,
+settings = {"optim": "sgd", "train_sampling_strategy": "sequential", "num_train_epochs": 1,
             "max_tokens_per_pass": 500 if in_parts else 400,  # 400: the longest problem takes two passes
             "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
             "compatibility": {"normalise": "running"}}
-made = trainer(sys.argv[2], data=instances(8, long=(1, 4)), model=models.tiny_model("qwen2"), **settings)
+made = trainer(sys.argv[2], data=instances(9, long=(1, 4)), model=models.tiny_model("qwen2"), **settings)
 passes = []
 job_loss = made._job_loss
 made._job_loss = lambda model, job, *counts: passes.append(job) or job_loss(model, job, *counts)
 made.train()
-# Of two batches each: unequal work, or made equal where ranks must stay in step.
-assert len(passes) == (4 if made.accelerator.process_index == 0 or made._in_parts else 2)
+# Of two batches each: unequal work, or made equal where ranks must stay in step. Then the ninth problem, for nothing on
+# the second rank.
+assert len(passes) == 1 + (4 if made.accelerator.process_index == 0 or made._in_parts else 2)
 if made.is_world_process_zero():
     torch.save(made.model.state_dict(), sys.argv[2] + "/weights.pt")
     print(made.state.log_history[0]["weight/t0"], made.scorer.running.moments["difficulty"][0])
 """
 
 
+def run_two_ranks(folder, text, *given):
+    """Run a script on two ranks that write to `folder`/two; returns what they print."""
+    script = folder / "rank.py"
+    script.write_text(text)
+    (folder / "two").mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    command += [str(script), str(Path(__file__).parent), str(folder / "two"), *given]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.mark.parametrize("weights_are", ["whole", "in parts"])
-def test_two_ranks_give_the_step_of_one(tmp_path, weights_are):
+def test_two_ranks_give_the_steps_of_one_and_read_no_problem_twice(tmp_path, weights_are):
     alone = trainer(
         tmp_path / "alone",
         optim="sgd",
         train_sampling_strategy="sequential",
-        max_steps=1,
-        data=instances(8, long=(1, 4)),
+        num_train_epochs=1,
+        data=instances(9, long=(1, 4)),  # the last step has one problem; its batches have room for eight
         model=models.tiny_model("qwen2"),
         per_device_train_batch_size=8,
         compatibility={"normalise": "running"},
     )
     alone.train()
-    script = tmp_path / "rank.py"
-    script.write_text(RANK)
-    (tmp_path / "two").mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    paths = [str(Path(__file__).parent), str(tmp_path / "two")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [*command, str(script), *paths, weights_are], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    said = run_two_ranks(tmp_path, RANK, weights_are)
     together = torch.load(tmp_path / "two" / "weights.pt", weights_only=True)
     assert largest_difference(weights(alone), together) < 1e-9
-    weight, count = (float(x) for x in done.stdout.split()[-2:])
+    weight, count = (float(x) for x in said.split()[-2:])
     assert weight == pytest.approx(alone.state.log_history[0]["weight/t0"], rel=1e-5)
-    assert count == 24  # 8 problems x 3 teachers, seen by both ranks
+    assert count == 27  # 9 problems x 3 teachers, seen by both ranks
     rows = list(read_jsonl(tmp_path / "two" / "scores.jsonl"))
-    assert sorted(row["id"] for row in rows) == [f"p{i}" for i in range(8)]
+    assert sorted((row["step"], row["id"]) for row in rows) == [*((0, f"p{i}") for i in range(8)), (1, "p8")]
+
+
+RESUMED_RANK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_trainer import instances, largest_difference, trainer, weights
+def made():
+    return trainer(sys.argv[2], data=instances(9, long=(1, 4)), num_train_epochs=3, save_strategy="steps", save_steps=1,
+                   train_sampling_strategy="group_by_length", per_device_train_batch_size=1)
+whole = made()
+whole.train()
+assert whole.state.global_step == 15
+resumed = made()
+resumed.train(resume_from_checkpoint=sys.argv[2] + "/checkpoint-7")  # two steps into the second epoch
+assert largest_difference(weights(whole), weights(resumed)) == 0.0
+"""
+
+
+def test_ranks_that_resume_inside_a_later_epoch_of_grouped_problems_read_its_rest(tmp_path):
+    run_two_ranks(tmp_path, RESUMED_RANK)
+    rows = list(read_jsonl(tmp_path / "two" / "scores.jsonl"))
+    assert sorted((row["id"], int(row["epoch"])) for row in rows) == sorted(
+        (f"p{i}", e) for i in range(9) for e in range(3)
+    )
 
 
 LAUNCHED = """

@@ -29,7 +29,7 @@ _NO_ANSWER = (
 
 @dataclass(frozen=True)
 class TeacherPreview:
-    """One teacher's rationales: how many have which status, and of those that take part the lengths (tokens) and the
+    """One teacher's rationales: how many have which status, and of those that are read the lengths (tokens) and the
     number of answers that were inferred, not stated."""
 
     name: str
@@ -44,6 +44,7 @@ class Preview:
 
     problems: int
     without_rationale: int
+    skipped: int
     prompt_tokens: int
     teachers: tuple[TeacherPreview, ...]
     steps: int
@@ -61,10 +62,12 @@ class Preview:
         for teacher in self.teachers:
             used = teacher.lengths
             lengths = [f"{statistics.median(used):.0f}", str(max(used)), str(sum(used))] if used else ["-", "-", "0"]
-            counts = [str(teacher.statuses[RationaleStatus.OK]), str(teacher.inferred)]
+            counts = [str(len(used)), str(teacher.inferred)]
             counts += [str(teacher.statuses[status]) for status in shown]
             rows.append([teacher.name, str(teacher.statuses.total()), *counts, *lengths])
         left = f", {self.without_rationale} left out: no usable rationale" if self.without_rationale else ""
+        if self.skipped:
+            left += f", {self.skipped} skipped by the weight rule: no rationale of theirs may get weight"
         lines = [
             f"problems: {self.problems}{left}",
             *text_table(rows),
@@ -77,22 +80,27 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class ProblemSize:
-    """How long a problem is, in tokens, and what becomes of its rationales; `lengths` are None where they drop out."""
+    """How long a problem is, in tokens, and what becomes of its rationales; `lengths` are None where they drop out.
+
+    `skipped`: the weight rule leaves it out.
+    """
 
     teachers: tuple[str, ...]
     statuses: tuple[RationaleStatus, ...]
     answers_from: tuple[AnswerFrom | None, ...]
     prompt: int
     lengths: tuple[int | None, ...]
+    skipped: bool = False
 
 
-def preview(sizes: Iterable[ProblemSize], train: Mapping[str, Any], max_length: int) -> Preview:
+def preview(sizes: Iterable[ProblemSize], train: Mapping[str, Any], max_length: int, ranks: int = 1) -> Preview:
     """Count what a run would read and drop.
 
     Args:
         sizes: the problems' sizes, read once and not kept.
         train: that section of the configuration.
         max_length: what they were measured with.
+        ranks: processes that train together.
 
     Raises:
         DataError: no rationale is left to train on.
@@ -100,32 +108,40 @@ def preview(sizes: Iterable[ProblemSize], train: Mapping[str, Any], max_length: 
     statuses: dict[str, Counter[RationaleStatus]] = {}
     lengths: dict[str, list[int]] = {}
     inferred: Counter[str] = Counter()
-    usable = unusable = prompt_tokens = 0
+    usable = unusable = skipped = prompt_tokens = 0
     for problem in sizes:
         for name, length, status, source in zip(
             problem.teachers, problem.lengths, problem.statuses, problem.answers_from, strict=True
         ):
             statuses.setdefault(name, Counter())[status] += 1
-            lengths.setdefault(name, []).extend([] if length is None else [length])
-            inferred[name] += length is not None and source is AnswerFrom.INFERRED
+            read = length is not None and not problem.skipped
+            lengths.setdefault(name, []).extend([length] if read and length is not None else [])
+            inferred[name] += read and source is AnswerFrom.INFERRED
         present = any(length is not None for length in problem.lengths)
-        usable += present
+        usable += present and not problem.skipped
         unusable += not present
-        prompt_tokens += problem.prompt if present else 0
+        skipped += problem.skipped
+        prompt_tokens += problem.prompt if present and not problem.skipped else 0
     if not usable:
-        raise DataError(nothing_left(sum(statuses.values(), Counter()), max_length))
+        raise DataError(nothing_left(sum(statuses.values(), Counter()), max_length, skipped))
     return Preview(
         problems=usable,
         without_rationale=unusable,
+        skipped=skipped,
         prompt_tokens=prompt_tokens,
         teachers=tuple(TeacherPreview(name, statuses[name], tuple(lengths[name]), inferred[name]) for name in statuses),
-        steps=optimizer_steps(usable, train),
+        steps=optimizer_steps(usable, train, ranks),
         epochs=train["num_train_epochs"],
     )
 
 
-def nothing_left(statuses: Counter[RationaleStatus], max_length: int) -> str:
-    """What to say where no rationale takes part in training, by what became of them."""
+def nothing_left(statuses: Counter[RationaleStatus], max_length: int, skipped: int = 0) -> str:
+    """What to say where no rationale takes part in training, by what became of them and their problems."""
+    if skipped:
+        return (
+            f"the weight rule leaves no rationale to train on: none of {skipped} problems has one that may "
+            "get weight (under verified and gate: a right answer); choose another `weighting`"
+        )
     counts = ", ".join(f"{status}: {count}" for status, count in sorted(statuses.items())) or "no rows"
     return (
         f"no rationale is left to train on ({counts}); max_length is {max_length} tokens: "
@@ -133,11 +149,11 @@ def nothing_left(statuses: Counter[RationaleStatus], max_length: int) -> str:
     )
 
 
-def optimizer_steps(problems: int, train: Mapping[str, Any]) -> int:
-    """Steps of a run on one device, as transformers' Trainer counts them."""
+def optimizer_steps(problems: int, train: Mapping[str, Any], ranks: int = 1) -> int:
+    """Steps of a run, as transformers' Trainer counts them."""
     if train.get("max_steps", -1) > 0:
         return int(train["max_steps"])
-    batches = problems / train["per_device_train_batch_size"]
+    batches = problems / (train["per_device_train_batch_size"] * ranks)
     batches = math.floor(batches) if train.get("dataloader_drop_last") else math.ceil(batches)
     steps_per_epoch = max(math.ceil(batches / train["gradient_accumulation_steps"]), 1)
     return math.ceil(train["num_train_epochs"] * steps_per_epoch)

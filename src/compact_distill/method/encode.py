@@ -98,6 +98,11 @@ class EncodedProblem:
         return tuple(k for k, branch in enumerate(self.branches) if branch is not None)
 
     @property
+    def size(self) -> int:
+        """Tokens of the prompt and of all present completions."""
+        return len(self.prompt) + sum(len(branch) for branch in self.branches if branch is not None)
+
+    @property
     def right(self) -> tuple[int, ...]:
         """Indices of the present teachers whose answer is known to be right."""
         return tuple(k for k in self.present if self.verdicts and self.verdicts[k] is Verdict.CORRECT)

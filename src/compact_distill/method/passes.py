@@ -37,6 +37,11 @@ class Job:
     problems: Sequence[EncodedProblem]
     layouts: tuple[Layout, ...]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest layout."""
+        return max(len(layout.tokens) for layout in self.layouts)
+
 
 # A CPU is as fast with rows of this many tokens as with longer ones, which only take more memory.
 _CPU_FILL = 1024
@@ -134,10 +139,7 @@ class ProblemDataset(Dataset[EncodedProblem]):
         self.problems = [problem for problem in present if rule is None or rule.candidates(problem)]
         self.skipped = len(present) - len(self.problems)
         if not self.problems:
-            raise DataError(
-                f"the weight rule leaves no rationale to train on: none of {self.skipped} problems has one that may "
-                "get weight (under verified and gate: a right answer); choose another `weighting`"
-            )
+            raise DataError(nothing_left(self.statuses, max_length, self.skipped))
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -148,7 +150,7 @@ class ProblemDataset(Dataset[EncodedProblem]):
     @property
     def lengths(self) -> list[int]:
         """Tokens of each problem: its prompt and all present completions."""
-        return [len(p.prompt) + sum(len(b) for b in p.branches if b is not None) for p in self.problems]
+        return [problem.size for problem in self.problems]
 
     def summary(self) -> str:
         """One line of counts: problems, rationales, and every rationale that does not take part, by status."""

@@ -35,6 +35,18 @@ _WITHOUT_EFFECT = {
     "prediction_loss_only": "nothing is predicted while training",
     "include_for_metrics": "nothing is predicted while training",
     "label_names": "batches are problems, not columns",
+    "length_column_name": "batches are problems, not columns; their lengths are counted",
+    "torch_empty_cache_steps": "the cache is not emptied; to lower memory use max_tokens_per_pass",
+    "include_num_input_tokens_seen": "batches are problems, not tokens; the log holds problems_per_second",
+}
+# What a single step of training cannot do, by setting and value.
+_REFUSED = {
+    ("use_liger_kernel", True): "it replaces the layers that are read here",
+    ("save_only_model", True): "training could not go on from such checkpoints; save_total_limit keeps few of them",
+    ("optim", "lomo"): "it changes weights inside a backward, and a step here may take several",
+    ("optim", "adalomo"): "it changes weights inside a backward, and a step here may take several",
+    ("train_sampling_strategy", "batch_rebalance"): "it reads columns of lengths; use group_by_length",
+    ("eval_on_start", True): "a run has no evaluation data of its own; `eval:` examines the base too",
 }
 
 
@@ -121,8 +133,16 @@ def setting_problems(args: CompactConfig) -> list[str]:
         plain = getattr(value, "value", value)
         if plain not in (defaults.get(name), None, [], "no", False, 0):
             wrong.append(f"train.{name} has no effect here, got {plain!r}: {reason}; remove it")
-    if args.use_liger_kernel:
-        wrong.append("train.use_liger_kernel cannot be used: it replaces the layers that are read here; remove it")
+    for (name, refused), reason in _REFUSED.items():
+        value = getattr(args, name)
+        if getattr(value, "value", value) == refused:
+            what = name if refused is True else f"{name} {refused!r}"
+            wrong.append(f"train.{what} cannot be used: {reason}; remove it")
+    if not args.accelerator_config.even_batches:
+        wrong.append(
+            "train.accelerator_config.even_batches must be true, or ranks without a batch let the others wait "
+            "forever; no problem counts twice for it; remove it"
+        )
     if args.fp16 and args.device.type == "cpu":
         wrong.append("train.fp16 needs a GPU, and this run computes on a CPU; remove it (weights stay in fp32)")
     try:

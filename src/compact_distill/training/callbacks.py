@@ -1,4 +1,4 @@
-"""What goes on beside training: progress, metrics, log, exams, checkpoints that are sealed, a stop in good order."""
+"""What goes on beside training: progress, metrics, log, checkpoints that are sealed, a stop in good order."""
 
 from __future__ import annotations
 
@@ -16,27 +16,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from compact_distill.errors import RunError
-from compact_distill.evaluation.examine import Exam, examine
-from compact_distill.evaluation.harness import Subject
-from compact_distill.evaluation.result_files import STUDENT, checkpoint_label, main_value
-from compact_distill.evaluation.writers import StudentWriter
 from compact_distill.method.encode import EncodedProblem
 from compact_distill.method.loss import LossTerms
 from compact_distill.runs.environment import peak_memory_mib
 from compact_distill.runs.files import StepLog, atomic_write, content_hash, give_ordinary_modes, read_jsonl
 from compact_distill.runs.progress import Progress, progress, say
-from compact_distill.students.identity import weights_hash
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 class ShowProgress(TrainerCallback):
@@ -67,17 +60,21 @@ class ShowProgress(TrainerCallback):
 
 
 class TrainingMetrics:
-    """What is logged of the weighing: means since the last log line, over problems, accumulation steps and ranks.
+    """What is logged of the steps since the last log line, over accumulation steps, ranks and parts of the run.
 
-    Names: `weight/TEACHER`, `wins/TEACHER` (share of the problems where it has the largest weight; ties are shared),
-    `consensus/TEACHER` ..., `weight_entropy` (nats), `loss_likelihood`, `loss_consistency` (before its coefficient).
+    Names: `loss` (mean over steps), and as means over problems `weight/TEACHER`, `wins/TEACHER` (share of the problems
+    where it has the largest weight; ties are shared), `consensus/TEACHER` ..., `weight_entropy` (nats),
+    `loss_likelihood`, `loss_consistency` (before its coefficient).
+
+    Attributes:
+        sums: by name, this rank's sum and the count that it is divided by.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def _add(self, name: str, value: float, count: float = 1.0) -> None:
-        entry = self._sums[name]
+        entry = self.sums[name]
         entry[0] += value
         entry[1] += count
 
@@ -105,20 +102,24 @@ class TrainingMetrics:
                 for name, rows in values.items():
                     self._add(f"{name}/{teacher}", rows[b][k])
 
-    def collect(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all ranks since the last call; starts anew."""
-        parts = [dict(self._sums)]
-        if accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
+    def add_loss(self, loss: float, ends_step: bool, ranks: int) -> None:
+        """Take in a batch's part of its step's loss; ranks' losses are averaged."""
+        self._add("loss", loss / ranks, ends_step / ranks)
 
-            parts = gather_object(parts)
-        self._sums.clear()
+    def totals(self) -> dict[str, list[float]]:
+        """The sums of all ranks."""
         totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for part in parts:
+        for part in gather_object([dict(self.sums)]):
             for name, (value, count) in part.items():
                 totals[name][0] += value
                 totals[name][1] += count
-        return {name: value / count for name, (value, count) in totals.items()}
+        return dict(totals)
+
+    def collect(self) -> dict[str, float]:
+        """Means over all ranks since the last call; starts anew."""
+        totals = self.totals()
+        self.sums.clear()
+        return {name: value / count for name, (value, count) in totals.items() if count}
 
 
 class TrainingHistory(TrainerCallback):
@@ -130,11 +131,13 @@ class TrainingHistory(TrainerCallback):
 
     Attributes:
         seconds, memory_mib: of the newest line; a run that went on counts all its parts, but no steps taken twice.
+        losses: by step, the mean over the steps since the line before, of all parts too.
     """
 
     def __init__(self, path: Path) -> None:
         self._log = StepLog(path)
         self.seconds = self.memory_mib = 0.0
+        self.losses: dict[int, float] = {}
         self._seconds_before = 0.0
         self._problems = 0
         self._started = self._last = time.monotonic()
@@ -146,6 +149,7 @@ class TrainingHistory(TrainerCallback):
             kept = list(read_jsonl(self._log.path))
             self.seconds = self._seconds_before = _largest(row.get("seconds") for row in kept)
             self.memory_mib = _largest(row.get("memory_mib") for row in kept)
+            self.losses = {row["step"]: row["loss"] for row in kept if isinstance(row.get("loss"), float)}
             loader = kwargs.get("train_dataloader")
             self._problems = len(loader.dataset) if loader is not None else 0
             self._started = self._last = time.monotonic()
@@ -157,6 +161,7 @@ class TrainingHistory(TrainerCallback):
         now, epoch = time.monotonic(), float(state.epoch or 0.0)
         self.seconds = round(self._seconds_before + now - self._started, 3)
         self.memory_mib = max(self.memory_mib, peak_memory_mib())
+        self.losses |= {state.global_step: float(logs["loss"])} if "loss" in logs else {}
         line: dict[str, Any] = {
             "step": state.global_step,
             "epoch": round(epoch, 6),
@@ -168,6 +173,13 @@ class TrainingHistory(TrainerCallback):
             line["problems_per_second"] = round(read / max(now - self._last, 1e-9), 4)
             self._last, self._last_epoch = now, epoch
         self._log.write([line | {name: _plain(value) for name, value in logs.items() if name not in line}])
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the steps that are logged, of all parts of the run."""
+        before = [0, *sorted(self.losses)]
+        total = sum(loss * (step - before.pop(0)) for step, loss in sorted(self.losses.items()))
+        return total / max(self.losses, default=1)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -186,37 +198,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class ExamineEveryEpoch(TrainerCallback):
-    """Writes the results of each epoch to `eval/checkpoint-N` (N optimizer steps) and logs what counts of each.
-
-    The logs reach tensorboard, wandb and trackio as `eval/TASK_accuracy` (or `.._bits_per_byte` ...). Nothing random
-    of the training is touched: the student becomes the same as without this.
-
-    Args:
-        trainer: whose student is examined.
-        exam: the benchmarks.
-        folder: RUN/eval.
-    """
-
-    def __init__(self, trainer: Any, exam: Exam, folder: Path) -> None:
-        self.trainer = trainer
-        self.exam = exam
-        self.folder = folder
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model = self.trainer.model
-        label = checkpoint_label(state.global_step)
-        subject = Subject(label, f"{STUDENT}/{label}", weights_hash(model), state.global_step, float(state.epoch))
-        writer = StudentWriter(model, self.trainer.processing_class, self.exam.text, self.exam.settings.batch_tokens)
-        documents = examine(writer, subject, self.exam, self.folder / label)
-        was_training = model.training
-        model.eval()  # so that the trainer does not take this log for one of its training metrics
-        try:
-            self.trainer.log({f"eval_{d['task']['name']}_{d['result']['metric']}": main_value(d) for d in documents})
-        finally:
-            model.train(was_training)
 
 
 class StopInOrder(TrainerCallback):
@@ -261,6 +242,20 @@ def _end(number: int) -> None:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)
+
+
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether an error is that of a collective whose partner is gone; gloo raises plain RuntimeErrors for it."""
+    signs = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "connection was likely closed")
+    return isinstance(error, torch.distributed.DistError) or any(sign in str(error).lower() for sign in signs)
+
+
+def lost_rank(error: RuntimeError, rank: int, step: int) -> RunError:
+    """That error as one that its reader can act on."""
+    return RunError(
+        f"rank {rank} lost another rank at step {step} ({str(error).strip().splitlines()[0][:200]}); see that rank's "
+        "own output for why it ended, then start all ranks again: training goes on from the newest complete checkpoint"
+    )
 
 
 # ---- only complete checkpoints are resumed: a seal, written last, lists every file of a checkpoint with its hash
@@ -319,8 +314,8 @@ def seal(checkpoint: Path) -> None:
         json.dump(files, file, indent=1)
 
 
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None where it is complete."""
+def damage(checkpoint: Path, to_go_on: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None where it is complete; `to_go_on`: with all that training needs of it."""
     path = checkpoint / SEAL
     if not path.is_file():
         return f"no {SEAL}: it was interrupted while it was written"
@@ -332,6 +327,8 @@ def damage(checkpoint: Path) -> str | None:
         return f"{SEAL} lists no files"
     if not any(name.endswith(".safetensors") or "/" in name for name in files):  # shards lie in folders
         return f"{SEAL} lists no weights"
+    if to_go_on and not any(name.startswith("rng_state") for name in files):
+        return f"{SEAL} lists weights alone, nothing of the optimizer's state (train.save_only_model)"
     for name, expected in files.items():
         file = checkpoint / name
         if not file.is_file():
@@ -377,7 +374,7 @@ def newest_complete(folder: Path) -> Path | None:
         wrong = damage(path)
         if wrong is None:
             return path
-        say(f"checkpoint {path} is damaged ({wrong}); falling back to the one before it")
+        say(f"checkpoint {path} cannot be gone on from ({wrong}); falling back to the one before it")
     if found:
         raise RunError(
             f"none of the {len(found)} checkpoints in {folder} is complete; move them elsewhere to start anew"
@@ -385,13 +382,14 @@ def newest_complete(folder: Path) -> Path | None:
     return None
 
 
-def require_complete(checkpoint: Path) -> Path:
-    """Return the checkpoint if it is complete.
+def require_complete(checkpoint: Path, to_go_on: bool = True) -> Path:
+    """Return the checkpoint if it is complete, as `damage` has it.
 
     Raises:
         RunError: it is not.
     """
-    wrong = damage(checkpoint) if checkpoint.is_dir() else "no such folder"
+    wrong = damage(checkpoint, to_go_on) if checkpoint.is_dir() else "no such folder"
     if wrong is not None:
-        raise RunError(f"cannot resume from {checkpoint}: {wrong}; name a complete checkpoint")
+        what = "resume from" if to_go_on else "use"
+        raise RunError(f"cannot {what} {checkpoint}: {wrong}; name a complete checkpoint")
     return checkpoint

@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from compact_distill.config.models import LoraConfig, RunConfig
+from compact_distill.evaluation.examine import Exam, examine
+from compact_distill.evaluation.harness import Subject
+from compact_distill.evaluation.result_files import STUDENT, checkpoint_label, main_value
+from compact_distill.evaluation.writers import StudentWriter
 from compact_distill.method.encode import EncodedProblem
 from compact_distill.method.passes import ProblemDataset
 from compact_distill.method.score import gains
@@ -19,10 +23,9 @@ from compact_distill.runs.environment import accelerator
 from compact_distill.runs.files import move_aside
 from compact_distill.runs.folder import RunFolder
 from compact_distill.runs.progress import progress, say
-from compact_distill.students.identity import commit_of
+from compact_distill.students.identity import commit_of, weights_hash
 from compact_distill.students.load import adapter_base, load_student
 from compact_distill.training.callbacks import (
-    ExamineEveryEpoch,
     ShowProgress,
     StopInOrder,
     TrainingHistory,
@@ -91,7 +94,7 @@ def train_student(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
     return {
         "steps": result.global_step,
         "epochs": trainer.state.epoch,
-        "loss": result.training_loss,
+        "loss": history.loss,
         "seconds": round(history.seconds, 1),
         "peak_memory_gib": round(history.memory_mib / 1024, 2),
         "problems": len(dataset),
@@ -99,6 +102,41 @@ def train_student(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
         "problems_skipped": dataset.skipped,
         "statuses": {str(status): count for status, count in sorted(dataset.statuses.items())},
     }
+
+
+class ExamineEveryEpoch(TrainerCallback):
+    """Writes the results of each epoch to `eval/checkpoint-N` (N optimizer steps) and logs what counts of each.
+
+    The logs reach tensorboard, wandb and trackio as `eval/TASK_accuracy` (or `.._bits_per_byte` ...). Nothing random
+    of the training is touched: the student becomes the same as without this.
+
+    A training that is stopped inside an epoch ends without an exam: the epoch has one when it goes on.
+
+    Args:
+        trainer: whose student is examined.
+        exam: the benchmarks.
+        folder: RUN/eval.
+    """
+
+    def __init__(self, trainer: Any, exam: Exam, folder: Path) -> None:
+        self.trainer = trainer
+        self.exam = exam
+        self.folder = folder
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not float(state.epoch).is_integer():
+            return
+        model = self.trainer.model
+        label = checkpoint_label(state.global_step)
+        subject = Subject(label, f"{STUDENT}/{label}", weights_hash(model), state.global_step, float(state.epoch))
+        writer = StudentWriter(model, self.trainer.processing_class, self.exam.text, self.exam.settings.batch_tokens)
+        documents = examine(writer, subject, self.exam, self.folder / label)
+        was_training = model.training
+        model.eval()  # so that the trainer does not take this log for one of its training metrics
+        try:
+            self.trainer.log({f"eval_{d['task']['name']}_{d['result']['metric']}": main_value(d) for d in documents})
+        finally:
+            model.train(was_training)
 
 
 def read_gains(prepared: Prepared, student: Path, epochs: float) -> Iterator[dict[str, Any]]:
@@ -116,7 +154,13 @@ def read_gains(prepared: Prepared, student: Path, epochs: float) -> Iterator[dic
     model, tokenizer = load_student(student, device=accelerator())
     with_base = hasattr(model, "peft_config") and adapter_base(config.student) is None
     chosen = prepared.instances[:: gain_stride(prepared.encoded, epochs, readings=2 if with_base else 1)]
-    settings = (config.compatibility, config.text, config.max_length, config.max_tokens_per_pass)
+    settings = (
+        config.compatibility,
+        config.text,
+        config.max_length,
+        config.max_tokens_per_pass,
+        config.answers.infer,
+    )
     with progress("gains", len(chosen) * (2 if with_base else 1)) as shown:
         if with_base:
             with model.disable_adapter():
@@ -134,7 +178,7 @@ def gain_stride(encoded: Sequence[EncodedProblem], epochs: float, readings: int)
     A step of training costs two readings at least: its forward, and a backward that is no cheaper. Where one problem
     alone costs more than that, one is read.
     """
-    tokens = [len(p.prompt) + sum(len(b) for b in p.branches if b is not None) for p in encoded]
+    tokens = [problem.size for problem in encoded]
     affordable = min(_GAIN_SHARE * 2 * epochs * sum(tokens), _GAIN_TOKENS) / readings
     stride = max(1, math.ceil(sum(tokens) / max(affordable, 1)))
     while stride < len(tokens) and sum(tokens[::stride]) > affordable:  # those it meets may be the long ones

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerControl, set_seed
@@ -35,6 +36,8 @@ from compact_distill.training.arguments import CompactConfig
 from compact_distill.training.callbacks import (
     STATE,
     TrainingMetrics,
+    is_lost_rank,
+    lost_rank,
     newest_complete,
     no_rotation,
     require_complete,
@@ -52,18 +55,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def _is_lost_rank(error: RuntimeError) -> bool:
-    """Whether an error is that of a collective whose partner is gone; gloo raises plain RuntimeErrors for it."""
-    signs = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "connection was likely closed")
-    return isinstance(error, torch.distributed.DistError) or any(sign in str(error).lower() for sign in signs)
-
-
 def _collate(problems: list[EncodedProblem]) -> dict[str, list[EncodedProblem]]:
     return {"problems": problems}
-
-
-def _longest(job: Job) -> int:
-    return max(len(layout.tokens) for layout in job.layouts)
 
 
 class CompactTrainer(Trainer):
@@ -155,10 +148,8 @@ class CompactTrainer(Trainer):
         problems = inputs["problems"]
         # DistributedDataParallel averages gradients over ranks; the mean over all ranks' problems needs their sum.
         share = self.accelerator.num_processes / float(num_items_in_batch or len(problems))
-        jobs = plan_jobs(problems, self.pass_options, self.args.max_tokens_per_pass, self.args.device)
-        jobs.sort(key=_longest, reverse=True)  # while there are no gradients yet, and memory is least in pieces
         loss = torch.zeros((), device=self.args.device)
-        passes = self._in_step(jobs)
+        passes = self._passes(problems, self.train_dataset.problems)
         for index, (job, counts) in enumerate(passes):
             last = index == len(passes) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
@@ -167,7 +158,9 @@ class CompactTrainer(Trainer):
                 self.accelerator.backward(total * share, **self._backward_options())
             loss += total.detach().float() * share
         self._write_trace()
-        if self.accelerator.sync_gradients:
+        ends_step = self.accelerator.sync_gradients
+        self.metrics.add_loss(float(loss), ends_step, self.accelerator.num_processes)
+        if ends_step:
             self._observe_step()
         return loss
 
@@ -194,23 +187,22 @@ class CompactTrainer(Trainer):
                 raise self._stop(f"weight {name} is no longer finite after step {self.state.global_step}")
 
     def _backward_options(self) -> dict[str, Any]:
-        from accelerate.utils import DistributedType
-
         # The loss is scaled already; DeepSpeed would divide it by the accumulation steps again.
         return {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
 
-    def _in_step(self, jobs: list[Job]) -> list[tuple[Job, bool]]:
+    def _passes(self, problems: Sequence[EncodedProblem], of: Sequence[EncodedProblem]) -> list[tuple[Job, bool]]:
         """Jobs with whether they count.
 
-        Where each rank holds a part of the weights, all ranks must read equally often, or they wait for each other
-        forever: those with fewer jobs read their last one again, for nothing.
+        Ranks meet in every batch: one that has no problem in it reads the first `of` all, for nothing. Where each rank
+        holds a part of the weights, all must read equally often, or they wait for each other forever: those with fewer
+        jobs read their last one again.
         """
-        missing = 0
-        if self._in_parts:
-            from accelerate.utils import gather_object
-
-            missing = max(gather_object([len(jobs)])) - len(jobs)
-        return [*((job, True) for job in jobs), *[(jobs[-1], False)] * missing]
+        jobs = plan_jobs(problems or of[:1], self.pass_options, self.args.max_tokens_per_pass, self.args.device)
+        if torch.is_grad_enabled():
+            # The longest first, while there are no gradients yet, and memory is least in pieces.
+            jobs.sort(key=lambda job: job.longest, reverse=True)
+        missing = max(gather_object([len(jobs)])) - len(jobs) if self._in_parts else 0
+        return [*((job, bool(problems)) for job in jobs), *[(jobs[-1], False)] * missing]
 
     @property
     def _in_parts(self) -> bool:
@@ -263,11 +255,7 @@ class CompactTrainer(Trainer):
         Once a batch, not once a job: ranks talk to each other here, and their batches may be divided into more or
         fewer jobs.
         """
-        rows, self._rows = self._rows, []
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            rows = gather_object(rows)
+        rows, self._rows = gather_object(self._rows), []
         if self.is_world_process_zero():
             self.trace.append(rows, epoch=float(self.state.epoch or 0.0), step=self.state.global_step)
 
@@ -275,23 +263,27 @@ class CompactTrainer(Trainer):
         """Take an optimizer step's scores, of all ranks, into the running statistics."""
         if self.scorer.running is None:
             return
-        observed = self._observed
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            observed = gather_object(observed)
-        for scores, present_BK in observed:
+        for scores, present_BK in gather_object(self._observed):
             self.scorer.observe(scores, present_BK)
         self._observed = []
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
-        """Problems of the whole optimizer step, over all accumulation steps and ranks."""
+        """Problems of the whole optimizer step, over all accumulation steps and ranks.
+
+        Where an epoch does not fill the last batch of every rank, accelerate does with problems from its start; these
+        were read already, and are taken out.
+        """
+        ranks = self.accelerator.num_processes
+        if ranks > 1 and self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last:
+            problems = batch_samples[-1]["problems"]
+            if rest := len(self.train_dataset) % (ranks * len(problems)):
+                del problems[max(rest - self.accelerator.process_index * len(problems), 0) :]
         count = torch.tensor(sum(len(batch["problems"]) for batch in batch_samples), device=device)
-        return self.accelerator.gather(count).sum() if self.accelerator.num_processes > 1 else count
+        return self.accelerator.gather(count).sum() if ranks > 1 else count
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 * parameters * tokens of the batch's rows (Kaplan et al. 2020)."""
-        tokens = sum(len(p.prompt) + sum(len(b) for b in p.branches if b is not None) for p in inputs["problems"])
+        tokens = sum(problem.size for problem in inputs["problems"])
         return 6 * tokens * sum(parameter.numel() for parameter in self.model.parameters())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
@@ -302,6 +294,14 @@ class CompactTrainer(Trainer):
             group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             return LengthGroupedSampler(dataset.lengths, group, seed)
         return super()._get_train_sampler(train_dataset)
+
+    def get_train_dataloader(self) -> Any:
+        """The loader of the training problems; the order of an epoch is the same where training goes on inside it."""
+        loader = super().get_train_dataloader()
+        order = getattr(getattr(loader.batch_sampler, "batch_sampler", None), "sampler", None)
+        if isinstance(order, LengthGroupedSampler):  # with several ranks accelerate would not find it to set its epoch
+            loader.set_sampler(order)
+        return loader
 
     # ---- evaluation
 
@@ -316,14 +316,11 @@ class CompactTrainer(Trainer):
         dataset = self._encoded(dataset)
         self.model.eval()
         self._require_whole_passes(dataset.problems)
-        budget = self.args.max_tokens_per_pass
         mine = dataset.problems[self.accelerator.process_index :: self.accelerator.num_processes]
-        # A rank without a problem reads the first one, for nothing, where all must read.
-        jobs = plan_jobs(mine or dataset.problems[:1], self.pass_options, budget, self.args.device)
         total = torch.zeros((), device=self.args.device)
-        for job, counts in self._in_step(jobs):
+        for job, counts in self._passes(mine, dataset.problems):
             with self.compute_loss_context_manager():
-                total += self._job_loss(self.model, job, counts and bool(mine)).float()
+                total += self._job_loss(self.model, job, counts).float()
         total = self.accelerator.reduce(total, "sum")
         metrics = {f"{metric_key_prefix}_loss": float(total) / len(dataset)}
         self.log(metrics)
@@ -333,9 +330,12 @@ class CompactTrainer(Trainer):
     # ---- log, save, resume
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log what transformers logs plus weights, wins, scores, entropy and loss terms since the last time."""
+        """Log what transformers logs plus weights, wins, scores, entropy and loss terms since the last time.
+
+        The loss too is ours: transformers' own forgets the steps before a resume.
+        """
         if self.model.training:
-            logs = {**logs, **self.metrics.collect(self.accelerator)}
+            logs = {**logs, **self.metrics.collect()}
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -360,25 +360,22 @@ class CompactTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
         except RuntimeError as error:
-            if self.accelerator.num_processes > 1 and _is_lost_rank(error):
-                raise RunError(
-                    f"rank {self.accelerator.process_index} lost another rank at step {self.state.global_step} "
-                    f"({str(error).strip().splitlines()[0][:200]}); see that rank's own output for why it ended, then "
-                    "start all ranks again: training goes on from the newest complete checkpoint"
-                ) from error
+            if self.accelerator.num_processes > 1 and is_lost_rank(error):
+                raise lost_rank(error, self.accelerator.process_index, self.state.global_step) from error
             raise
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         self._require_finite_weights()
+        unlogged = self.metrics.totals()
         with no_rotation(self.args):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save and folder.is_dir():
             moments = self.scorer.running.moments if self.scorer.running is not None else {}
             self.trace.sync()
-            state = {"step": self.state.global_step, "moments": moments, **trace_so_far(self.trace.path)}
-            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+            state = {"step": self.state.global_step, "moments": moments, "unlogged": unlogged}
+            (folder / STATE).write_text(json.dumps(state | trace_so_far(self.trace.path)), encoding="utf-8")
             tidy(folder, self.args)
             seal(folder)
             rotate(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
@@ -387,6 +384,9 @@ class CompactTrainer(Trainer):
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         if self.scorer.running is not None:
             self.scorer.running.moments = {name: tuple(m) for name, m in state["moments"].items()}
+        self.metrics.sums.clear()
+        if self.is_world_process_zero():  # it goes on with the sums of all ranks
+            self.metrics.sums.update(state.get("unlogged", {}))
         return int(state["step"])
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
