@@ -220,6 +220,9 @@ def test_other_names_of_the_same_inputs_train_nothing_again(trains, student, dat
     shutil.copytree(student, tmp_path / "copy")
     (tmp_path / "copy" / "README.md").write_text("about it")
     assert not trains(student=str(tmp_path / "copy"))
+    choices = [{**row, "choices": {"A": "one", "B": "two"}} for row in rows]  # rationales may state a choice's text
+    assert trains(rationales=str(write_data(tmp_path / "choices.jsonl", choices)))
+    assert not trains()
     verdicts = [{**row, "rationales": [{**r, "verdict": "correct"} for r in row["rationales"]]} for row in rows]
     assert not trains(rationales=str(write_data(tmp_path / "verified.jsonl", verdicts)))
     assert trains(rationales=str(write_data(tmp_path / "other.jsonl", rows[:-1])))
@@ -455,6 +458,7 @@ def test_a_crashed_run_ends_with_the_weights_and_trace_of_one_that_was_not(confi
     assert same(weights(again), weights(whole))
     assert list(again.read_scores()) == list(whole.read_scores())
     assert not interrupted.exists()
+    assert again.stage_summary("train")["loss"] == whole.stage_summary("train")["loss"], "of both parts"
     last = json.loads(again.training_log_path.read_text().splitlines()[-1])
     assert again.stage_summary("train")["seconds"] == round(last["seconds"], 1), "of both parts"
 
@@ -618,6 +622,29 @@ def test_what_a_dry_run_counts_is_what_the_run_does(configure, tmp_path, student
     folder = pipeline.run(config)
     assert folder.stage_summary("train")["steps"] == shown.steps
     assert folder.stage_summary("train")["statuses"] == {"missing": 1, "ok": 2, "over_length": 1, "unparsed": 2}
+
+
+def test_a_dry_run_counts_what_the_weight_rule_skips_as_the_run_does(configure, data, tmp_path):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for row in rows[2:]:
+        del row["rationales"][0]  # the right one
+    config = configure(
+        rationales=str(write_data(tmp_path / "wrong.jsonl", rows)), weighting="verified", report={"gains": False}
+    )
+    shown = pipeline.dry_run(pipeline.prepare(config))
+    assert (shown.problems, shown.skipped) == (2, 4)
+    summary = pipeline.train(config).stage_summary("train")
+    assert (summary["problems"], summary["problems_skipped"], summary["steps"]) == (2, 4, shown.steps)
+
+
+def test_a_rationale_that_takes_no_part_for_its_inferred_answer_has_no_gains(configure, tmp_path):
+    rows = [problem(n, f"First, {n}.\nThe answer is {n + 1}.", f"So Ann has {n + 1} apples.") for n in range(2)]
+    config = configure(
+        rationales=str(write_data(tmp_path / "data.jsonl", rows)), answers={"infer": False}, train={"max_steps": 1}
+    )
+    lines = [json.loads(line) for line in pipeline.train(config).gains_path.read_text().splitlines()]
+    assert lines
+    assert all(line["rationales"][0] is not None and line["rationales"][1] is None for line in lines)
 
 
 # ---- once is enough
@@ -876,6 +903,8 @@ def test_a_problem_without_a_usable_rationale_is_dropped_and_counted(configure, 
         ({"optim": "adamw_bnb_8bit"}, "train.optim"),
         ({"optim": "galore_adamw", "optim_target_modules": ["attn"]}, "train.optim"),
         ({"use_liger_kernel": True}, "train.use_liger_kernel cannot be used"),
+        ({"torch_empty_cache_steps": 2}, "train.torch_empty_cache_steps has no effect here"),
+        ({"save_only_model": True}, "train.save_only_model cannot be used"),
         ({"fp16": True}, "fp16"),
         ({"push_to_hub": True}, "train.push_to_hub needs a login"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from math import log, sqrt
 
 import pytest
@@ -338,3 +339,56 @@ def test_autocast_does_not_round_scores():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = Scorer().scores(made)
     assert all(torch.equal(plain[name], under[name]) for name in plain)
+
+
+FILE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from compact_distill import register_score
+
+@dataclass
+class Scaled:
+    factor: float
+
+register_score("mine", lambda outputs: outputs.length_BK * Scaled({}).factor)
+"""
+
+
+@pytest.mark.usefixtures("registry")
+def test_each_configuration_reads_the_scores_of_its_own_file_as_it_is_now(tmp_path):
+    def scorer(folder):
+        config = CompatibilityConfig(
+            scores_from=str(tmp_path / folder / "my_scores.py"), extra_scores={"mine": 1.0}, consensus=0.0
+        )
+        return Scorer(config)
+
+    def write(folder, factor):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "my_scores.py").write_text(FILE.format(factor))
+
+    def read(scorer):
+        return scorer.scores(outputs())["mine"].tolist()
+
+    write("a", 1.0)
+    write("b", 2.0)
+    first, second = scorer("a"), scorer("b")
+    assert read(second) == [[6.0, 4.0]]  # another file of the same name
+    assert read(first) == [[3.0, 2.0]]  # and the first goes on with its own
+    assert read(scorer("a")) == [[3.0, 2.0]]  # which counts again where it is named again
+    write("a", 5.0)
+    assert read(scorer("a")) == [[15.0, 10.0]]  # edited
+    assert read(first) == [[3.0, 2.0]]
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_file_of_scores_runs_once_and_one_that_fails_leaves_no_module(tmp_path):
+    path = tmp_path / "counted.py"
+    path.write_text(f"open({str(tmp_path / 'runs')!r}, 'a').write('x')\n")
+    for _ in range(2):
+        Scorer(CompatibilityConfig(scores_from=str(path)))
+    assert (tmp_path / "runs").read_text() == "x"
+    before = set(sys.modules)
+    path.write_text("1 / 0")
+    with pytest.raises(ConfigError, match="ZeroDivisionError"):
+        Scorer(CompatibilityConfig(scores_from=str(path)))
+    assert set(sys.modules) == before

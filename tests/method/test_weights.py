@@ -11,7 +11,7 @@ import reference
 from compact_distill.errors import ConfigError, DataError
 from compact_distill.method.encode import Branch, EncodedProblem
 from compact_distill.method.weights import (
-    _RULES,
+    ALL_RULES,
     EPSILON,
     RuleSettings,
     RunningStatistics,
@@ -331,12 +331,12 @@ def test_users_add_rules():
         def check(self, teachers):
             return []
 
-    before = dict(_RULES)
+    before = dict(ALL_RULES)
     try:
         register_rule("first", lambda argument, settings: First())
         assert by_rule({"gate": "first"}) == [[1.0, 0.0, 0.0, 0.0]]
         with pytest.raises(ConfigError, match="must differ from"):
             register_rule("equal", lambda argument, settings: First())
     finally:
-        _RULES.clear()
-        _RULES.update(before)
+        ALL_RULES.clear()
+        ALL_RULES.update(before)

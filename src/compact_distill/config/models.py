@@ -269,7 +269,9 @@ class RunConfig(Strict):
         MAX_LENGTH, ge=2, description="tokens of prompt + completion; longer ones are dropped"
     )
     max_tokens_per_pass: StrictInt = Field(
-        MAX_TOKENS_PER_PASS, ge=2, description="tokens the student reads at once; bounds memory"
+        MAX_TOKENS_PER_PASS,
+        ge=2,
+        description="tokens the student reads at once; bounds memory, not what probe and local_naturalness read after",
     )
     seed: StrictInt = Field(42, ge=0, lt=2**32, description="of everything random")
     train: dict[str, Any] = Field(

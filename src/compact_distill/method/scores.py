@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,8 +27,9 @@ from compact_distill.errors import ConfigError, nearest
 from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.forward import PassOptions
 from compact_distill.method.outputs import StudentOutputs
-from compact_distill.method.weights import RuleSettings, RunningStatistics, build_rule, weigh
+from compact_distill.method.weights import ALL_RULES, RuleSettings, RunningStatistics, build_rule, weigh
 from compact_distill.records import Instance
+from compact_distill.runs.files import content_hash, fingerprint
 
 Score = Callable[[StudentOutputs], Tensor]
 
@@ -65,29 +66,51 @@ def register_score(name: str, score: Score, more_is_better: bool = True) -> None
     _EXTRA[name] = _Extra(score, 1.0 if more_is_better else -1.0)
 
 
+# What each file or module of a user's registered, by its place and content: scores and rules.
+_REGISTERED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+
 def import_scores(source: str) -> None:
-    """Import the Python file or module that registers a user's scores, once a process.
+    """Import the Python file or module that registers a user's scores; a file anew where it has changed.
+
+    What was imported before is not imported again, and what it registered counts again.
 
     Raises:
         ConfigError: it cannot be found or fails.
     """
     path = Path(source)
-    name = f"compact_scores_{path.stem}" if path.suffix == ".py" else source
-    if name in sys.modules:
-        return
+    is_file = path.suffix == ".py"
     try:
-        if path.suffix == ".py":
-            module = types.ModuleType(name)
-            module.__file__ = str(path)
-            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-            sys.modules[name] = module
-        else:
-            importlib.import_module(source)
+        name = f"compact_scores_{fingerprint([str(path.resolve()), content_hash(path)])}" if is_file else source
+        if name not in _REGISTERED:
+            scores, rules = dict(_EXTRA), dict(ALL_RULES)
+            if is_file:
+                _run_file(path, name)
+            else:
+                importlib.import_module(source)
+            _REGISTERED[name] = _new(_EXTRA, scores), _new(ALL_RULES, rules)
     except Exception as error:
         raise ConfigError(
             f"compatibility.scores_from must be a Python file or module that imports, got {source!r}: "
             f"{type(error).__name__}: {error}"
         ) from error
+    _EXTRA.update(_REGISTERED[name][0])
+    ALL_RULES.update(_REGISTERED[name][1])
+
+
+def _new(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in now.items() if value is not before.get(name)}
+
+
+def _run_file(path: Path, name: str) -> None:
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # before it runs: dataclasses look up the module that they are made in
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
 
 
 def consensus(outputs: StudentOutputs, attention: Literal["joint", "heads"] = "joint") -> Tensor:
@@ -193,7 +216,8 @@ class Scorer:
         self.config = config or CompatibilityConfig()
         if self.config.scores_from is not None:
             import_scores(self.config.scores_from)
-        known = (*FURTHER, *sorted(_EXTRA))
+        self._extra = dict(_EXTRA)  # as they are now: another file may register others under the same names
+        known = (*FURTHER, *sorted(self._extra))
         for name in self.config.extra_scores:
             if name not in known:
                 raise ConfigError(
@@ -202,7 +226,7 @@ class Scorer:
                 )
         self.running = RunningStatistics() if self.config.normalise == "running" else None
         directions = {name: -1.0 if name in _LESS_IS_BETTER else 1.0 for name in (*BUILT_IN, *FURTHER)}
-        directions |= {name: extra.direction for name, extra in _EXTRA.items()}
+        directions |= {name: extra.direction for name, extra in self._extra.items()}
         temperature = self.config.temperature
         self.rule = build_rule(weighting, RuleSettings(self.coefficients, temperature, self.running, seed, directions))
 
@@ -267,7 +291,7 @@ class Scorer:
         }
         if name in built_in:
             return built_in[name](outputs)
-        score_BK = _EXTRA[name].function(outputs)
+        score_BK = self._extra[name].function(outputs)
         if score_BK.shape != outputs.present_BK.shape:
             raise ConfigError(
                 f"score {name!r} must return a [B, K] tensor of shape {tuple(outputs.present_BK.shape)}, "

@@ -159,6 +159,11 @@ class _Equal:
         return []
 
 
+def may_skip(rule: Rule) -> bool:
+    """Whether a rule may leave out problems that have a rationale."""
+    return type(rule).candidates is not _Equal.candidates
+
+
 class _Compact(_Equal):
     """The method: a softmax over standardised scores."""
 
@@ -281,7 +286,7 @@ def _draw(key: str) -> float:
 Factory = Callable[[Any, RuleSettings], Rule]
 """Builds a rule from its argument, as the configuration has it (None where it has none), and the settings."""
 
-_RULES: dict[str, Factory] = {}
+ALL_RULES: dict[str, Factory] = {}
 
 
 def register_rule(name: str, factory: Factory) -> None:
@@ -292,7 +297,7 @@ def register_rule(name: str, factory: Factory) -> None:
     """
     if name in BUILT_IN_RULES:
         raise ConfigError(f"rule name must differ from {', '.join(BUILT_IN_RULES)}, got {name!r}; rename it")
-    _RULES[name] = factory
+    ALL_RULES[name] = factory
 
 
 def build_rule(weighting: Any, settings: RuleSettings) -> Rule:
@@ -310,11 +315,11 @@ def build_rule(weighting: Any, settings: RuleSettings) -> Rule:
             f"weighting must be the name of a rule, or one rule with its argument, got {weighting!r}; "
             "as in `weighting: verified` or `weighting: {best: difficulty}`"
         )
-    if name not in _RULES:
+    if name not in ALL_RULES:
         raise ConfigError(
-            f"weighting must be one of the rules {', '.join(_RULES)}, got {name!r}{nearest(str(name), _RULES)}"
+            f"weighting must be one of the rules {', '.join(ALL_RULES)}, got {name!r}{nearest(str(name), ALL_RULES)}"
         )
-    return _RULES[name](argument, settings)
+    return ALL_RULES[name](argument, settings)
 
 
 def weigh(rule: Rule, evidence_of: Sequence[EncodedProblem], scores: Mapping[str, Tensor], epoch: int = 0) -> Tensor:
@@ -366,7 +371,7 @@ def _gate(argument: Any, settings: RuleSettings) -> Rule:
     return _Gate(build_rule(argument, settings))
 
 
-_RULES |= {
+ALL_RULES |= {
     "compact": _alone("compact", _Compact),
     "equal": _alone("equal", lambda settings: _Equal()),
     "random": _alone("random", _Random),
@@ -375,4 +380,4 @@ _RULES |= {
     "best": _best,
     "gate": _gate,
 }
-BUILT_IN_RULES = tuple(_RULES)
+BUILT_IN_RULES = tuple(ALL_RULES)

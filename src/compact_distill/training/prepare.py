@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from compact_distill.answers import choices_of
 from compact_distill.config.models import CompatibilityConfig, RunConfig
 from compact_distill.data import load_instances
 from compact_distill.data.write import ProblemSize, nothing_left
@@ -22,6 +23,7 @@ from compact_distill.errors import DataError, InputError
 from compact_distill.evaluation.examine import Exam, prepare_exam
 from compact_distill.method.encode import EncodedProblem, Encoder, thinking_spans
 from compact_distill.method.scores import Scorer
+from compact_distill.method.weights import may_skip
 from compact_distill.records import Instance, Problem, RationaleStatus
 from compact_distill.runs.files import content_hash, fingerprint, output_problem
 from compact_distill.runs.folder import RunFolder
@@ -97,7 +99,18 @@ class Prepared:
         return tuple(problem for _, problem in self.scorer.encode(self.encoder, self.instances))
 
     def sizes(self) -> Iterator[ProblemSize]:
-        """What training would read, counted only, on all cores: for a look before it."""
+        """What training would read, counted only, on all cores: for a look before it.
+
+        Where the weight rule may skip problems, as tokens after all, for it looks at verdicts and weights.
+        """
+        if may_skip(self.scorer.rule):
+            for _, problem in self.scorer.encode(self.encoder, self.instances):
+                lengths = tuple(None if branch is None else len(branch) for branch in problem.branches)
+                size = ProblemSize(
+                    problem.teachers, problem.statuses, problem.answers_from, len(problem.prompt), lengths
+                )
+                yield replace(size, skipped=bool(problem.present) and not self.scorer.rule.candidates(problem))
+            return
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # forking is safe on Linux only
         if cores == 1 or len(self.instances) < _MEASURED_ALONE:
             yield from self.encoder.measure(self.instances)
@@ -132,13 +145,17 @@ def _compatibility(config: CompatibilityConfig) -> dict[str, Any]:
 
 
 def _plain(instance: Instance, weighting: Any) -> list[Any]:
-    """What training reads of an instance, as JSON; verdicts and weights only where the rule may look at them."""
+    """What training reads of an instance, as JSON; verdicts and weights only where the rule may look at them.
+
+    Choices decide what a rationale's answer is ("frozen water" is the text of B).
+    """
     kept = weighting not in ("compact", "equal", "random")
     rationales = [
         [r.teacher, r.sample, r.text, r.answer, r.answer_from, *((r.verdict, r.extra.get("weight")) if kept else ())]
         for r in instance.rationales
     ]
-    return [instance.id, instance.question, instance.answer, rationales]
+    choices = choices_of(instance.extra.get("choices"))
+    return [instance.id, instance.question, instance.answer, rationales, *([choices] if choices else [])]
 
 
 def prepare(config: RunConfig) -> Prepared:
