@@ -327,14 +327,14 @@ def damage(checkpoint: Path, to_go_on: bool = True) -> str | None:
         return f"{SEAL} lists no files"
     if not any(name.endswith(".safetensors") or "/" in name for name in files):  # shards lie in folders
         return f"{SEAL} lists no weights"
-    if to_go_on and not any(name.startswith("rng_state") for name in files):
-        return f"{SEAL} lists weights alone, nothing of the optimizer's state (train.save_only_model)"
     for name, expected in files.items():
         file = checkpoint / name
         if not file.is_file():
             return f"{name} is missing"
         if content_hash(file) != expected:
             return f"{name} has changed since it was written"
+    if to_go_on and not any(name.startswith("rng_state") for name in files):
+        return f"{SEAL} lists weights alone, nothing of the optimizer's state (train.save_only_model)"
     return None
 
 
