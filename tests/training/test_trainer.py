@@ -201,13 +201,17 @@ sys.path.insert(0, sys.argv[1])
 from test_trainer import instances, largest_difference, trainer, weights
 def made():
     return trainer(sys.argv[2], data=instances(9, long=(1, 4)), num_train_epochs=3, save_strategy="steps", save_steps=1,
-                   train_sampling_strategy="group_by_length", per_device_train_batch_size=1)
+                   train_sampling_strategy="group_by_length", per_device_train_batch_size=1, logging_steps=4)
+def losses(of):
+    return [(line["step"], round(line["loss"], 5)) for line in of.state.log_history if "learning_rate" in line]
 whole = made()
 whole.train()
 assert whole.state.global_step == 15
 resumed = made()
 resumed.train(resume_from_checkpoint=sys.argv[2] + "/checkpoint-7")  # two steps into the second epoch
 assert largest_difference(weights(whole), weights(resumed)) == 0.0
+assert [step for step, _ in losses(whole)] == [4, 8, 12]
+assert losses(resumed) == losses(whole)  # the stop fell into the second line
 """
 
 
