@@ -220,11 +220,10 @@ def test_other_names_of_the_same_inputs_train_nothing_again(trains, student, dat
     shutil.copytree(student, tmp_path / "copy")
     (tmp_path / "copy" / "README.md").write_text("about it")
     assert not trains(student=str(tmp_path / "copy"))
-    choices = [{**row, "choices": {"A": "one", "B": "two"}} for row in rows]  # rationales may state a choice's text
-    assert trains(rationales=str(write_data(tmp_path / "choices.jsonl", choices)))
-    assert not trains()
     verdicts = [{**row, "rationales": [{**r, "verdict": "correct"} for r in row["rationales"]]} for row in rows]
     assert not trains(rationales=str(write_data(tmp_path / "verified.jsonl", verdicts)))
+    choices = [{**row, "choices": {"A": "one", "B": "two"}} for row in rows]  # rationales may state a choice's text
+    assert trains(rationales=str(write_data(tmp_path / "choices.jsonl", choices)))
     assert trains(rationales=str(write_data(tmp_path / "other.jsonl", rows[:-1])))
 
 
