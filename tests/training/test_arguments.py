@@ -83,6 +83,8 @@ def test_settings_without_effect_are_told_with_their_reason(tmp_path):
         ({"include_num_input_tokens_seen": True}, "train.include_num_input_tokens_seen has no effect here, got 'all'"),
         ({"save_only_model": True}, "train.save_only_model cannot be used: training could not go on"),
         ({"eval_on_start": True}, "train.eval_on_start cannot be used"),
+        ({"save_strategy": "best", "metric_for_best_model": "x"}, "train.save_strategy 'best' cannot be used"),
+        ({"average_tokens_across_devices": False}, "train.average_tokens_across_devices False cannot be used"),
         ({"optim": "lomo"}, "train.optim 'lomo' cannot be used: it changes weights inside a backward"),
         ({"optim": "adalomo"}, "train.optim 'adalomo' cannot be used"),
         ({"train_sampling_strategy": "batch_rebalance"}, "train.train_sampling_strategy 'batch_rebalance' cannot be"),

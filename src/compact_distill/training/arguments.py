@@ -39,7 +39,7 @@ _WITHOUT_EFFECT = {
     "torch_empty_cache_steps": "the cache is not emptied; to lower memory use max_tokens_per_pass",
     "include_num_input_tokens_seen": "batches are problems, not tokens; the log holds problems_per_second",
 }
-# What a single step of training cannot do, by setting and value.
+# What a run cannot follow, by setting and value.
 _REFUSED = {
     ("use_liger_kernel", True): "it replaces the layers that are read here",
     ("save_only_model", True): "training could not go on from such checkpoints; save_total_limit keeps few of them",
@@ -47,6 +47,8 @@ _REFUSED = {
     ("optim", "adalomo"): "it changes weights inside a backward, and a step here may take several",
     ("train_sampling_strategy", "batch_rebalance"): "it reads columns of lengths; use group_by_length",
     ("eval_on_start", True): "a run has no evaluation data of its own; `eval:` examines the base too",
+    ("save_strategy", "best"): "a run has no evaluation data of its own, so that none is ever the best",
+    ("average_tokens_across_devices", False): "the mean is over the problems of all ranks",
 }
 
 
