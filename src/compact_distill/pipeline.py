@@ -258,7 +258,7 @@ def _make_room(prepared: Prepared, folder: RunFolder, inputs: str, discard: bool
     Says what has changed, where the old student is, and how to take it back.
     """
     before = folder.manifest["stages"].get("train", {}).get("parts", {})
-    changed = ", ".join(_changed(before, prepared.made_of)) if before else ""
+    changed = ", ".join(changed_keys(before, prepared.made_of)) if before else ""
     aside = folder.set_aside(discard)
     if aside is not None:
         say(
@@ -273,13 +273,13 @@ def _make_room(prepared: Prepared, folder: RunFolder, inputs: str, discard: bool
     return back is not None
 
 
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The keys whose values differ; of sections, the keys in them: `train.learning_rate`."""
     names = []
     for key in dict.fromkeys((*before, *after)):
         old, new = before.get(key), after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            names += [f"{key}.{name}" for name in _changed(old, new)]
+            names += [f"{key}.{name}" for name in changed_keys(old, new)]
         elif old != new:
             names.append(key)
     return names

@@ -90,7 +90,7 @@ def test_a_wrong_override_is_an_error(compact, config, setting, message):
 
 
 def test_a_seed_that_the_demos_runs_would_refuse_is_refused_before_it_starts(compact):
-    assert "is not in the range" in compact("demo", "--seed", 2**32, code=2).stderr
+    assert "less than or equal to 4294967295" in compact("demo", "--seed", 2**32, code=2).stderr
 
 
 # ---- score, train, run, export

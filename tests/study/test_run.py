@@ -22,12 +22,14 @@ from compact_distill.data.write import optimizer_steps
 from compact_distill.errors import ConfigError, InputError
 from compact_distill.evaluation.result_files import write_result
 from compact_distill.method.passes import ProblemDataset
+from compact_distill.runs.files import fingerprint
 from compact_distill.students.load import load_student
 from compact_distill.study.arms import load_study
 from compact_distill.study.findings import describe, write_results
+from compact_distill.study.material import same_study
 from compact_distill.study.merge import main as merge_step
 from compact_distill.study.merge import merge_students
-from compact_distill.study.run import Plan, _same_study, run_study
+from compact_distill.study.run import Plan, run_study
 from compact_distill.teachers.stages import problem_stream
 from compact_distill.training.prepare import prepare, read_exam, read_problems
 
@@ -183,7 +185,7 @@ def test_teachers_are_asked_about_the_first_problems_that_the_study_reads_and_no
 
 
 def of_another_study(write_study, base, out):
-    _same_study(load_study(write_study(base={**base, "max_length": 100}, arms={"compact": {}})), out, 1)
+    same_study(load_study(write_study(base={**base, "max_length": 100}, arms={"compact": {}})), out, 1)
     (out / "base").mkdir()  # it has begun
 
 
@@ -197,7 +199,7 @@ BAD = {
     ),
     "seeds twice": ({"seeds": [1, 1]}, [], "seeds must name each seed once, got 1 twice"),
     "seeds twice on the command line": ({}, ["--seeds", "3,3"], "--seeds names 3 twice; name it once"),
-    "a folder of another study": ({}, [], "belongs to another study (base differ); choose another"),
+    "a folder of another study": ({}, [], "belongs to another study (base.max_length differ); choose another"),
     "a verified rule without gold answers": (
         {"arms": {"verified": {"weighting": "verified"}}},
         [],
@@ -237,8 +239,8 @@ def test_a_study_that_was_refused_can_be_mended_in_its_folder(write_study, base)
     study = load_study(write_study(base={**base, "max_length": 100}, arms={"compact": {}, "equal": EQUAL}))
     out = Path(study.config.output)
     out.mkdir()
-    assert _same_study(study, out, 2) == 2
-    assert _same_study(load_study(write_study(base=base, arms={"compact": {}, "equal": EQUAL})), out, 1) == 1
+    assert same_study(study, out, 2) == 2
+    assert same_study(load_study(write_study(base=base, arms={"compact": {}, "equal": EQUAL})), out, 1) == 1
 
 
 def test_a_fault_of_the_base_is_told_once_and_not_again_for_each_arm(write_study, base, tmp_path):
@@ -251,20 +253,86 @@ def test_a_fault_of_the_base_is_told_once_and_not_again_for_each_arm(write_study
     assert all(problem.startswith("base: ") for problem in caught.value.problems)
 
 
+def test_a_row_that_cannot_be_read_is_told_once_and_not_again_for_each_arm(write_study, base, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"id": "1"}\n{"id": "2"}\n')
+    base["eval"] = {**base["eval"], "learned": [str(tmp_path / "bad.jsonl")]}
+    told = refused(write_study(base=base, arms={"compact": {}, "equal": EQUAL, "union": UNION})).splitlines()
+    assert len(told) == len({line.partition(": ")[2].removeprefix("eval: ") for line in told})
+    assert all(line.startswith("base: ") for line in told)
+
+
+def test_what_is_wrong_in_several_arms_is_told_once_with_their_names(write_study, base):
+    fixed = {"weighting": {"fixed": {"nobody": 1.0}}}
+    arms = {"compact": {}, "soft": {**fixed, "consistency": 0.5}, "hard": fixed}
+    (told,) = refused(write_study(base=base, arms=arms)).splitlines()
+    assert told.startswith("arm soft, hard: weighting.fixed names teacher 'nobody'")
+    (told,) = refused(write_study(base={**base, **fixed}, arms={"a": {}, "b": {"consistency": 0.5}})).splitlines()
+    assert told.startswith("all arms: weighting.fixed names teacher 'nobody'")
+
+
+def test_a_limit_by_name_bounds_the_tuning_rows_too_and_no_run_is_asked_them(write_study, base, world):
+    base["eval"] = {**base["eval"], "limit": {"lab_facts": 3, "tune": 2}}
+    path = write_study(base=base, arms={"best": {"single": "best"}}, seeds=[0], tune=[str(world / "tune.jsonl")])
+    plan = prepared(path)
+    assert plan._shared(plan.study.base).eval.limit == {"lab_facts": 3}
+    single = plan._of_teacher("singles", plan._shared(plan.study.base), "terse", 0)
+    _, config, _, *tune = plan._tune(single)
+    ((_, rows),) = read_exam(load_config(config), [], tune).rows
+    assert len(rows.rows) == 2
+    base["eval"]["limit"] = {"tuen": 2}
+    assert "base: limit names 'tuen', which is none of the benchmarks" in refused(
+        write_study(base=base, arms={"a": {}})
+    )
+
+
+def test_a_folder_older_than_a_setting_is_that_of_the_same_study_and_what_differs_is_named(write_study, base):
+    arms = {"compact": {}, "equal": EQUAL, "older": {"consistency": 0.5}}
+    study = load_study(write_study(base=base, arms=arms))
+    out = Path(study.config.output)
+    (out / "base").mkdir(parents=True)
+    same_study(study, out, 1)
+    noted = json.loads((out / "inputs.json").read_text())
+    (older,) = (arm for arm in study.arms if arm.name == "older")
+    options = {key: older.made_of[key] for key in type(older.options).model_fields}
+    settings = {key: value for key, value in older.made_of.items() if key not in options}
+    noted["arms"]["older"] = fingerprint([settings, options])  # as it was noted before
+    del noted["base"]["report"], noted["base"]["lora"]["dropout"], noted["arms"]["equal"]["max_length"]
+    (out / "inputs.json").write_text(json.dumps(noted))
+    same_study(study, out, 1)
+    for key, value, told in (
+        ("report", {"gains": False}, r"belongs to another study \(base.report.gains differ\)"),
+        ("lora", {"dropout": 0.2}, r"belongs to another study \(base.lora.dropout differ\)"),
+    ):
+        (out / "inputs.json").write_text(json.dumps(noted))
+        with pytest.raises(ConfigError, match=told):
+            same_study(load_study(write_study(base={**base, key: value}, arms=arms)), out, 1)
+    (out / "inputs.json").write_text(json.dumps(noted))
+    other = {"compact": {}, "equal": {**EQUAL, "max_length": 99}, "older": {"consistency": 0.25}}
+    with pytest.raises(ConfigError) as caught:
+        same_study(load_study(write_study(base=base, arms=other)), out, 1)
+    assert [problem.partition(" (")[2].partition(")")[0] for problem in caught.value.problems] == [
+        "max_length differ", "its settings differ"
+    ]  # fmt: skip
+    noted["base"]["gone"] = 1
+    (out / "inputs.json").write_text(json.dumps(noted))
+    with pytest.raises(ConfigError, match=r"base.gone"):
+        same_study(study, out, 1)
+
+
 def test_the_folder_of_another_study_is_refused(write_study, base):
     study = load_study(write_study(base=base, arms={"compact": {}, "equal": EQUAL}))
     out = Path(study.config.output)
     out.mkdir()
-    assert _same_study(study, out, 2) == 2
+    assert same_study(study, out, 2) == 2
     (out / "base").mkdir()  # work has begun
     more = load_study(write_study(base=base, arms={"compact": {}, "soft": {"consistency": 0.5}}, seeds=[7]))
-    assert _same_study(more, out, 1) == 2, "arms and seeds may be added; the threads stay"
+    assert same_study(more, out, 1) == 2, "arms and seeds may be added; the threads stay"
     changed = load_study(write_study(base=base, arms={"equal": {"weighting": "random"}}))
     with pytest.raises(ConfigError, match="arm equal was something else"):
-        _same_study(changed, out, 2)
+        same_study(changed, out, 2)
     other = load_study(write_study(base={**base, "max_length": 100}, arms={"compact": {}}))
-    with pytest.raises(ConfigError, match=r"belongs to another study \(base differ"):
-        _same_study(other, out, 2)
+    with pytest.raises(ConfigError, match=r"belongs to another study \(base.max_length differ"):
+        same_study(other, out, 2)
 
 
 def test_files_and_students_that_changed_since_a_studys_runs_are_refused(write_study, base, world, tmp_path):
@@ -279,25 +347,25 @@ def test_files_and_students_that_changed_since_a_studys_runs_are_refused(write_s
     study = load_study(path)
     out = Path(study.config.output)
     out.mkdir()
-    _same_study(study, out, 1)
+    same_study(study, out, 1)
     (out / "base").mkdir()  # work has begun
     more = load_study(write_study(base=base, arms={**arms, "own": {"rationales": [str(tmp_path / "own.jsonl")]}}))
     for allowed in (more, study):  # an arm with data of its own may be added, and left out again
-        _same_study(allowed, out, 1)
+        same_study(allowed, out, 1)
     (student / "README.md").write_text("a note")
-    _same_study(more, out, 1)
+    same_study(more, out, 1)
     for name in ("train.jsonl", "tune.jsonl", "own.jsonl", "student/config.json"):
         before = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(before + b"\n")
         told = str(tmp_path / name.partition("/")[0])
         with pytest.raises(ConfigError, match=rf"belongs to another study \({re.escape(told)} differ\)"):
-            _same_study(more, out, 1)
+            same_study(more, out, 1)
         (tmp_path / name).write_bytes(before)
-    _same_study(more, out, 1)
+    same_study(more, out, 1)
     inputs = json.loads((out / "inputs.json").read_text())
     inputs["data"] = {name: digest for name, digest in inputs["data"].items() if name.endswith("train.jsonl")}
     (out / "inputs.json").write_text(json.dumps(inputs))  # as it was written before the others were noted
-    _same_study(study, out, 1)
+    same_study(study, out, 1)
 
 
 def test_files_that_other_files_name_may_not_change_either(write_study, base, world, tmp_path):
@@ -314,15 +382,15 @@ def test_files_that_other_files_name_may_not_change_either(write_study, base, wo
     study = load_study(write_study(base=base, arms=arms, tune=[str(tmp_path / "tuning.yaml")]))
     out = Path(study.config.output)
     (out / "base").mkdir(parents=True)
-    _same_study(study, out, 1)
+    same_study(study, out, 1)
     for name in ("rows.jsonl", "lines.jsonl", "folder/part.jsonl", "tuning.jsonl", "mine.yaml", "scores.py"):
         before = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(before + b"\n")
         told = str(tmp_path / name.partition("/")[0])
         with pytest.raises(ConfigError, match=rf"belongs to another study \({re.escape(told)} differ\)"):
-            _same_study(study, out, 1)
+            same_study(study, out, 1)
         (tmp_path / name).write_bytes(before)
-    _same_study(study, out, 1)
+    same_study(study, out, 1)
 
 
 def test_a_folder_with_other_files_is_refused(write_study, base, tmp_path):
@@ -539,7 +607,7 @@ def finished(world, tmp_path_factory):
     study = load_study(folder / "study.yaml")
     damaged = folder / "out" / "arms" / "compact" / "seed-0"
     damaged.mkdir(parents=True)
-    _same_study(study, folder / "out", 1)
+    same_study(study, folder / "out", 1)
     (damaged / "manifest.json").write_text("damaged")  # so that this arm fails when it starts
     outcome = run_study(study, jobs=2)
     return outcome, folder

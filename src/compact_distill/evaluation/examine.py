@@ -118,6 +118,22 @@ def prepare_exam(
     return Exam(tuple(rows), settings, text, seed)
 
 
+def own_limits(settings: EvalConfig, others: Collection[str]) -> EvalConfig:
+    """The settings without limits of other benchmarks than their own, such as those that a study tunes on.
+
+    Where a benchmark cannot be read nothing changes: who reads it says so.
+    """
+    if not isinstance(settings.limit, dict) or not others:
+        return settings
+    try:
+        foreign = {task.name for task in load_tasks(others)}
+        foreign -= {task.name for task in load_tasks({*settings.learned, *settings.retained})}
+    except InputError:
+        return settings
+    kept = {name: count for name, count in settings.limit.items() if name not in foreign}
+    return settings.model_copy(update={"limit": kept or None})
+
+
 def examine(writer: Writer, subject: Subject, exam: Exam, folder: Path) -> list[dict[str, Any]]:
     """Ask one student every benchmark; results of another student in its folder are moved aside.
 

@@ -107,6 +107,11 @@ class StudyConfig(Strict):
         return arms
 
 
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """A run's settings as plain values, without its folder and its seed."""
+    return config.model_dump(mode="json", exclude={"output", "seed"})
+
+
 @dataclass(frozen=True)
 class Arm:
     """One thing that is compared: the run's settings, and what is done beyond an ordinary run.
@@ -133,11 +138,10 @@ class Arm:
         return _IN_WORDS.get(name, f"the weight rule {name}").format(argument)
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all that makes this arm differ from another one; options without effect do not count."""
+    def made_of(self) -> dict[str, Any]:
+        """All that makes this arm differ from another one, by its key; options without effect are null."""
         idle = {key: None for key, methods in _OF_MERGES.items() if self.options.merge not in methods}
-        options = self.options.model_dump(mode="json") | idle
-        return fingerprint([self.config.model_dump(mode="json", exclude={"output", "seed"}), options])
+        return {**settings_of(self.config), **self.options.model_dump(mode="json"), **idle}
 
 
 @dataclass(frozen=True)
@@ -295,7 +299,7 @@ def _without_effect(arms: Sequence[Arm]) -> list[str]:
     first: dict[str, str] = {}
     wrong = []
     for arm in arms:
-        same = first.setdefault(arm.fingerprint, arm.name)
+        same = first.setdefault(fingerprint(arm.made_of), arm.name)
         if same != arm.name:
             wrong.append(f"arm {arm.name} is the same as arm {same}: its settings have no effect; remove one of them")
     return wrong
@@ -359,11 +363,6 @@ def as_row(instance: Instance) -> dict[str, Any]:
     ]  # fmt: skip
     own = {"id": instance.id, "question": instance.question, "answer": instance.answer, "rationales": rationales}
     return {**instance.extra, **own}
-
-
-def teachers_of(instances: Iterable[Instance]) -> list[str]:
-    """Names of all teachers with a rationale, in the order of their first appearance."""
-    return list(dict.fromkeys(r.teacher for instance in instances for r in instance.rationales if r.text))
 
 
 def study_template() -> str:

@@ -6,25 +6,43 @@ Also what a study reads, and whether an arm can work on it.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from compact_distill.config.models import RunConfig
 from compact_distill.data.write import optimizer_steps
-from compact_distill.errors import ConfigError, InputError
+from compact_distill.errors import ConfigError, InputError, RunError
 from compact_distill.evaluation.examine import Exam
 from compact_distill.evaluation.task import load_task
 from compact_distill.evaluation.task_rows import Training
 from compact_distill.method.encode import Encoder
+from compact_distill.pipeline import changed_keys
 from compact_distill.records import Instance
 from compact_distill.runs.files import atomic_write, content_hash, fingerprint, json_line
+from compact_distill.runs.progress import say
 from compact_distill.students.identity import student_hash
 from compact_distill.students.load import load_tokenizer
-from compact_distill.study.arms import BEST, Arm, Mix, Study, as_row, long_short, only_teacher, teachers_of
+from compact_distill.study.arms import (
+    BEST,
+    Arm,
+    ArmOptions,
+    Mix,
+    Study,
+    as_row,
+    long_short,
+    only_teacher,
+    settings_of,
+)
 from compact_distill.training.prepare import Prepared, read_exam, read_instances, read_problems
+
+_FORMAT = 1
+_WORK = ("teachers", "base", "arms")  # folders that the first finished or begun step makes
 
 
 @dataclass(frozen=True)
@@ -193,7 +211,66 @@ def contents_of(study: Study) -> dict[str, str]:
     return found | {name: student_hash(name) for name in folders}
 
 
-def study_exam(config: RunConfig, tune: Sequence[str], wrong: list[str]) -> Exam | None:
+def same_study(study: Study, out: Path, threads: int) -> int:
+    """Note what the study is made of, or check that it is the one of this folder; returns the threads a step gets.
+
+    Arms and seeds can be added; an arm of the same name must stay what it was, and so must what files and student
+    folders hold, since a finished run is not looked into again. Threads stay as at first: they decide the last digits.
+    A study that has done no work yet may become any other. A setting that is newer than the folder had its default.
+    """
+    made_of: dict[str, Any] = {
+        "format": _FORMAT,
+        "base": settings_of(study.base),
+        "data": contents_of(study),
+        "budget": study.config.budget,
+        "limit": study.config.limit,
+        "tune": list(study.config.tune),
+        "arms": {arm.name: arm.made_of for arm in study.arms},
+        "threads": threads,
+    }
+    path = out / "inputs.json"
+    if path.exists() and any((out / name).exists() for name in _WORK):
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            differing = [key for key in ("format", "budget", "limit", "tune") if before[key] != made_of[key]]
+            differing += [f"base.{key}" for key in _changed(before["base"], made_of["base"])]
+            known = before["data"]
+            differing += [name for name, digest in made_of["data"].items() if known.get(name, digest) != digest]
+            made_of["data"] = {**known, **made_of["data"]}
+            changed = {name: _changed(before["arms"].get(name, now), now) for name, now in made_of["arms"].items()}
+            made_of["arms"] = {**before["arms"], **made_of["arms"]}
+            made_of["threads"] = before["threads"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} is damaged ({error!r}); choose another `output:`") from error
+        if differing:
+            differ = ", ".join(differing)
+            raise ConfigError(f"{out} belongs to another study ({differ} differ); choose another `output:`")
+        if any(changed.values()):
+            raise ConfigError(
+                [f"arm {name} was something else when {out} was made ({', '.join(keys)} differ); give it another name, "
+                 "or choose another `output:`" for name, keys in changed.items() if keys]
+            )  # fmt: skip
+    if made_of["threads"] != threads:
+        say(f"study: {made_of['threads']} threads a step, as at its first start, so that results stay the same")
+    with atomic_write(path) as file:
+        json.dump(made_of, file, indent=1)
+        file.write("\n")
+    return int(made_of["threads"])
+
+
+def _changed(before: Any, now: dict[str, Any]) -> list[str]:
+    """The keys in which a base or an arm is not what was noted of it."""
+    options = {key: now[key] for key in ArmOptions.model_fields if key in now}
+    settings = {key: value for key, value in now.items() if key not in options}
+    if isinstance(before, str):  # an arm as older folders note it
+        return [] if before == fingerprint([settings, options]) else ["its settings"]
+    own = {key: value for key, value in before.items() if key not in options}
+    with contextlib.suppress(ValidationError):  # a setting is gone: that is what differs
+        own = settings_of(RunConfig.model_validate(own))
+    return changed_keys({**before, **own}, now)
+
+
+def study_exam(config: RunConfig, study: Study, wrong: list[str]) -> Exam | None:
     """A study's benchmarks, None where they cannot be read; what is wrong with them is added to `wrong`.
 
     Tuning and test rows must differ.
@@ -201,7 +278,8 @@ def study_exam(config: RunConfig, tune: Sequence[str], wrong: list[str]) -> Exam
     try:
         instances = [] if config.teachers else read_problems(config)
         test = read_exam(config, instances)
-        tuning = read_exam(config, instances, tune) if tune else None
+        tunes = config.model_copy(update={"eval": study.base.eval})  # with the limits of tuning rows
+        tuning = read_exam(tunes, instances, study.config.tune) if study.config.tune else None
     except InputError as error:
         wrong += [f"base: {problem}" for problem in error.problems]
         return None
@@ -214,6 +292,11 @@ def study_exam(config: RunConfig, tune: Sequence[str], wrong: list[str]) -> Exam
                 "chosen on them would be reported on them; give other rows"
             )
     return test
+
+
+def teachers_of(instances: Iterable[Instance]) -> list[str]:
+    """Names of all teachers with a rationale, in the order of their first appearance."""
+    return list(dict.fromkeys(r.teacher for instance in instances for r in instance.rationales if r.text))
 
 
 def evenly(items: Sequence[int], count: int) -> list[int]:

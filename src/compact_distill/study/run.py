@@ -24,22 +24,19 @@ from typing import Any
 
 from compact_distill.config.file import dump_config, load_config
 from compact_distill.config.models import RunConfig
-from compact_distill.errors import ConfigError, InputError, RunError
-from compact_distill.evaluation.examine import examine_student, trained_subject
+from compact_distill.errors import InputError, RunError
+from compact_distill.evaluation.examine import examine_student, own_limits, trained_subject
 from compact_distill.evaluation.harness import Subject
 from compact_distill.evaluation.result_files import damage_of_student, damaged_results
 from compact_distill.runs.files import atomic_write, fingerprint
 from compact_distill.runs.folder import RunFolder
-from compact_distill.runs.progress import say
 from compact_distill.students.identity import student_hash
 from compact_distill.study.arms import BEST, MOT_STEPS, Arm, Study
 from compact_distill.study.findings import Outcome, tune_value
 from compact_distill.study.jobs import THREADS, StudyStep, hold, run_jobs, threads_a_step
-from compact_distill.study.material import Workshop, arm_problems, contents_of, slug, study_exam
+from compact_distill.study.material import Workshop, arm_problems, same_study, slug, study_exam
 from compact_distill.training.prepare import prepare, read_exam, read_problems
 
-_FORMAT = 1
-_WORK = ("teachers", "base", "arms")  # folders that the first finished or begun step makes
 _COMPACT = "compact_distill.cli:app"
 
 
@@ -59,7 +56,7 @@ def run_study(study: Study, jobs: int = 1) -> Outcome:
     """
     out = Path(study.config.output)
     with hold(out) as lock:
-        threads = _same_study(study, out, threads_a_step(jobs))
+        threads = same_study(study, out, threads_a_step(jobs))
         environment = {**dict.fromkeys(THREADS, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
         plan = Plan(study, out)
         if study.base.teachers:
@@ -89,6 +86,7 @@ class Plan:
         self.workshop = Workshop(out / "data", study.config.budget, study.base)
         self._jobs: dict[str, StudyStep] = {}
         self._exam_key: str | None = None
+        self._eval = own_limits(study.base.eval, study.config.tune)
 
     def ask_teachers(self) -> StudyStep:
         """The step that gets rationales, where the base asks teachers."""
@@ -97,13 +95,15 @@ class Plan:
 
     def _asking(self, config: RunConfig) -> RunConfig:
         """A configuration as it is before its teachers are asked: about the study's first problems, and no others."""
-        counts = [n for n in (self.study.config.limit, config.problems and config.problems.limit) if n]
-        if not config.teachers or not config.problems or not counts:
-            return config
-        return config.model_copy(update={"problems": config.problems.model_copy(update={"limit": min(counts)})})
+        problems = config.problems
+        counts = [n for n in (self.study.config.limit, problems and problems.limit) if n]
+        if config.teachers and problems and counts:
+            problems = problems.model_copy(update={"limit": min(counts)})
+        return config.model_copy(update={"problems": problems, "eval": self._eval})
 
     def _shared(self, config: RunConfig) -> RunConfig:
         """A configuration that reads what the study's teachers wrote, where it would ask; the first rows only."""
+        config = config.model_copy(update={"eval": self._eval})
         if config.teachers:
             file = str(RunFolder(self.out / "teachers", None, {}).training_path)
             config = config.model_copy(update={"teachers": (), "rationales": (file,), "problems": None})
@@ -122,17 +122,23 @@ class Plan:
         read = self._asking if before_asking else self._shared
         base = read(self.study.base)
         self.workshop = Workshop(self.out / "data", self.study.config.budget, base)
-        exam = study_exam(base, self.study.config.tune, wrong)
+        exam = study_exam(base, self.study, wrong)
         self._exam_key = fingerprint([exam.fingerprint, student_hash(base.student)]) if exam else None
+        found: dict[str, list[str]] = {}  # arms by what is wrong with them
         for arm in self.study.arms:
             try:
                 run = self.out / "arms" / arm.name / f"seed-{self.study.config.seeds[0]}"
                 prepared = prepare(read(arm.config).model_copy(update={"output": str(run)}))
-                wrong += [f"arm {arm.name}: {problem}" for problem in arm_problems(arm, prepared, exam)]
+                problems = arm_problems(arm, prepared, exam)
             except InputError as error:
-                wrong += [f"arm {arm.name}: {p}" for p in error.problems if f"base: {p}" not in wrong]
+                problems = [p for p in error.problems if f"base: {p.removeprefix('eval: ')}" not in wrong]
+            for problem in dict.fromkeys(problems):
+                found.setdefault(problem, []).append(arm.name)
+        for problem, arms in found.items():
+            all_of_them = len(arms) == len(self.study.arms) > 1
+            wrong.append(f"{'all arms' if all_of_them else 'arm ' + ', '.join(arms)}: {problem}")
         if wrong:
-            raise InputError(list(dict.fromkeys(wrong)))
+            raise InputError(wrong)
 
     def jobs(self) -> list[StudyStep]:
         """All steps, in an order in which each comes after what it needs."""
@@ -290,8 +296,10 @@ class Plan:
         with contextlib.suppress(RunError):  # no results yet
             tune_value(self._tuning(config), self.study.config.tune)
             return None
-        command = ["compact_distill.study.run:examine_tuning", str(Path(config.output) / "config.yaml")]
-        return [*command, str(self._tuning(config)), *self.study.config.tune]
+        name = str(self._tuning(config).relative_to(self.out)).replace("/", ".")
+        path = self._write(name, config.model_copy(update={"eval": self.study.base.eval}))
+        command = ["compact_distill.study.run:examine_tuning", str(path), str(self._tuning(config))]
+        return [*command, *self.study.config.tune]
 
     def _tuning(self, config: RunConfig) -> Path:
         return self.out / "tuning" / Path(config.output).relative_to(self.out)
@@ -342,50 +350,3 @@ def _copy_results(source: Path, target: Path) -> None:
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target / f".{file.name}.tmp")
             (target / f".{file.name}.tmp").replace(target / file.name)
-
-
-def _same_study(study: Study, out: Path, threads: int) -> int:
-    """Note what the study is made of, or check that it is the one of this folder; returns the threads a step gets.
-
-    Arms and seeds can be added; an arm of the same name must stay what it was, and so must what files and student
-    folders hold, since a finished run is not looked into again. Threads stay as at first: they decide the last digits.
-    A study that has done no work yet may become any other.
-    """
-    base = study.base.model_dump(mode="json", exclude={"output", "seed"})
-    made_of: dict[str, Any] = {
-        "format": _FORMAT,
-        "base": base,
-        "data": contents_of(study),
-        "budget": study.config.budget,
-        "limit": study.config.limit,
-        "tune": list(study.config.tune),
-        "arms": {arm.name: arm.fingerprint for arm in study.arms},
-        "threads": threads,
-    }
-    path = out / "inputs.json"
-    if path.exists() and any((out / name).exists() for name in _WORK):
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            differing = [key for key in ("format", "base", "budget", "limit", "tune") if before[key] != made_of[key]]
-            known = before["data"]
-            differing += [name for name, digest in made_of["data"].items() if known.get(name, digest) != digest]
-            made_of["data"] = {**known, **made_of["data"]}
-            changed = [name for name, key in made_of["arms"].items() if before["arms"].get(name, key) != key]
-            made_of["arms"] = {**before["arms"], **made_of["arms"]}
-            made_of["threads"] = before["threads"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{path} is damaged ({error!r}); choose another `output:`") from error
-        if differing:
-            differ = ", ".join(differing)
-            raise ConfigError(f"{out} belongs to another study ({differ} differ); choose another `output:`")
-        if changed:
-            raise ConfigError(
-                [f"arm {name} was something else when {out} was made; give it another name, or choose another `output:`"
-                 for name in changed]
-            )  # fmt: skip
-    if made_of["threads"] != threads:
-        say(f"study: {made_of['threads']} threads a step, as at its first start, so that results stay the same")
-    with atomic_write(path) as file:
-        json.dump(made_of, file, indent=1)
-        file.write("\n")
-    return int(made_of["threads"])
