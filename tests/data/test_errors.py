@@ -47,6 +47,14 @@ def write(path: Path, *lines: object) -> Path:
             {"answer": True},
             "line 1: answer must be the gold answer as text or a number, got True; write it or remove the row",
         ),
+        (
+            {"answer": "*"},
+            "line 1: answer must be more than the marks around an answer, got '*'; write it in words",
+        ),
+        (
+            {"answer": "16 / 2 = 8\n#### **"},
+            "line 1: answer must be more than the marks around an answer, got '16 / 2 = 8\\n#### **'; write it in words",
+        ),
         ({"rationales": []}, "line 1: has no rationale at all; write at least one or remove the row"),
         (
             {"rationales": [{"teacher": "t", "text": None}, {"teacher": "u", "text": " "}]},

@@ -102,7 +102,7 @@ def test_the_limit_takes_the_first_rows_but_checks_all(tmp_path):
     [
         ({"id": "a", "question": "What?"}, "answer must be the gold answer as text or a number, but it is not there"),
         ({"id": "a", "question": "What?", "answer": None}, "answer must be the gold answer"),
-        ({"id": "a", "question": "What?", "answer": "**"}, "gold answer must not be empty"),
+        ({"id": "a", "question": "What?", "answer": "**"}, "answer must be more than the marks"),
         ({"question": "What?", "answer": "3"}, "id must be text or a whole number"),
         (row(0), "id 'p0' stands already in line 1"),
         ({**row(1), "choices": {"A": "x"}}, "answer must be one of the choices' labels A, got '2'"),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from compact_distill.answers.stated import tidy
 from compact_distill.data.read import Faults, Row, as_json, raise_if_any, read_rows
 from compact_distill.errors import DataError, shown
 from compact_distill.records import AnswerFrom, Instance, Problem, Rationale, Verdict
@@ -253,6 +254,9 @@ def to_problem(row: Row, faults: Faults) -> Problem | None:
     if answer is None:
         got = _got(row.fields, "answer")
         faults.add(row.where, f"answer must be the gold answer as text or a number, {got}; write it or remove the row")
+    elif not tidy(answer):  # nothing is left of it to compare
+        got = _got(row.fields, "answer")
+        faults.add(row.where, f"answer must be more than the marks around an answer, {got}; write it in words")
     if faults.count > before:
         return None
     extra = {key: as_json(value) for key, value in row.fields.items() if key not in _PROBLEM_KEYS}

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compact_distill.answers import Verifier, choices_of, compare_answers, find_answer
+from compact_distill.answers import Verifier, choices_of, find_answer
 from compact_distill.data.load import to_problem
 from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
 from compact_distill.errors import DataError
@@ -190,10 +190,6 @@ def _to_row(row: Row, task: Task, faults: Faults) -> TaskRow | None:
         faults.add(where, f"choices must be two or more for kind: choice, got {len(choices)}; add them to row or task")
     if choices and gold not in choices:
         faults.add(where, f"answer must be one of the choices' labels {', '.join(choices)}, got {gold!r}; mend the row")
-    try:
-        compare_answers("0", gold)
-    except ValueError as error:
-        faults.add(where, str(error))
     try:
         known = {**problem.extra, "id": problem.id, "question": problem.question, "choices": choices}
         prompt = render(task.prompt, known)
