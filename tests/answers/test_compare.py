@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compact_distill.answers import Verifier, compare, compare_answers
+from compact_distill.answers import AnswerKind, Verifier, answer_kind, compare, compare_answers
 from compact_distill.answers.stated import tidy
 from compact_distill.errors import RunError
 from compact_distill.records import Verdict
@@ -46,6 +46,25 @@ CORRECT, WRONG, UNPARSED, TIMED_OUT = Verdict.CORRECT, Verdict.WRONG, Verdict.UN
         ("A, B", WRONG),  # chooses neither
         ("(B) and (C)", WRONG),
         ("B or C", WRONG),
+        ("(a) and (b)", WRONG),
+        ("(B) 5 and (C) 6", WRONG),
+        ("(A) 5, (B) 6", WRONG),
+        ("B, and C", WRONG),
+        ("A, B, and C", WRONG),
+        ("(B) f(x) and g(x)", CORRECT),
+        ("(B) the roots and (B) alone", CORRECT),
+        ("(B) the parts (a) and (b)", CORRECT),
+        ("B—bookstore", CORRECT),
+        ("(B)—bookstore", CORRECT),
+        ("B (bookstore)", CORRECT),
+        ("B, bookstore", CORRECT),
+        ("(B), bookstore", CORRECT),
+        ("\\textbf{(B)}\\ 42", CORRECT),
+        ("\\textbf{(B)}~42", CORRECT),
+        ("\\textbf{(B)}\\ \\frac{1}{2}", CORRECT),
+        ("C (bank)", WRONG),
+        ("\\textbf{(C)}\\ 42", WRONG),
+        ("B \\cdot 3", UNPARSED),
         ("(B) andirons", CORRECT),
         ("B)bookstore", CORRECT),
         ("B.bookstore", CORRECT),
@@ -76,6 +95,8 @@ def test_a_letter_compares_as_a_label(answer: str, gold: str, verdict: Verdict) 
         ("«yes»", "yes", CORRECT),
         ("“No”", "yes", WRONG),
         ("yes - it is", "yes", CORRECT),
+        ("yes—it can", "yes", CORRECT),
+        ("no—it cannot", "yes", WRONG),
         ('"not yes"', "yes", UNPARSED),
         ("yes-man", "yes", UNPARSED),
         ("true", "yes", WRONG),
@@ -103,6 +124,43 @@ def test_yes_and_no_are_exact_labels(answer: str, gold: str, verdict: Verdict) -
 )
 def test_words_compare_by_their_letters(answer: str, gold: str, verdict: Verdict) -> None:
     assert compare_answers(answer, gold) is verdict
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "verdict"),
+    [
+        ("2020-12-05", "2020-05-12", WRONG),
+        ("2020/05/12", "2020-05-12", CORRECT),
+        ("12/5/2020", "5/12/2020", WRONG),
+        ("3-4", "4-5", WRONG),
+        ("3–4", "3-4", CORRECT),
+        ("20%-30%", "30%-40%", WRONG),
+        ("1999-2001", "1998-2000", WRONG),
+        ("192.168.0.1", "10.0.0.1", WRONG),
+        ("2.10.1", "2.1.1", WRONG),
+        ("2.10.1", "2.10.1.", CORRECT),
+        ("3:30 pm", "3:30 am", WRONG),
+        ("3:30 PM", "3:30 p.m.", CORRECT),
+        ("3:30", "3:30 pm", CORRECT),
+        ("3:31 pm", "3:30 pm", WRONG),
+        ("3 pm", "3:00 pm", CORRECT),
+        ("half past three", "3:30 pm", UNPARSED),
+        ("3:30", "about 3:30", CORRECT),
+        ("IV", "VI", WRONG),
+        ("iv", "IV", CORRECT),
+        ("TV", "VT", WRONG),
+        ("Ag", "Ga", WRONG),
+        ("f'(x)", "f(x)", WRONG),
+        ("f'(x)", "f''(x)", WRONG),
+    ],
+)
+def test_dates_times_ranges_and_codes_compare_as_they_are_written(answer: str, gold: str, verdict: Verdict) -> None:
+    assert compare_answers(answer, gold) is verdict
+
+
+@pytest.mark.parametrize("gold", ["x-4", "3 - x", "PI", "1,-2", "3:2", "AB + C", "-3", "2-\\sqrt{3}"])
+def test_what_only_looks_like_a_range_or_a_code_is_mathematics(gold: str) -> None:
+    assert answer_kind(gold) in (AnswerKind.MATHEMATICS, AnswerKind.NUMBER)
 
 
 @pytest.mark.parametrize(

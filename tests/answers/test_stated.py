@@ -271,6 +271,7 @@ EIGHTEEN = [
     "\\boxed{18}\nThe answer is a number.",
     "\\boxed{18}\nThe answer is greater than 0.",
     "\\boxed{18}\nSo the answer is twice 9.",
+    "\\boxed{18}\nThe answer is consistent with 3 * 6.",
 ]
 
 
@@ -315,10 +316,52 @@ def test_what_real_models_write_is_read(text: str) -> None:
         ("Is it cold?\n«yes»", "yes"),
         ("The answer is (x, y] \\cup [1, 2).", "(x, y] \\cup [1, 2)"),
         ("x <|y|> z, so the answer is 3.", "3"),
+        # periods that end no sentence
+        ("The answer is George W. Bush. He won.", "George W. Bush"),
+        ("The answer is J. K. Rowling, I think.", "J. K. Rowling, I think"),
+        ("The answer is J.K. Rowling because she wrote it.", "J.K. Rowling"),
+        ("The answer is George R. R. Martin.", "George R. R. Martin"),
+        ("The answer is 5 U.S. dollars. That is all.", "5 U.S. dollars"),
+        ("The answer is the U.S. It is large.", "the U.S"),
+        ("The answer is Prof. Smith. She knew.", "Prof. Smith"),
+        ("The answer is Ms. Smith.", "Ms. Smith"),
+        ("The answer is Rs. 500. He pays it.", "Rs. 500"),
+        ("The answer is 500 Rs. He pays it.", "500 Rs"),
+        ("The answer is approx. 18 eggs. That is all.", "approx. 18 eggs"),
+        ("The answer is No. 5.", "No. 5"),
+        ("So the answer is No. 5 of them are green.", "No"),
+        ("The answer is B. Paris. It is in France.", "B"),
+        ("The answer is B. The library is quiet.", "B"),
+        ("The answer is vitamin C. Oranges hold it.", "vitamin C"),
+        ("The answer is Malcolm X. The film says so.", "Malcolm X"),
+        ("The answer is x. y is 3.", "x"),
         ("\\boxed{\\text{the answer}}", "\\text{the answer}"),
     ],
 )
 def test_an_answer_is_kept_whole(text: str, answer: str) -> None:
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The answer is 18. This makes sense since the answer is less than 20.", "18"),
+        ("Answer: 18\nWe check: the answer is consistent with 3 * 6.", "18"),
+        ("#### 18\n\nThe answer is in dollars.", "18"),
+        ("The answer is 18 eggs. The answer is a whole number because eggs are.", "18 eggs"),
+        ("The answer is (B). The answer is positive.", "(B)"),
+        ("The answer is Paris. All agree that the answer is in line with the map.", "Paris"),
+        # what only looks like a remark
+        ("The answer is 18. No: the answer is a dozen.", "a dozen"),
+        ("The answer is 18. No: the answer is in the box.", "in the box"),
+        ("The answer is 18. Wait, the answer is negative 18.", "negative 18"),
+        ("The answer is Lyon. No: the answer is a city in Italy.", "a city in Italy"),
+        # where nothing else states an answer
+        ("So the answer is less than 20.", "less than 20"),
+        ("The answer is in dollars. The answer is positive.", "positive"),
+    ],
+)
+def test_a_remark_on_the_answer_is_not_the_answer(text: str, answer: str) -> None:
     assert extract_answer(text) == answer
 
 

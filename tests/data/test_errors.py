@@ -52,8 +52,8 @@ def write(path: Path, *lines: object) -> Path:
             "line 1: answer must be more than the marks around an answer, got '*'; write it in words",
         ),
         (
-            {"answer": "16 / 2 = 8\n#### **"},
-            "line 1: answer must be more than the marks around an answer, got '16 / 2 = 8\\n#### **'; write it in words",
+            {"answer": "8\n#### **"},
+            "line 1: answer must be more than the marks around an answer, got '8\\n#### **'; write it in words",
         ),
         ({"rationales": []}, "line 1: has no rationale at all; write at least one or remove the row"),
         (

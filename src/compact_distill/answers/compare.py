@@ -25,15 +25,17 @@ from compact_distill.records import Closing, Verdict
 
 _PROGRAM = Path(__file__).with_name("mathworker.py")
 _START_SECONDS = 60.0  # importing sympy on a busy machine
-_TRUTH = re.compile(r"(yes|no|true|false)(?:\s*[.,;:!(].*|\s+[-–—]\s.*)?", re.IGNORECASE | re.DOTALL)
+_TRUTH = re.compile(r"(yes|no|true|false)(?:\s*[.,;:!(—].*|\s+[-–]\s.*)?", re.IGNORECASE | re.DOTALL)
 _GOLD_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\].]?")
 _LETTER = re.compile(
     r"(?:(?:the\s+)?(?:option|choice|answer|letter)\s+)?"
-    r"(?:[(\[]([A-Za-z])[)\]](?:[\s.:\w].*)?|([A-Za-z])(?:[).:]|\s+[-–—](?=\s))(?:\s.*)?"
-    r"|([A-Za-z])[).:](?=[A-Za-z]{3}).*|([A-Za-z]))",
+    r"(?:[(\[]([A-Za-z])[)\]](?:(?:[\s.:,—~\w]|\\(?:[ ,;:]|q?quad\b)).*)?|([A-Za-z])(?:[).:]|\s+[-–—](?=\s))(?:\s.*)?"
+    r"|([A-Za-z])(?:[).:](?=[A-Za-z]{3})|\s*—|\s+\((?=[A-Za-z]{2})|,\s+(?!and\b|or\b)(?=[A-Za-z]{3})).*|([A-Za-z]))",
     re.IGNORECASE | re.DOTALL,
 )
-_SECOND_LETTER = re.compile(r"\s*(?:and|or|,|/|&)\s*[(\[]?[A-Z][)\].]?\Z")  # "(B) and (C)" chooses neither
+# "(B) and (C)" chooses neither, nor does "(B) 5 and (C) 6".
+_MORE_LETTERS = re.compile(r"(?:\s*(?:,?\s*(?:and|or)\b|[,/&])\s*[(\[]?[A-Z][)\].]?)+\Z", re.IGNORECASE)
+_NEXT_LABEL = re.compile(r"(?:\b(?:and|or)|[,;/&])\s*[(\[]([A-Za-z])[)\]]")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|textbf|textrm|mathrm|mathbf|textit)\s*\{([^{}]*)\}")
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
@@ -45,6 +47,11 @@ _BASED = re.compile(
     r"([1-9]\d?|[a-z]{3,8})\s*\}{0,2}\)?",
     re.IGNORECASE,
 )
+_AMOUNT = r"[$€£]?\d+(?:,\d{3})*(?:\.\d+)?%?"
+# A date, a telephone number, a range, an address; a numeral, an element: arithmetic would find other ones equal.
+_AS_WRITTEN = re.compile(rf"\d+([-–./])\d+(?:\1\d+)+|{_AMOUNT}\s*[-–—]\s*{_AMOUNT}|[A-Z](?:[A-Z]{{1,3}}|[a-z])")
+_CLOCK = re.compile(r"(?:(?:at|about|around)\s+)?(\d{1,2})(?::(\d\d))?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
+_PRIMED = re.compile(r"[A-Za-z]('*)(?:\([a-z]\))?\Z")
 _OF_VARIABLE = re.compile(r"\s*([A-Za-z])\s*=")
 _WORD_SIGNS = re.compile(r"[^\w\s]+")
 _FUNCTION = re.compile(
@@ -77,6 +84,10 @@ def answer_kind(gold: str) -> AnswerKind:
         return AnswerKind.LETTER
     if parse_number(gold):
         return AnswerKind.NUMBER
+    clock = _CLOCK.fullmatch(plain)
+    written = _AS_WRITTEN.fullmatch(plain) and not _FUNCTION.fullmatch(plain.lower())
+    if written or (clock and clock[2] and clock[3]):
+        return AnswerKind.WORDS
     if _LONG_WORD.search(plain) and _has_words(plain) and not _OPERATOR.search(plain):
         return AnswerKind.WORDS
     return AnswerKind.MATHEMATICS
@@ -88,7 +99,7 @@ def compare_answers(answer: str | None, gold: str) -> Verdict | None:
     - A number compares by value, whatever its separators, currency, unit or percent sign (`Number.equals`).
     - A single letter compares as a label: (B) = B = b = "(B) bookstore".
     - yes/no and true/false compare as labels; "yes, because ..." is yes.
-    - Words ("Evelyn") compare by their letters and digits, in any case.
+    - Words ("Evelyn") compare by their letters and digits, in any case; so do dates, ranges and codes ("10-20", "IV").
     - Anything else is mathematics: undecided, unless both are written the same.
 
     An answer that is None, or is not of the gold answer's kind ("a few" for 18), or is too long, is unparsed.
@@ -107,10 +118,7 @@ def compare_answers(answer: str | None, gold: str) -> Verdict | None:
         return _labels(_TRUTH.fullmatch(plain), plain_gold)
     letter = _GOLD_LETTER.fullmatch(plain_gold)
     if letter:
-        first = _GOLD_LETTER.match(plain)
-        if first and _SECOND_LETTER.match(plain, first.end()):
-            return Verdict.WRONG
-        return _labels(_LETTER.fullmatch(plain), letter[1])
+        return Verdict.WRONG if _names_two(plain) else _labels(_LETTER.fullmatch(plain), letter[1])
     if as_latex(answer).split() == as_latex(gold).split():
         return Verdict.CORRECT
     based = _in_base(gold)
@@ -119,9 +127,10 @@ def compare_answers(answer: str | None, gold: str) -> Verdict | None:
         return Verdict.CORRECT if stated_base == based else Verdict.WRONG
     if _in_base(answer):
         return Verdict.WRONG
-    names = _OF_VARIABLE.match(answer), _OF_VARIABLE.match(gold)
-    if names[0] and names[1] and names[0][1] != names[1][1]:
-        return Verdict.WRONG
+    for pattern in (_OF_VARIABLE, _PRIMED):  # x = 5 is not y = 5, f'(x) is not f(x)
+        names = pattern.match(answer), pattern.match(gold)
+        if names[0] and names[1] and names[0][1] != names[1][1]:
+            return Verdict.WRONG
     number = parse_number(gold)
     if number:
         exact = parse_number(answer)
@@ -130,8 +139,30 @@ def compare_answers(answer: str | None, gold: str) -> Verdict | None:
             return Verdict.CORRECT if number.equals(stated) else Verdict.WRONG
         return Verdict.UNPARSED if _has_words(plain) else None
     if kind is AnswerKind.WORDS:
-        return Verdict.CORRECT if _words(plain) == _words(plain_gold) else Verdict.WRONG
+        return _compare_words(plain, plain_gold)
     return None
+
+
+def _names_two(text: str) -> bool:
+    """Whether a text names two choices: "(B) and (C)", and, in letters of the same case, "(B) 5 and (C) 6"."""
+    first, stated = _GOLD_LETTER.match(text), _LETTER.fullmatch(text)
+    if first and _MORE_LETTERS.match(text, first.end()):
+        return True
+    label = next(filter(None, stated.groups())) if stated else ""
+    others = _NEXT_LABEL.findall(text) if label else []
+    return any(other != label and other.isupper() == label.isupper() for other in others)
+
+
+def _compare_words(answer: str, gold: str) -> Verdict:
+    """Compare words, or times; the half of the day the question may name."""
+    stated, wanted = _CLOCK.fullmatch(answer), _CLOCK.fullmatch(gold)
+    if wanted is None:
+        return Verdict.CORRECT if _words(answer) == _words(gold) else Verdict.WRONG
+    if stated is None:
+        return Verdict.UNPARSED
+    same = int(stated[1]) == int(wanted[1]) and (stated[2] or "00") == (wanted[2] or "00")
+    halves = {half.lower() for half in (stated[3], wanted[3]) if half}
+    return Verdict.CORRECT if same and len(halves) < 2 else Verdict.WRONG
 
 
 def _in_base(text: str) -> tuple[str, int] | None:

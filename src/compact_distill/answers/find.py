@@ -33,13 +33,17 @@ _ENDED = re.compile(r"(?:[.!?。！？]|\\\]|\$\$)[\"'”’)\]}*_$\\\s]*\Z")
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _REASON = re.compile(r",?\s(?:because|since|whereas)\b.*", re.IGNORECASE | re.DOTALL)
 _NUMBER = re.compile(
-    r"(?<![\w^\\{.,:])(?:(?<![\d)])-\s?)?[$€£¥]?-?"
-    r"(?:(?:\d+\s*)?\\[dt]?frac\{\d+\}\{\d+\}|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+(?:\.\d+)?)?|\.\d+)"
-    r"(?:\\?%|[A-Za-z]+)?"
+    r"(?<![\w^\\{.,:])(?:(?<![\d)])(?<![\d)]\s)[-−]\s?|(?<=\s)–(?=[$€£¥.\d])|negative\s|(?<=[.:]\s)minus\s|(?<=\b(?:is|to|at|by)\s)minus\s)?"
+    r"[$€£¥]?[-−]?(?:(?:\d+\s*)?(?:\\[dt]?frac\{\d+\}\{\d+\}|[¼-¾⅐-⅞])|\d+\s\d+/\d+"
+    r"|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+(?:\.\d+)?)?|\.\d+)"
+    r"(?:\\?%|[A-Za-z]+)?",
+    re.IGNORECASE,
 )
 _PART_OF_MORE = re.compile(r"\s*(?:[\^_{]|\\(?![\])])|:(?!00\b)\d|\*\*\w)")
 # "2 + 16 coins" and "18 = 2 + 16" say a number that is no result.
-_OPERAND_OF = re.compile(r"[\w)}\]$]\s*(?:[+×÷·]|(?<!\*)\*|\\(?:cdot|times|div)\b)\s*\\?\$?\Z")
+_OPERAND_OF = re.compile(
+    r"(?:[\w)}\]$]\s*(?:[+×÷·]|(?<!\*)\*|\\(?:cdot|times|div)\b|\s(?:plus|minus|times)\b)|[\d)]\s[-−])\s*\\?\$?\Z"
+)
 _OPERATOR_AFTER = re.compile(r"\s*(?:\+\s*[\w(\\$]|[×÷·]|\*\s*[\d$(]|\\(?:cdot|times|div)\b)")
 _LIST_MARK = re.compile(r"\A\s*[-–•*+]\s+")
 _SIGNS = re.compile(r"[$€£¥]")

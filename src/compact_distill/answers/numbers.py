@@ -11,6 +11,7 @@ _MAX_CHARACTERS = 400  # a longer answer is no number that somebody stated; also
 _MAX_EXPONENT = 400  # 1e999999999 would fill the memory
 
 _THIN = "\u00a0\u2009\u202f"
+_PRICE = r"[$€£₹]\s?\d[\d,]*(?:\.\d+)?"
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -25,6 +26,11 @@ _REWRITES = tuple(
         (r"[−–]", "-"),
         (r"\\(?:times|cdot)\b|×", "*"),
         (r"\\(?:approx|sim)\b|≈", ""),
+        (r"\b([AaPp])\.\s?[Mm]\b\.?", r"\1m"),
+        (r"\b([BbAa])\.\s?([CcDd])\b\.?", r"\1\2"),
+        (rf"({_PRICE})\s?[Kk]\b", r"\1 thousand"),
+        (rf"({_PRICE})\s?(?:M|mn)\b", r"\1 million"),
+        (rf"({_PRICE})\s?(?:B|bn)\b", r"\1 billion"),
     )
 )
 
@@ -59,7 +65,7 @@ _DECIMAL_COMMA = re.compile(
 # Read where a number is expected: a unit of one letter behind a space, a squared one, inches, whole hours. "$5 m" are
 # millions, "7m" may be algebra.
 _LOOSE_UNIT = re.compile(
-    r"([^$€£¥]*\d)(?:\s+[gmlLsh]|\s?[cdmk]?m[23]|\s?[\"”″]|:00(?:\s?[ap]\.?m\.?)?|\s+(?:[cmk]?m|(?:centi|milli|kilo)?met(?:er|re)s?"
+    r"([^$€£¥]*\d)(?:\s+[gmlLsh]|\s?[cdmk]?m[23]|\s?[\"”″]|:00(\s?[ap]\.?m\.?)?|\s+(?:[cmk]?m|(?:centi|milli|kilo)?met(?:er|re)s?"
     r"|in|inch(?:es)?|ft|feet|foot|yd|yards?|miles?|units?)\s+(?:squared|cubed))\.?",
 )
 _VARIABLE_IN_SUM = re.compile(r"(?<![A-Za-z\\])(?!a\s+[a-z]{2})[A-Za-z](?![A-Za-z])")
@@ -71,7 +77,9 @@ _ONES = (
 _TENS = "twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety"
 _SMALL = {word: n for n, word in enumerate(_ONES.split("|"))}
 _SMALL |= {word: 10 * n for n, word in enumerate(_TENS.split("|"), start=2)}
-_PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4, "third": 3, "thirds": 3, "fourths": 4, "fifths": 5}
+_PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4, "third": 3, "thirds": 3}
+_NTHS = {f"{word}th": n for n, word in enumerate(("four", "fif", "six", "seven", "eigh", "nin", "ten"), start=4)}
+_NTHS |= {"hundredth": 100, "thousandth": 1000, "millionth": 10**6}
 
 _DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ ]\d{3})+(?!\d)|[1-9]\d{0,2}(?:['’]\d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
@@ -80,7 +88,7 @@ _ABOUT = r"(?:about|approximately|approx\.?|around|roughly|exactly|only|just)"
 _NUMBER = re.compile(
     rf"""
     (?:(?:{_ABOUT}|the(?=\s+\d+(?:th|st|nd|rd)\b))\s+)?
-    (?P<sign>[-+]?)\s*
+    (?P<sign>[-+]?|(?:minus|negative)\s)\s*
     (?:(?:US|C|A)?[$€£¥₹₩₽¢]|(?:USD|EUR|GBP|Rs\.?)(?=[\s\d]))?\s*
     (?P<inner_sign>[-+]?)
     (?:
@@ -94,7 +102,10 @@ _NUMBER = re.compile(
 )
 
 _MULTIPLIERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_TIMES = {"dozen": 12, **_MULTIPLIERS}
+_MULTIPLIERS |= {"lakh": 10**5, "crore": 10**7, "mn": 10**6, "bn": 10**9}
+_MULTIPLIERS |= {f"{word}s": n for word, n in _MULTIPLIERS.items()}
+_TIMES = {"dozen": 12, "dozens": 12, **_MULTIPLIERS}
+_HALVES = {"am": "am", "pm": "pm", "bc": "bc", "bce": "bc", "ad": "ad", "ce": "ad"}  # of a day, and of all years
 _VARIABLE_LETTER = r"[^\W\d_]"
 _UNIT_TEXT = re.compile(
     rf"(?:[\s/.()\-]|{_VARIABLE_LETTER}(?:{_VARIABLE_LETTER}|['’])*(?:\s?\^[23]|\s?\^\{{[23]\}}|[²³])?)*[$€£¥₹₩₽¢]?[\s.,;:?]*"
@@ -103,7 +114,7 @@ _UNIT_WORD = re.compile(rf"{_VARIABLE_LETTER}+")
 _VARIABLE = re.compile(r"[a-z\u0370-\u03ff]")
 # After one of these the number is only a part of what was said: "5 or 6", "5 and a half", "2 pi".
 _NOT_UNIT = re.compile(
-    r"and|or|to|plus|minus|times|over|half|quarters?|thirds?|squared|cubed|mod|choose|factorial|if|"
+    r"and|or|to|plus|minus|times|over|half|halves|quarters?|thirds?|squared|cubed|mod|choose|factorial|if|"
     r"pi|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp"
 )
 _GLUED_UNIT = re.compile(
@@ -114,17 +125,23 @@ _GLUED_UNIT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """An exact number, and whether it was written as a percentage (then `value` is what stands before the sign)."""
+    """An exact number, and whether it was written as a percentage (then `value` is what stands before the sign).
+
+    `half` is which half of the day or of all years it names: am, pm, bc, ad, or none.
+    """
 
     value: Fraction
     percent: bool = False
+    half: str = ""
 
     def equals(self, other: Number) -> bool:
         """Whether both are the same number.
 
         They may differ by a millionth of the larger one (never by more than 1e-6), so that 0.333333 is 1/3. Where only
-        one is a percentage, both readings count: 50% is 50 and is 0.5.
+        one is a percentage, both readings count: 50% is 50 and is 0.5. 8 is 8 am and is 8 pm, which differ.
         """
+        if self.half != other.half and self.half and other.half:
+            return False
         if _close(self.value, other.value):
             return True
         if self.percent == other.percent:
@@ -179,7 +196,7 @@ def parse_loosely(text: str) -> Number | None:
         return parse_number(text.rstrip("!")) or _in_words(text.rstrip("!"))
     measured = _LOOSE_UNIT.fullmatch(text) if len(text) <= _MAX_CHARACTERS else None
     if measured:
-        return parse_number(measured[1])
+        return parse_number(measured[1] + (measured[2] or ""))
     comma = _DECIMAL_COMMA.match(text)
     if comma:
         return parse_number(f"{re.sub('[. ]', '', comma[1])}.{comma[2]}{text[comma.end() :]}")
@@ -231,7 +248,15 @@ def _part_in_words(words: list[str]) -> tuple[Fraction | None, int]:
     count = {"a": 1, "an": 1, **_SMALL}.get(words[0]) if words else None
     counted = count is not None
     name = words[counted : counted + 1]
-    return (Fraction(count or 1, _PARTS[name[0]]), 1 + counted) if name and name[0] in _PARTS else (None, 0)
+    parts = (_PARTS.get(name[0]) or _nth(words[counted:])) if name else None
+    return (Fraction(count or 1, parts), 1 + counted) if parts else (None, 0)
+
+
+def _nth(words: list[str]) -> int | None:
+    """5 for `fifths`, and for `fifth` where nothing but "of" follows: "12 fifth graders" are no part of something."""
+    name = words[0] if words else ""
+    alone = words[1:2] in ([], ["of"])
+    return _NTHS.get(name.removesuffix("s")) if name.endswith("s") or alone else None
 
 
 def _reads_as_value(left: str) -> bool:
@@ -264,9 +289,9 @@ def parse_number(text: str) -> Number | None:
     rest = _read_rest(match["rest"])
     if value is None or rest is None:
         return None
-    factor, percent = rest
-    sign = -1 if "-" in (match["sign"], match["inner_sign"]) else 1
-    return Number(sign * value * factor, percent)
+    factor, percent, half = rest
+    sign = -1 if match["inner_sign"] == "-" or match["sign"] not in ("", "+") else 1
+    return Number(sign * value * factor, percent, half)
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -286,18 +311,20 @@ def _fraction(digits: str) -> Fraction:
     return Fraction(re.sub(r"[{}\s,'’]", "", digits).rstrip("."))
 
 
-def _read_rest(rest: str) -> tuple[int, bool] | None:
-    """What follows the digits: (multiplier, is a percentage), or None where it is no unit."""
+def _read_rest(rest: str) -> tuple[Fraction, bool, str] | None:
+    """What follows the digits: (multiplier, is a percentage, half of the day or years); None where it is no unit."""
     percent = re.match(r"\s*(?:%|per\s?cent\b|pct\b|percentage\b)", rest, re.IGNORECASE)
     if percent:
         rest = rest[percent.end() :]
     if not _UNIT_TEXT.fullmatch(rest):
         return None
     words = [word.lower() for word in _UNIT_WORD.findall(rest)]
-    if not words:
-        return 1, percent is not None
-    if rest[0].isalpha() and not _GLUED_UNIT.fullmatch(words[0]):
+    if words and rest[0].isalpha() and not _GLUED_UNIT.fullmatch(words[0]):
         return None
-    if all(_VARIABLE.fullmatch(word) for word in words) or any(_NOT_UNIT.fullmatch(word) for word in words):
+    if (words and all(map(_VARIABLE.fullmatch, words))) or any(map(_NOT_UNIT.fullmatch, words)):
         return None
-    return _MULTIPLIERS.get(words[0], 1), percent is not None
+    factor = Fraction(1)
+    while words and words[0] in _MULTIPLIERS:  # hundred thousand
+        factor *= _MULTIPLIERS[words.pop(0)]
+    half = next((_HALVES[word] for word in words if word in _HALVES), "")
+    return factor / (_nth(words) or 1), percent is not None, half

@@ -14,10 +14,10 @@ A statement of the answer is one of
     \boxed{\frac{1}{2}}                     also \fbox and `\boxed 18`; braces may nest
     (B)    yes                              alone on the last line, and only where nothing else states an answer
 
-and the last one in the text wins; after a box that holds a number, only one that holds a number or a letter ("The final
-answer is positive" is a remark). It ends with its sentence or its line; "because ...", "which ...", ", so ..." and "in
-total" are no part of the answer. An answer is kept as written, less what `tidy` takes off around it; one of more than
-1,000 characters is none.
+and the last one in the text wins, unless it is a remark on one before it ("The answer is less than 20"; after a box with
+a number, whatever holds no number or letter). It ends with its sentence or its line; "because ...", "which ...",
+", so ..." and "in total" are no part of the answer. An answer is kept as written, less what `tidy` takes off around it;
+one of more than 1,000 characters is none.
 
 What a model thinks (`<think>`, `[THINK]` and the like: `THINKING`) states nothing where an answer follows it, nor where
 it was cut before its end; special tokens at the end of a text (`<|im_end|>`) are no part of it.
@@ -106,12 +106,10 @@ _UNBRACED_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+(-?\d[\d,]*(?:[./]\d+)?%?|[A-
 # What each of them cannot do without, in lower case.
 _FOREIGN_WORDS = (
     "respuesta", "antwort", "risposta", "resposta", "cevap", "antwoord", "svar", "vastaus", "jawaban", "jibu",
-)  # fmt: skip
-_FOREIGN_SIGNS = (
     "答", "正解", "답", "คำตอบ", "ఉత్తరం", "సమాధానం", "উত্তর", "उत्तर", "الجواب", "الإجابة", "réponse", "ответ", "відповідь",
     "odpowied", "odpověď", "válasz", "răspuns", "απάντηση", "đáp án", "câu trả lời",
 )  # fmt: skip
-_WORDS_OF = {_LABELLED: ("ans", "correct"), _SENTENCE: ("answer", "correct", "final")}
+_WORDS_OF = {_LABELLED: ("ans", "correct"), _SENTENCE: ("answer", "correct", "final"), _FOREIGN: _FOREIGN_WORDS}
 _ENCLOSING = {
     _TAGGED: (2, ("answer>", "ans>")),
     _UNBRACED_BOX: (1, ("box",)),
@@ -129,7 +127,14 @@ _DISPLAY = re.compile(
     r"(\\\]|\$\$|\\end\{(?:equation|align|gather)\*?\}|```)[\s.]*\Z"
 )
 _LIST_MARK = re.compile(r"[-•–*+][ \t]+")
-_SENTENCE_END = re.compile(r"(?<!\.)(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMt)\.(?=\s|\*|[\"”]|$)|[。！।]")
+_NAME = r"\s?[A-Z][\w'’-]+(?:\s[A-Z][\w'’-]+)?(?=[.,;!?)*\"”]|\s+(?:because|since|who|which)\b|\s*$)"
+# No sentence ends behind a title, "approx.", "Rs. 500" and "No. 5", nor between initials and a name or "U.S. dollars".
+_SENTENCE_END = re.compile(
+    r"\.(?<!\.\.)(?=[\s*\"”]|$)(?<!\b(?:St|Dr|Mr|Ms|Mt|Lt)\.)(?<!\b(?:Mrs|Sgt|Gen|Col|Rev|Sen|Gov)\.)(?<!\bProf\.)"
+    r"(?<!\b[Aa]pprox\.)(?!(?<=\bRs\.)\s*\d)(?!(?<=\bNo\.)\s*\d+[.\s]*$)(?!(?<=\b[A-Z]\.[A-Z]\.)\s+[a-z])"
+    rf"(?!(?<=\b[A-Z]\.)\s[A-Z]\.{_NAME})(?!(?:(?<=\b[A-Z]\.[A-Z]\.)|(?<=\b[A-Z]\.\s[A-Z]\.)|(?<=[a-z]\s[A-Z]\.)){_NAME})"
+    r"|[。！।]"
+)
 _CLAUSE = re.compile(
     rf"(?i),?\s(?:because|since|which|whereas)\b|,?[ \t](?:{TOTAL})\b"
     r"|,[ \t]*(?:and[ \t]+)?(?:so|therefore|thus|hence|meaning|making|assuming|where|while)\b"
@@ -138,9 +143,12 @@ _CLAUSE = re.compile(
 _CLAUSE_LIKE = re.compile(r"[ \t](?:is|are|was|were|has|have|had|will|would|can|could|should|needs?|makes?|gets?)[ \t]")
 _WORD = re.compile(r"(?i)(?<![\\A-Za-z])(?!(?:yes|no)\b)[A-Za-z]{2,}")
 _WORD_OF_THREE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")  # no command of LaTeX
-_COMPARES = re.compile(
+# What says something about an answer that was stated before.
+_REMARK = re.compile(
     r"(?i)(?:(?:strictly|much|even)[ \t]+)?(?:greater|less|more|fewer|larger|smaller|bigger|higher|lower)[ \t]+than\b"
     r"|(?:between|twice|half|double|divisible|a[ \t]+(?:multiple|factor|divisor)[ \t]+of)\b"
+    r"|(?:consistent|compatible|in[ \t]+(?:line|agreement|keeping))[ \t]+with\b|in[ \t]+(?!the\b)(?-i:[a-z ]{3,40})\Z"
+    r"|(?:an?[ \t]+(?:(?:positive|negative|whole)[ \t]+)?(?:integer|number)|positive|negative|valid|plausible)\Z"
 )
 _PLAIN_LABEL = re.compile(
     r"(?is)[(\[\"']?(?:[A-Z]|yes|no)(?:[)\]\"'.:]{1,2}(?:\s?.{0,60})?|\s+[-–—]\s.{0,60}|,.{0,60})?"
@@ -284,24 +292,27 @@ def last_statement(text: str) -> Statement | None:
     boxes = _boxes(text)
     last_box = boxes[-1] if boxes else (-1, -1)
     heads = [head for head in _heads(text, written) if not any(a <= head.start < b for a, b in boxes)]
+    remark = None  # the answer where nothing before it states one
     for head in reversed(heads):
         if head.start < last_box[0]:
             break
         begin, end = head.answer if head.answer else _answer_span(text, head, written)
         answer = tidy(_closed(text[begin:end])) if end - begin <= MAX_CHARACTERS else ""
-        if answer and not (boxes and _is_remark(answer, text[slice(*last_box)])):
-            return Statement(head.start, head.end or end, answer)
+        if answer:
+            stated = Statement(head.start, head.end or end, answer)
+            if not _is_remark(answer, text[slice(*last_box)] if boxes else None):
+                return stated
+            remark = remark or stated
     if boxes:
         return _boxed_statement(text, last_box, heads)
-    return _bare_label(text, written)
+    return remark or _bare_label(text, written)
 
 
-def _is_remark(answer: str, box: str) -> bool:
-    """Whether a statement after a box says something about the answer in it ("positive") rather than the answer."""
-    if _PLAIN_LABEL.fullmatch(answer):
-        return False
-    if _COMPARES.match(answer):
-        return True
+def _is_remark(answer: str, box: str | None) -> bool:
+    """Whether a statement, after a box or another, says something about its answer ("positive") rather than one."""
+    remark = bool(_REMARK.match(answer))
+    if remark or box is None or _PLAIN_LABEL.fullmatch(answer):
+        return remark
     in_words = not any(sign.isdigit() or sign in "+*/^=" for sign in answer)
     if any(sign.isdigit() for sign in box):
         return in_words
@@ -330,8 +341,6 @@ def _heads(text: str, written: int) -> list[_Head]:
     for pattern, words in _WORDS_OF.items():
         if any(word in folded for word in words):
             heads += [_Head(*match.span()) for match in pattern.finditer(text)]
-    if any(word in folded for word in (_FOREIGN_WORDS if text.isascii() else _FOREIGN_WORDS + _FOREIGN_SIGNS)):
-        heads += [_Head(*match.span()) for match in _FOREIGN.finditer(text)]
     if "result" in folded or "solution" in folded:
         heads += [_Head(*m.span()) for m in _LAST_LINE.finditer(text) if _line_end(text, m.end()) >= written]
     if "answer" in folded:
@@ -343,10 +352,8 @@ def _heads(text: str, written: int) -> list[_Head]:
         heads += [_Head(m.start(), m.start(1), m.span(1), m.end()) for m in _REVERSED.finditer(text)]
     if "A:" in text and not _OTHER_CHOICE.search(text):
         heads += [_Head(*match.span()) for match in _CHOICE_A.finditer(text)]
-    for match in _HASHES.finditer(text) if "####" in text else ():
-        is_last_line = match.end(1) >= written
-        if is_last_line or not _WORD.search(match.group(1)):
-            heads.append(_Head(*match.span()))
+    hashes = _HASHES.finditer(text) if "####" in text else ()
+    heads += [_Head(*m.span()) for m in hashes if m.end(1) >= written or not _WORD.search(m[1])]
     return sorted(heads, key=lambda head: (head.start, head.stop))
 
 
@@ -363,25 +370,18 @@ def _answer_span(text: str, head: _Head, written: int) -> tuple[int, int]:
         display = _DISPLAY.match(text, line_end)
         if display:
             return display.span(2)
-        below = _skip_blank(text, line_end)
+        below = len(text) - len(text[line_end:].lstrip())
         if _line_end(text, below) >= written:  # it stands alone on the last line, below "The answer is:"
             mark = _LIST_MARK.match(text, below)
             start = below = mark.end() if mark else below
             line_end = written
         if head.title and (start != below or _CLAUSE_LIKE.search(text, start, line_end)):
             return start, start  # below the heading stands a sentence, or more than a line
-    end = line_end
+    line = text[start : min(line_end, start + 2 * MAX_CHARACTERS)]  # what stands before it is no part of a name
     for pattern in (_SENTENCE_END, _CLAUSE):
-        match = pattern.search(text, start, end)
-        if match:
-            end = match.start()
-    return start, end
-
-
-def _skip_blank(text: str, position: int) -> int:
-    while position < len(text) and text[position].isspace():
-        position += 1
-    return position
+        match = pattern.search(line)
+        line = line[: match.start()] if match else line
+    return start, start + len(line)
 
 
 def _boxed_statement(text: str, box: tuple[int, int], heads: list[_Head]) -> Statement:
