@@ -14,8 +14,8 @@ A statement of the answer is one of
     \boxed{\frac{1}{2}}                     also \fbox and `\boxed 18`; braces may nest
     (B)    yes                              alone on the last line, and only where nothing else states an answer
 
-and the last one in the text wins, unless it is a remark on one before it ("The answer is less than 20"; after a box with
-a number, whatever holds no number or letter). It ends with its sentence or its line; "because ...", "which ...",
+and the last one in the text wins, unless it is a remark on one before it ("The answer is less than 20"; after a boxed
+number, whatever holds neither number nor letter). It ends with its sentence or its line; "because ...", "which ...",
 ", so ..." and "in total" are no part of the answer. An answer is kept as written, less what `tidy` takes off around it;
 one of more than 1,000 characters is none.
 
