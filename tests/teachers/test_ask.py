@@ -303,24 +303,6 @@ def test_tokens_of_an_attempt_that_brought_nothing_are_given_back():
     assert slow[1].times == [0, 60]  # it may have written for nobody
 
 
-def test_what_was_reserved_before_a_rate_limit_came_is_given_back():
-    class Limited(Scripted):
-        async def ask(self, request):
-            self.times.append(self.clock.time - 1000)
-            if len(self.times) == 1:
-                raise fault(FaultKind.RATE_LIMITED, 100.0)
-            return OK
-
-    clock = Virtual()
-    asked = Requester(Limited(clock, OK), Limits(requests_per_minute=6, tokens_per_minute=660), clock)
-
-    async def many():
-        await asyncio.gather(*(asked.ask(REQUEST) for _ in range(5)))
-
-    asyncio.run(many())
-    assert asked.teacher.times[-1] < 100 + 5 * 10 + 5  # ten seconds a request from then on
-
-
 @pytest.mark.parametrize("per_minute", [7, 60, 1000])
 def test_no_minute_holds_more_than_its_share(per_minute):
     pace = RateLimiter(per_minute)

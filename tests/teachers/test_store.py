@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -261,6 +262,29 @@ def test_a_rewrite_replaces_all_rows_or_none(tmp_path, row):
         assert store.seen("p1", 0, "0" * 16).verdict is Verdict.WRONG
         store.append(row(id="p2"))
     assert [r.id for r in StoreReader(tmp_path, "t").rows()] == ["p0", "p1", "p2"]
+
+
+def test_rows_may_be_brought_to_the_disk_while_others_take_their_place(tmp_path, row):
+    wrong, done = [], threading.Event()
+
+    def sync(store):
+        while not done.is_set():
+            try:
+                store.sync()
+            except RunError as error:
+                wrong.append(error)
+
+    with Store(tmp_path, "t") as store:
+        store.append(row(id="p0"))
+        thread = threading.Thread(target=sync, args=(store,))
+        thread.start()
+        for _ in range(100):
+            store.rewrite(list(store.rows()))
+        done.set()
+        thread.join()
+        store.append(row(id="p1"))
+    assert wrong == []
+    assert [r.id for r in StoreReader(tmp_path, "t").rows()] == ["p0", "p1"]
 
 
 @pytest.mark.parametrize("name", ["../../etc/x", "a/b", "..", ".hidden", "é" * 200, "CON:", "a\nb", "-"])

@@ -187,10 +187,6 @@ class Requester:
             await self._sleep(wait)
             if self._clock.now() >= self._not_before:
                 return estimate, waited
-            if self._requests:  # the server asked to wait in the meantime
-                self._requests.correct(-1)
-            if self._tokens:
-                self._tokens.correct(-estimate)
 
     async def _until(self, moment: float) -> None:
         while (wait := moment - self._clock.now()) > 0:

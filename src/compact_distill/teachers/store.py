@@ -274,8 +274,10 @@ class Store(StoreReader, Closing):
             sync_folder(self.path.parent)
         except OSError as error:
             raise RunError(f"{fresh} could not be written: {error.strerror}; free space and run again") from None
-        os.close(self._file)
-        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        # The number stays, so that another thread may bring the file to the disk meanwhile.
+        opened = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        os.dup2(opened, self._file, inheritable=False)
+        os.close(opened)
 
     def _move_damaged_aside(self) -> list[int]:
         """Append every line that is no whole row to the file of damaged ones, and take it out of the store.
