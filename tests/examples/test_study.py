@@ -35,7 +35,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "study"
             | {"rate-1e-5", "rate-1e-4", "rate-1e-3", "compact-1e-3", "union-1e-3"}
             | {"equal-1", "compact-1", "union", "union-verified", "union-24"},
         ),
-        ("second", {"equal", "compact", "verified", "rsr", "gpt-4"}),
+        ("second", {"equal", "compact", "verified", "rsr", "gpt-4", "union", "union-verified"}),
         ("curriculum", {"equal", "compact", "paper"}),
         ("cross_domain", {"equal", "compact", "consensus_alone", "difficulty_alone", "rsr"}),
         (
