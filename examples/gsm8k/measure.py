@@ -13,8 +13,9 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from sklearn.metrics import roc_auc_score
+
 from compact_distill import read_jsonl
-from compact_distill.statistics import area
 
 COLUMNS = ("weights", "consensus", "adaptability", "difficulty")
 
@@ -28,8 +29,7 @@ def read_labels(path: Path) -> dict[str, list[bool]]:
 
 def within_problems(values: list[float], labels: list[bool]) -> list[float]:
     """One area a problem: how often a right rationale of it stands above a wrong one of it."""
-    found = area(values, labels)
-    return [] if found is None else [found]
+    return [roc_auc_score(labels, values)] if len(set(labels)) == 2 else []
 
 
 def main() -> None:
@@ -63,7 +63,9 @@ def main() -> None:
             sum(w for w, t in zip(pooled["weights"], truth, strict=True) if t is side) / truth.count(side)
             for side in (True, False)
         ]
-        areas = [f"{area(pooled[c], truth):.3f} ({sum(within[c]) / len(within[c]):.3f})".ljust(16) for c in COLUMNS]
+        areas = [
+            f"{roc_auc_score(truth, pooled[c]):.3f} ({sum(within[c]) / len(within[c]):.3f})".ljust(16) for c in COLUMNS
+        ]
         print(f"{epoch:>5} {means[0]:>7.3f} {means[1]:>7.3f}  " + "  ".join(areas))
 
 
