@@ -88,6 +88,7 @@ def test_settings_without_effect_are_told_with_their_reason(tmp_path):
         ({"optim": "lomo"}, "train.optim 'lomo' cannot be used: it changes weights inside a backward"),
         ({"optim": "adalomo"}, "train.optim 'adalomo' cannot be used"),
         ({"train_sampling_strategy": "batch_rebalance"}, "train.train_sampling_strategy 'batch_rebalance' cannot be"),
+        ({"neftune_noise_alpha": 5.0}, "train.neftune_noise_alpha cannot be used, got 5.0: its noise"),
         ({"accelerator_config": {"even_batches": False}}, "train.accelerator_config.even_batches must be true"),
     ],
 )

@@ -140,6 +140,11 @@ def setting_problems(args: CompactConfig) -> list[str]:
         if getattr(value, "value", value) == refused:
             what = name if refused is True else f"{name} {refused!r}"
             wrong.append(f"train.{what} cannot be used: {reason}; remove it")
+    if args.neftune_noise_alpha:
+        wrong.append(
+            f"train.neftune_noise_alpha cannot be used, got {args.neftune_noise_alpha!r}: its noise would enter the "
+            "scores, and its strength depend on which problems share a pass; remove it"
+        )
     if not args.accelerator_config.even_batches:
         wrong.append(
             "train.accelerator_config.even_batches must be true, or ranks without a batch let the others wait "
