@@ -3,12 +3,14 @@
     python examples/cluster/ray_train.py run.yaml --workers 2
 
 Teachers whose configuration has `ray:` run as actors in the same cluster, before training needs the machines. The
-run's folder must lie on storage that all machines see. Started again, it goes on where it was.
+run's folder must lie on storage that all machines see, and where the configuration holds relative paths, so must the
+folder that this is started in. Started again, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from compact_distill import load_config, run
 
 def work(settings: dict[str, Any]) -> None:
     """One rank: Ray has set RANK, WORLD_SIZE and the meeting point, as torchrun does."""
+    if Path(settings["folder"]).is_dir():  # Ray starts workers in folders of their own: relative paths lead nowhere
+        os.chdir(settings["folder"])
     run(load_config(settings["config"], settings["overrides"]))
 
 
@@ -34,11 +38,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config = arguments.config.resolve()
-    output = Path(load_config(config).output).resolve()  # workers start in folders of their own
+    output = Path(load_config(config).output).resolve()
     ray.init(ignore_reinit_error=True)
     trainer = TorchTrainer(
         work,
-        train_loop_config={"config": str(config), "overrides": {"output": str(output)}},
+        train_loop_config={"config": str(config), "overrides": {"output": str(output)}, "folder": str(Path.cwd())},
         scaling_config=ScalingConfig(num_workers=arguments.workers, use_gpu=arguments.gpu),
         run_config=RunConfig(
             name="compact",
