@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -103,6 +104,39 @@ def test_rationales_without_weight_are_not_among_those_used(finished):
     assert "| right | 2 | 100 % | 1.000 | MIT |" in body
     assert "| wr" not in body
     assert "10 more rationales had no weight in any step, and are not counted here." in body
+
+
+def test_a_student_that_was_an_adapter_is_told_with_its_own_rank_and_its_base(finished, tmp_path):
+    (tmp_path / "old").mkdir()
+    settings = {"base_model_name_or_path": "Org/Base", "revision": "abc", "r": 4}
+    (tmp_path / "old" / "adapter_config.json").write_text(json.dumps(settings))
+    config = load_config(finished / "config.yaml").model_copy(update={"student": str(tmp_path / "old"), "lora": None})
+    front, body = front_and_body(model_card(read_run(finished), config))
+    assert front["base_model"] == "Org/Base"
+    assert "A LoRA adapter for `Org/Base` at `abc` (the adapter `old` trained further), trained with" in body
+    assert re.search(r"\| LoRA \| r: 2, alpha: 32(\.0)?, dropout: 0\.1 \|", body)
+    assert "Its base was a folder" not in body
+
+
+def test_a_student_of_which_all_weights_were_trained_has_no_lora_in_its_card(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "student" / "adapter_config.json").unlink()
+    _, body = front_and_body(model_card(read_run(run), load_config(finished / "config.yaml")))
+    assert "| LoRA | none: all weights are trained |" in body
+    assert "trained further" not in body
+
+
+def test_a_student_of_answers_alone_is_not_said_to_reason(finished):
+    config = load_config(finished / "config.yaml")
+    alone = config.model_copy(update={"text": config.text.model_copy(update={"rationale": "answer"})})
+    front, body = front_and_body(model_card(read_run(finished), alone))
+    assert front["tags"] == ["compact-distill", "distillation"]
+    assert "on several teachers' answers at once, each with a weight of its own." in body
+    assert "It answers at once, without reasoning." in body
+    assert not re.search("The answer is|worked-out", body)
+    front, body = front_and_body(model_card(read_run(finished), config))
+    assert "chain-of-thought" in front["tags"]
+    assert "Its answers end in the form `The answer is {answer}.`." in body
 
 
 def test_a_loss_that_the_interval_shows_is_called_forgotten_and_others_are_not(finished):

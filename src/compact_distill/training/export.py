@@ -75,11 +75,14 @@ def model_card(run: RunData, config: RunConfig, merged: bool = False) -> str:
     adapter = not merged and (run.path / "student" / "adapter_config.json").is_file()
     what = f"{'A LoRA adapter for' if adapter else 'All weights of'} {_base(config)}"
     what = f"{_base(config)} with a LoRA adapter merged into it" if merged else what
+    if adapter_base(config.student):
+        what += f" (the adapter `{_code(Path(config.student).name)}` trained further)"
     how = ", each an example of its own" if config.example == "rationale" else " at once, each with a weight of its own"
+    texts = "answers" if config.text.rationale == "answer" else "rationales (worked-out solutions)"
     parts = [
         _front(run, config, adapter),
         f"# {_safe(run.title)}\n\n{what}, trained with [compact-distill](https://arxiv.org/abs/2601.13992) on several "
-        f"teachers' rationales (worked-out solutions){how}.",
+        f"teachers' {texts}{how}.",
         _results(run),
         _data(run, config),
         _settings(run, config),
@@ -98,31 +101,27 @@ def dataset_card(instances: Sequence[Instance], counts: ExportCounts, shape: str
             written[rationale.teacher] = written.get(rationale.teacher, 0) + bool(rationale.text.strip())
     rows = [[name, str(count), _UNSTATED] for name, count in written.items()]
     fields = "`prompt`, `completion`" if shape == "prompt_completion" else "`messages` (user, assistant)"
-    return (
-        "\n\n".join(
-            (
-                "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
-                f"# {_safe(Path(file).stem)}",
-                f"Chain-of-thought rationales of several teachers for {len(instances)} problems, written by "
-                "[compact-distill](https://arxiv.org/abs/2601.13992).",
-                f"{counts.written} rows of {fields}, with `id`, `teacher` and `sample`. Left out: "
-                f"{counts.missing} missing, {counts.unparsed} without an answer that can be found. Right and wrong "
-                "rationales are both among them.",
-                _table(["teacher", "rationales", "licence of its texts"], rows),
-                "```python\nfrom datasets import load_dataset\n\n"
-                f'rows = load_dataset("json", data_files={json.dumps(_code(file))})\n```',
-            )
-        )
-        + "\n"
+    parts = (
+        "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
+        f"# {_safe(Path(file).stem)}",
+        f"Chain-of-thought rationales of several teachers for {len(instances)} problems, written by "
+        "[compact-distill](https://arxiv.org/abs/2601.13992).",
+        f"{counts.written} rows of {fields}, with `id`, `teacher` and `sample`. Left out: {counts.missing} missing, "
+        f"{counts.unparsed} without an answer that can be found. Right and wrong rationales are both among them.",
+        _table(["teacher", "rationales", "licence of its texts"], rows),
+        "```python\nfrom datasets import load_dataset\n\n"
+        f'rows = load_dataset("json", data_files={json.dumps(_code(file))})\n```',
     )
+    return "\n\n".join(parts) + "\n"
 
 
 def _front(run: RunData, config: RunConfig, adapter: bool) -> str:
-    base, _ = split_revision(config.student)
+    base, _ = split_revision(_base_model(config))
+    thought = [] if config.text.rationale == "answer" else ["chain-of-thought"]
     front: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["compact-distill", "distillation", "chain-of-thought"],
+        "tags": ["compact-distill", "distillation", *thought],
     }
     if not Path(base).exists():  # a hub name; a folder of this machine means nothing to others
         front["base_model"] = base
@@ -185,12 +184,12 @@ def _data(run: RunData, config: RunConfig) -> str:
     weights, there = _mean_weights(run), len(run.problems)
     rows = []
     for name in run.taught:
-        verdicts = [_verdict(run, problem, name) for problem, own in run.trained_on.items() if name in own]
-        judged = [verdict for verdict in verdicts if verdict]
+        used = [run.rationale(problem, name) for problem, own in run.trained_on.items() if name in own]
+        judged = [rationale.verdict for rationale in used if rationale and rationale.verdict]
         right = f"{100 * judged.count('correct') / len(judged):.0f} %" if judged else _UNSTATED
         weight = f"{weights[name]:.3f}" if name in weights else ""
         licence = config.card.teacher_licences.get(name, _UNSTATED)
-        rows.append([name, str(len(verdicts)), right, weight, licence])
+        rows.append([name, str(len(used)), right, weight, licence])
     mix = config.example == "rationale"
     counted = f"{len(run.trained_on)}{f' of {there}' if there > len(run.trained_on) else ''}"
     counted += f" {'rationales' if mix else 'problems'}"
@@ -203,15 +202,10 @@ def _data(run: RunData, config: RunConfig) -> str:
         if mix
         else "A problem's weights sum to 1, and say how much each of its rationales counted."
     )
-    used = sum(map(len, run.trained_on.values()))
-    if (unused := sum(rationale.status == RationaleStatus.OK for rationale in run.rationales()) - used) > 0:
+    with_weight = sum(map(len, run.trained_on.values()))
+    if (unused := sum(rationale.status == RationaleStatus.OK for rationale in run.rationales()) - with_weight) > 0:
         words += f" {unused} more rationales had no weight in any step, and are not counted here."
     return f"## Training data\n\n{said}, with rationales of:\n\n{_table(header, rows)}\n\n{words}{note}"
-
-
-def _verdict(run: RunData, problem: str, teacher: str) -> str:
-    found = run.rationale(problem, teacher)
-    return (found and found.verdict) or ""
 
 
 def _mean_weights(run: RunData) -> dict[str, float]:
@@ -230,7 +224,7 @@ def _settings(run: RunData, config: RunConfig) -> str:
         "weight rule": config.weighting,
         "compatibility": {key: value for key, value in compatibility.items() if value not in ([], {}, ())},
         "consistency": config.consistency,
-        "LoRA": config.lora.model_dump(mode="json") if config.lora else "none: all weights are trained",
+        "LoRA": _lora(run.path / "student" / "adapter_config.json"),
         "training": {key: config.train[key] for key in sorted(config.train)},
         "seed": config.seed,
     }
@@ -239,6 +233,14 @@ def _settings(run: RunData, config: RunConfig) -> str:
     used = ", ".join(f"{name} {versions[name]}" for name in named)
     rows = [[name, _plain(value)] for name, value in shown.items()]
     return f"## Settings\n\n{_table(['setting', 'value'], rows)}\n\nVersions: {_safe(used) or _UNSTATED}."
+
+
+def _lora(path: Path) -> dict[str, Any] | str:
+    """The student's own adapter: a student that was one already does not have what `lora:` says."""
+    if not path.is_file():
+        return "none: all weights are trained"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    return {name.removeprefix("lora_"): settings.get(name) for name in ("r", "lora_alpha", "lora_dropout")}
 
 
 def _plain(value: Any) -> str:
@@ -258,15 +260,17 @@ def _load(run: RunData, config: RunConfig, adapter: bool) -> str:
         "written = model.generate(**inputs, do_sample=False, max_new_tokens=512)\n"
         'print(tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))'
     )
-    folder = adapter and Path(split_revision(config.student)[0]).exists()
+    folder = adapter and Path(split_revision(_base_model(config))[0]).exists()
     needs = " Its base was a folder of the machine that trained it; `adapter_config.json` says where." if folder else ""
-    answer = _code(config.text.answer_template.replace("\n", "\\n"))
+    template = _code(config.text.answer_template.replace("\n", "\\n"))
+    form = f"Its answers end in the form `{template}`."
+    form = "It answers at once, without reasoning." if config.text.rationale == "answer" else form
     closed = (
         " Thinking that the prompt opens was closed at once in training." if chat and config.text.close_thinking else ""
     )
     return (
         f"## Load it\n\n```python\n{code}\n```\n\nThat is the prompt it was trained on, and it answers best to it."
-        f"{closed} Its answers end in the form `{answer}`.{needs}"
+        f"{closed} {form}{needs}"
     )
 
 
@@ -291,8 +295,13 @@ def _prompt_code(text: TextConfig, chat: bool) -> str:
     )
 
 
+def _base_model(config: RunConfig) -> str:
+    """What the student's adapter, or the student itself, was made of: the base of a student that was an adapter."""
+    return adapter_base(config.student) or config.student
+
+
 def _base(config: RunConfig) -> str:
-    name, revision = split_revision(config.student)
+    name, revision = split_revision(_base_model(config))
     shown = _code(Path(name).name if Path(name).exists() else name)
     return f"`{shown}`" + (f" at `{_code(revision)}`" if revision else "")
 
