@@ -24,6 +24,7 @@ from compact_distill.data import load_instances
 from compact_distill.errors import InputError, RunError, StudentError
 from compact_distill.evaluation import examine as examine_module
 from compact_distill.method.encode import Encoder
+from compact_distill.method.passes import ProblemDataset
 from compact_distill.method.score import score
 from compact_distill.records import RationaleStatus
 from compact_distill.report import read_run, write_report
@@ -826,12 +827,13 @@ def test_a_damaged_training_log_neither_stops_a_run_nor_loses_more_than_the_line
 
 
 def test_a_file_of_scores_is_imported_where_it_is_named_and_counts_by_what_it_says(configure, tmp_path):
-    text = "import compact_distill as c\nc.register_score('own_{}', lambda outputs: outputs.length_BK.float())\n"
+    text = "import compact_distill as c\nc.register_score('own_{}', lambda outputs: outputs.length_BK.float(), False)\n"
     (tmp_path / "first.py").write_text(text.format("a"))
     settings = {"extra_scores": {"own_a": 0.5}, "scores_from": str(tmp_path / "first.py")}
     folder = pipeline.train(configure(compatibility=settings, train={"max_steps": 1}, report={"gains": False}))
     assert all("own_a" in row["extra_scores"] for row in folder.read_scores())
     assert folder.manifest["scores_from"] == str(tmp_path / "first.py")
+    assert folder.manifest["less_is_better"] == ["difficulty", "own_a"]
     made_of = pipeline.prepare(configure(compatibility=settings)).made_of["compatibility"]
     (tmp_path / "copy.py").write_text(text.format("a"))
     again = {**settings, "scores_from": str(tmp_path / "copy.py")}
@@ -1058,6 +1060,19 @@ def test_a_plain_mix_is_asked_the_same_rows_as_problems_are(configure, data, tmp
         assert prepared.with_rationales(load_instances(data)).exam.fingerprint == asked[0]
     assert asked[0] == asked[1]
     assert len(prepared.instances) > len(load_instances(data))
+
+
+def test_a_plain_mix_counts_the_rationales_that_have_no_text(configure, data):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows[0]["rationales"][0] |= {"text": "", "status": "truncated"}
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = []
+    for more in ({}, {"example": "rationale", "consistency": 0.0}):
+        prepared = pipeline.prepare(configure(weighting="equal", **more))
+        shown.append({teacher.name: teacher.statuses for teacher in pipeline.dry_run(prepared).teachers})
+        dataset = ProblemDataset(prepared.encoded, 2560)
+        assert dataset.statuses["truncated"] == 1
+    assert shown[0] == shown[1]
 
 
 def test_an_exam_is_what_is_asked_not_where_it_lies_or_how_fast_it_goes(configure, tmp_path):

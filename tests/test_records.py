@@ -15,10 +15,10 @@ WHOLE = Instance(
 )
 
 
-def test_apart_each_text_is_an_instance_of_its_own_under_an_id_of_its_own():
+def test_apart_each_rationale_is_an_instance_of_its_own_under_an_id_of_its_own():
     alone = WHOLE.apart()
-    assert [row.id for row in alone] == ["p#a", "p#a#1"]
-    assert [row.rationales[0].text for row in alone] == ["long text", "y"]
+    assert [row.id for row in alone] == ["p#a", "p#b", "p#a#1"]
+    assert [row.rationales[0].text for row in alone] == ["long text", "", "y"]  # what has no text is counted
     assert all(len(row.rationales) == 1 and row.rationales[0].sample == 0 for row in alone)
     assert all((row.question, row.answer, row.extra) == (WHOLE.question, "2", {"source": "s"}) for row in alone)
 
@@ -26,4 +26,5 @@ def test_apart_each_text_is_an_instance_of_its_own_under_an_id_of_its_own():
 def test_what_is_apart_stays_as_it_is():
     alone = WHOLE.apart()
     assert [again for row in alone for again in row.apart()] == alone
-    assert replace(WHOLE, rationales=(Rationale("b", ""),)).apart() == []
+    for few in ((), (Rationale("b", ""),), (Rationale("b", "x", sample=1),)):
+        assert replace(WHOLE, rationales=few).apart() == [replace(WHOLE, rationales=few)]

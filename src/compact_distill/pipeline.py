@@ -391,6 +391,7 @@ def _ingredients(prepared: Prepared) -> dict[str, Any]:
         "teachers": sorted({teacher for instance in instances for teacher in instance.teachers}),
         "prompt": config.text.model_dump(mode="json"),
         "scores_from": config.compatibility.scores_from,
+        "less_is_better": prepared.scorer.less_is_better,
         "decoding": teachers_in_manifest(config) or None,  # None: these rationales were not written by this run
     }
 

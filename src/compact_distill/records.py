@@ -109,17 +109,20 @@ class Instance:
         return tuple(r.teacher if r.sample == 0 else f"{r.teacher}#{r.sample}" for r in self.rationales)
 
     def apart(self) -> list[Instance]:
-        """Each rationale that has a text as an instance of its own, its id the problem's and the teacher's.
+        """Each rationale as an instance of its own, its id the problem's and the teacher's; also those without a text.
 
-        An instance that has one rationale is that already.
+        An instance that has one rationale at most is that already.
         """
-        if len(self.rationales) == 1:
-            return [self] if self.rationales[0].text else []
+        if len(self.rationales) <= 1:
+            return [self]
         return [
             replace(self, id=f"{self.id}#{name}", rationales=(replace(rationale, sample=0),))
             for name, rationale in zip(self.teachers, self.rationales, strict=True)
-            if rationale.text
         ]
+
+
+# Built-in scores of which less is better; where users register others, a run's manifest names them.
+LESS_IS_BETTER = ("difficulty", "rank_surprisal")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -357,6 +358,21 @@ def test_no_pair_gives_no_chance():
     chance, pairs = scores.pair_order(np.ones((1, 2)), np.ones((1, 2), bool), np.zeros((1, 2), bool))
     assert math.isnan(chance)
     assert pairs == 0
+
+
+def test_a_score_of_which_less_is_better_knows_right_from_wrong_where_right_ones_have_less(tmp_path):
+    row = {"id": "p", "rationales": [{"teacher": "a", "verdict": "correct"}, {"teacher": "b", "verdict": "wrong"}]}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    extra = {name: [1.0, 2.0] for name in ("rank_surprisal", "mine", "other")}
+    row = {"id": "p", "teachers": ["a", "b"], "difficulty": [1.0, 2.0], "weights": [0.5, 0.5], "extra_scores": extra}
+    (tmp_path / "scores.jsonl").write_text(json.dumps(row) + "\n")
+    run = replace(read_run(tmp_path), manifest={"less_is_better": ["difficulty", "mine"]})
+    figure = next(f for section in run_sections(run) for f in section.figures if f.key == "separation")
+    chances = {name: chance for name, reading, chance, _ in figure.table.rows if reading == "last"}
+    assert chances == {"weight": 0.5, "difficulty": 1.0, "rank_surprisal": 1.0, "mine": 1.0, "other": 0.0}
+    shown = [e.text for e in figure.charts[0](720).root.iter("text") if e.get("class") == "row"]
+    turned = ["difficulty, lower is better", "mine, lower is better", "rank_surprisal, lower is better"]
+    assert sorted(shown) == [*turned[:2], "other", turned[2], "weight"]
 
 
 def test_rank_correlation_is_scipys_ties_and_gaps_included():

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compact_distill.report import summary
+from compact_distill.report import read_run, summary, write_report
 from compact_distill.report.headline import about, headline, weight_shares
 from compact_distill.report.pages import overview
 from compact_distill.report.read import PairedChange, RunData, TaskResult, UsedProblem, UsedRationale
 from compact_distill.report.trace import arrange_trace
 from compact_distill.statistics import difference_of_tables
+from report.synthetic import make_run
 
 
 def change(task, difference, margin, role="learned"):
@@ -214,3 +215,11 @@ def test_a_rationale_that_had_weight_in_an_earlier_reading_was_trained_on():
         for e, own in enumerate(([0.0, 1.0, 0.0], [1.0, 0.0, 0.0]))
     ]
     assert run(trace=arrange_trace(rows)).trained_on == {"p": ["a", "b"]}
+
+
+def test_answers_without_reasoning_are_not_told_as_solutions_step_by_step(tmp_path):
+    folder = make_run(tmp_path / "run", problems=2, config={"text": {"rationale": "answer"}})
+    assert "was trained on 2 problems, answered by 4 other models, its teachers" in about(read_run(folder))
+    page = write_report([folder]).read_text()
+    assert "A rationale is one teacher’s answer." in page.replace("&#39;", "’").replace("'", "’")
+    assert "worked-out" not in page

@@ -76,6 +76,25 @@ def test_equal_weights_are_fine_where_they_were_asked_for():
 
 
 @pytest.mark.parametrize(
+    "weighting",
+    ["{gate: equal}", "verified", "random", "{fixed: {a: 1, b: 1}}", "{fixed: data}", "{gate: {fixed: data}}"],
+)
+def test_rules_that_look_at_no_score_are_not_blamed_for_their_weights(weighting):
+    asked = run([[0.5, 0.5]] * 40, config=f"weighting: {weighting}")
+    assert near_uniform(asked).state == "ok"
+    assert near_uniform(asked).text.startswith("`weighting: ")
+    assert "tells its teachers apart" not in near_uniform(run([[1.0, 0.0]] * 40, config=f"weighting: {weighting}")).text
+    assert never_chosen(run([[1.0, 0.0]] * 40, config=f"weighting: {weighting}")).state == "ok"
+    assert never_chosen(run([[1.0, 0.0]] * 40, config="weighting: {gate: compact}")).state == "bad"
+
+
+def test_a_gate_is_named_with_its_rule():
+    assert near_uniform(run([[0.5, 0.5]], config="weighting: {gate: equal}")).text == (
+        "`weighting: {gate: equal}` asks for equal weights"
+    )
+
+
+@pytest.mark.parametrize(
     ("weights", "state", "value"),
     [
         ([[0.8, 0.2]] * 20, "ok", "right wins 100 % (100 % to 100 %)"),
@@ -115,6 +134,9 @@ def lines(losses, norms=None):
         (lines([1.0] * 30, [1.0] * 25 + [6.0] * 5), "look", "loss 1 x, gradient 6 x"),
         (lines([1.0] * 30, [1.0] * 29 + [11.0]), "bad", "loss 1 x, gradient 11 x"),
         (lines([1.0] * 29 + [None]), "bad", "not a number"),  # NaN is null in JSON
+        (lines([1.0] * 30, [None, *[1.0] * 9, None, *[1.0] * 19]), "ok", "loss 1 x, gradient 1 x"),  # fp16 overflowed
+        (lines([1.0] * 30, [None] * 29 + [11.0]), "ok", "loss 1 x"),  # one norm alone has no usual
+        (lines([1.0] * 30, [None] * 30), "bad", "not a number"),
         (lines([1.0] * 9), "unknown", "–"),
     ],
 )

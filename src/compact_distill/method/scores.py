@@ -28,7 +28,7 @@ from compact_distill.method.encode import EncodedProblem, Encoder
 from compact_distill.method.forward import PassOptions
 from compact_distill.method.outputs import StudentOutputs
 from compact_distill.method.weights import ALL_RULES, RuleSettings, RunningStatistics, build_rule, weigh
-from compact_distill.records import Instance
+from compact_distill.records import LESS_IS_BETTER, Instance
 from compact_distill.runs.files import content_hash, fingerprint
 
 Score = Callable[[StudentOutputs], Tensor]
@@ -44,7 +44,6 @@ _EXTRA: dict[str, _Extra] = {}  # of users
 # The paper's, which are always read, and others that are read where a coefficient or a rule asks for them.
 BUILT_IN = ("consensus", "adaptability", "difficulty")
 FURTHER = ("rank_surprisal", "local_naturalness", "agreement")
-_LESS_IS_BETTER = ("difficulty", "rank_surprisal")
 
 
 def register_score(name: str, score: Score, more_is_better: bool = True) -> None:
@@ -225,8 +224,9 @@ class Scorer:
                     f"{nearest(name, known)}; or register it with register_score({name!r}, ...)"
                 )
         self.running = RunningStatistics() if self.config.normalise == "running" else None
-        directions = {name: -1.0 if name in _LESS_IS_BETTER else 1.0 for name in (*BUILT_IN, *FURTHER)}
+        directions = {name: -1.0 if name in LESS_IS_BETTER else 1.0 for name in (*BUILT_IN, *FURTHER)}
         directions |= {name: extra.direction for name, extra in self._extra.items()}
+        self._directions = directions
         temperature = self.config.temperature
         self.rule = build_rule(weighting, RuleSettings(self.coefficients, temperature, self.running, seed, directions))
 
@@ -245,6 +245,11 @@ class Scorer:
     def names(self) -> tuple[str, ...]:
         """All scores that are read: the three of the paper, those with a coefficient, and those the rule asks for."""
         return tuple(dict.fromkeys((*self.coefficients, *self.rule.scores)))
+
+    @property
+    def less_is_better(self) -> list[str]:
+        """Those of `names` of which less is better."""
+        return [name for name in self.names if self._directions[name] < 0]
 
     @property
     def needs_verdicts(self) -> bool:

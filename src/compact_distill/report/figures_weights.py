@@ -252,13 +252,13 @@ def separation(run: RunData, trace: Trace) -> Drawn | None:
     looks = {"first": (trace.first, "before", 0), "last": (trace.last, "after", 2)}
     rows, table = [], []
     for name, values_NK in [("weight", trace.weights_NK), *trace.scores.items()]:
-        sign = -1.0 if name == "difficulty" else 1.0
+        sign = -1.0 if name in run.less_is_better else 1.0
         marks = []
         for reading, (chosen, css, shape) in looks.items():
             chance, pairs = pair_order(sign * values_NK[chosen], verdict == RIGHT, verdict == WRONG)
             table.append((name, reading, chance, pairs))
             marks.append(Mark(reading, chance, css=css, shape=shape))
-        rows.append((f"{name}, lower is better" if name == "difficulty" else name, marks))
+        rows.append((f"{name}, lower is better" if sign < 0 else name, marks))
     if not any(pairs for *_, pairs in table):
         return None
     chances = [chance for *_, chance, _ in table]

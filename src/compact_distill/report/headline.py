@@ -62,7 +62,7 @@ def about(run: RunData) -> str:
     if teachers:
         some = listed(teachers) if len(teachers) <= 4 else f"{', '.join(teachers[:3])} and {len(teachers) - 3} more"
         models = "another model" if len(teachers) == 1 else f"{len(teachers)} other models"
-        text += f", solved step by step by {models}, its teachers: {some}"
+        text += f", {'answered' if run.answers_alone else 'solved step by step'} by {models}, its teachers: {some}"
     started = run.manifest.get("started")
     text += f". Started {clean(started)[:16].replace('T', ' ')} UTC." if started else "."
     return f"{text} `compact try {shlex.quote(str(run.path))}` asks it and its base side by side."

@@ -55,7 +55,7 @@ _SECTIONS = (
     Section(
         "teachers",
         "Whom did it learn from?",
-        "A rationale is one teacher's worked-out solution. For every problem the student weighs its teachers' "
+        "A rationale is one teacher's {solution}. For every problem the student weighs its teachers' "
         "rationales by how compatible they are with it, anew each time it reads the problem; the weights of a "
         "problem sum to 1.",
         nothing="scores.jsonl holds no weights yet; training writes them.",
@@ -108,7 +108,16 @@ def run_sections(run: RunData) -> list[Section]:
     extra = {"reproduce": fragment("reproduce.html.jinja", **values)}
     if run.problems or run.trace:
         extra["explorer"] = Markup(_EXPLORER)
-    return [replace(part, figures=figures_of(part.id, run), extra=extra.get(part.id, "")) for part in _SECTIONS]
+    what = "answer" if run.answers_alone else "worked-out solution"
+    return [
+        replace(
+            part,
+            lede=part.lede.format(solution=what),
+            figures=figures_of(part.id, run),
+            extra=extra.get(part.id, ""),
+        )
+        for part in _SECTIONS
+    ]
 
 
 def run_page(run: RunData, sections: Sequence[Section], max_bytes: int = MAX_BYTES) -> str:

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass as checked
 
 from compact_distill.errors import InputError, RunError
+from compact_distill.records import LESS_IS_BETTER
 from compact_distill.report.drawing import UNITS, clean, plural
 from compact_distill.report.html import content_stamp
 from compact_distill.report.trace import Trace, arrange_trace
@@ -192,6 +193,18 @@ class RunData:
         """Names of the teachers of whom a rationale was trained on, in the order of `teachers`."""
         found = {name for teachers in self.trained_on.values() for name in teachers}
         return [name for name in self.teachers if name in found]
+
+    @property
+    def answers_alone(self) -> bool:
+        """Whether its rationales are answers without reasoning, such as translations."""
+        text = self.settings.get("text")
+        return isinstance(text, dict) and text.get("rationale") == "answer"
+
+    @cached_property
+    def less_is_better(self) -> set[str]:
+        """Names of the scores of which less is better: the built-in ones, and what the manifest says of others."""
+        named = self.manifest.get("less_is_better")
+        return {*LESS_IS_BETTER, *(map(str, named) if isinstance(named, list) else ())}
 
     @property
     def questions(self) -> int:
