@@ -18,7 +18,7 @@ from compact_distill.config.file import config_from, dump_config
 from compact_distill.config.models import EvalConfig, RunConfig
 from compact_distill.errors import InputError, RunError
 from compact_distill.evaluation import examine as examine_module
-from compact_distill.evaluation.examine import evaluate, results_name
+from compact_distill.evaluation.examine import evaluate, own_limits, results_name
 from compact_distill.evaluation.result_files import compare_results, read_attempts, read_result
 from compact_distill.runs.files import is_aside
 from compact_distill.runs.folder import RunFolder
@@ -184,6 +184,15 @@ def test_a_result_that_is_damaged_before_its_stage_has_ended_is_noticed_and_done
     assert f"{path.name} " in capsys.readouterr().err
     assert path.read_bytes() == whole
     assert pipeline.damage_of(RunFolder.open(folder.path), verify=True) == []
+
+
+def test_limits_of_other_benchmarks_are_left_out_but_for_shared_ones_and_wrong_names():
+    limits = {"lab_arithmetic": 3, "lab_facts": 2, "lab_fact": 1}
+    settings = EvalConfig(learned=("lab_arithmetic",), limit=limits)
+    found = own_limits(settings, ["lab_facts", "lab_arithmetic"])
+    assert found.limit == {"lab_arithmetic": 3, "lab_fact": 1}, "a wrong name stays, to be told"
+    assert own_limits(EvalConfig(limit={"lab_facts": 2}), ["lab_facts"]).limit is None
+    assert own_limits(settings, ["no such benchmark"]) == settings, "told where it is read"
 
 
 def test_models_whose_names_end_alike_keep_folders_of_their_own(student, files, tmp_path, monkeypatch):

@@ -61,7 +61,7 @@ def test_studies_share_their_base_so_that_their_rows_can_stand_in_one_table(name
 
 def test_the_standard_table_holds_the_main_arms_as_they_are():
     main, table = ({arm.name: arm for arm in load_study(FOLDER / f"{n}.yaml").arms} for n in ("main", "table"))
-    assert {name: table[name].fingerprint for name in main} == {name: arm.fingerprint for name, arm in main.items()}
+    assert {name: table[name].made_of for name in main} == {name: arm.made_of for name, arm in main.items()}
 
 
 def test_each_score_stands_alone_and_is_left_out_once():
