@@ -1,6 +1,6 @@
 """What arms train on: the same rationales arranged otherwise, and how long, so that all arms have an equal budget.
 
-Also what a study reads, and whether an arm can work on it.
+Also what a study reads, whether an arm can work on it, and whether a folder is the study's.
 """
 
 from __future__ import annotations
