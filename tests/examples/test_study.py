@@ -26,7 +26,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "study"
         ("small", {"equal", "verified", "compact"}),
         (
             "table",
-            {"equal", "compact", "paper", "verified", "rsr", "gate", "random", "grape", "lalp"}
+            {"equal", "compact", "paper", "paper-5e-4", "verified", "rsr", "gate", "random", "grape", "lalp"}
             | {"union", "union-verified", "long_short", "best", "ties", "mot", "equal-1", "compact-1", "verified-1"},
         ),
         (
