@@ -105,6 +105,7 @@ def test_the_analysis_of_rows_made_by_hand():
     assert found["tells_right"]["bad"]["value"] == 0.0
     assert found["redundancy"]["good"]["bad"]["value"] == pytest.approx(-1.0)
     assert found["teachers"]["c"]["effectiveness"]["value"] == pytest.approx(0.2)
+    assert analyse(by_hand(), {}, turned=["bad"])["tells_right"]["bad"]["value"] == 1.0
     assert [found["teachers"][name]["right"] for name in "abc"] == [0.0, 1.0, 1.0]
     chosen = found["coefficients"]
     assert chosen["configured"] == {"good": 1.0}

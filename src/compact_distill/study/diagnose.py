@@ -33,7 +33,7 @@ from compact_distill.method.forward import PassOptions, attach
 from compact_distill.method.passes import plan_jobs, read_job
 from compact_distill.method.score import score
 from compact_distill.method.scores import FURTHER, difficulty
-from compact_distill.records import Instance, ScoreRow, Verdict
+from compact_distill.records import LESS_IS_BETTER, Instance, ScoreRow, Verdict
 from compact_distill.runs.environment import accelerator
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.folder import RunFolder
@@ -51,8 +51,6 @@ _PENALTIES = tuple(10.0**power for power in range(-2, 4))
 _FOLDS = 5
 _STEP = 0.1  # of AdamW's first
 _SCORE_READINGS = 4  # of a problem for its scores: three settings, and the probes of two of them
-# Of these a larger value should mean a smaller weight.
-_TURNED = ("difficulty", "rank_surprisal")
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def diagnose(config: RunConfig, problems: int = 12, validation: int = 8) -> dict
     configured = {called.get(name, name): value for name, value in prepared.scorer.coefficients.items()}
     return {
         "format": FORMAT, "student": config.student, "problems": len(sample), "validation": len(held),
-        "step": _STEP, "rationales": rows, **analyse(rows, configured),
+        "step": _STEP, "rationales": rows, **analyse(rows, configured, prepared.scorer.less_is_better),
     }  # fmt: skip
 
 
@@ -273,22 +271,23 @@ def _scores(model: Any, tokenizer: Any, instances: Sequence[Instance], config: R
 # ---- what predicts the effect
 
 
-def analyse(rows: Sequence[Mapping[str, Any]], configured: Mapping[str, float]) -> dict[str, Any]:
+def analyse(rows: Sequence[Any], configured: Mapping[str, float], turned: Sequence[str] = ()) -> dict[str, Any]:
     """Correlations within problems, areas, redundancy, teachers and a regression, from rows of rationales.
 
     Args:
         rows: each with `problem`, `teacher`, `right`, `effectiveness`, `cosine`, `weight` and scores by name.
         configured: today's coefficients, by score.
+        turned: scores of one's own of which less is better.
     """
     fixed = ("problem", "teacher", "index", "right", "effectiveness", "cosine", "weight")
     names = [name for name in rows[0] if name not in fixed]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["problem"], []).append(row)
-    measured = ["weight", "cosine", *names]
+    measured, judged = ["weight", "cosine", *names], ["weight", "effectiveness", "cosine", *names]
     return {
         "predicts": {name: _mean(_within(groups, name, "effectiveness"), -1) for name in measured},
-        "tells_right": {name: _mean(_areas(groups, name), 0) for name in ["weight", "effectiveness", *measured[1:]]},
+        "tells_right": {name: _mean(_areas(groups, name, turned), 0) for name in judged},
         "redundancy": {a: {b: _mean(_within(groups, a, b), -1) for b in names} for a in names},
         "teachers": _teachers(rows),
         "coefficients": {"configured": dict(configured), **_regression(groups, names)},
@@ -300,8 +299,8 @@ def _within(groups: Mapping[str, Sequence[Mapping[str, Any]]], one: str, other: 
     return [value for value in found if value is not None]
 
 
-def _areas(groups: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> list[float]:
-    sign = -1 if name in _TURNED else 1
+def _areas(groups: Mapping[str, Sequence[Mapping[str, Any]]], name: str, turned: Sequence[str]) -> list[float]:
+    sign = -1 if name in (*LESS_IS_BETTER, *turned) else 1
     judged = [[row for row in group if row["right"] is not None] for group in groups.values()]
     found = [area([sign * row[name] for row in group], [row["right"] for row in group]) for group in judged]
     return [value for value in found if value is not None]

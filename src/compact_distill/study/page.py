@@ -275,7 +275,9 @@ def _runs(document: Mapping[str, Any]) -> Section:
 def diagnosis_page(document: Mapping[str, Any]) -> str:
     """The page of `compact diagnose`: which scores know what helps this student."""
     sign = "An interval right of 0: more of it means more help; left of 0: less; across 0: nothing is shown."
-    judge = "How often a right rationale stands above a wrong one of its problem; of difficulty, below."
+    judge = (
+        "How often a right rationale stands above a wrong one of its problem; below, where less is better (difficulty)."
+    )
     helps = "The effect of a step on one of its rationales alone; compare with the weight that it gets today."
     told, label = document["tells_right"], "Spearman, within problems"
     predicts = _intervals("predicts", "What predicts the effect", document["predicts"], label, sign, 0.0, (-1, 1))
