@@ -38,7 +38,7 @@ _PAID = re.compile(
 # Each has been looked at: a row, setting or file of the user's own input, what moves, or what an option does.
 _LOOKED_AT = (
     "answer must be the gold answer as text or a number, {}; write it or remove the row",
-    "has no rationale at all; write at least one or remove the row",
+    "has no rationale at all{}; write at least one or remove the row",
     "task {} stands twice; results are kept by name: remove or rename one ({})",
     "is the run's own; remove it",
     "is set by the launcher (torchrun, accelerate); remove it",

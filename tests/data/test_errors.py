@@ -57,6 +57,16 @@ def write(path: Path, *lines: object) -> Path:
         ),
         ({"rationales": []}, "line 1: has no rationale at all; write at least one or remove the row"),
         (
+            {
+                "rationales": [
+                    {"teacher": "t", "text": "A: 18", "status": "OK"},
+                    {"teacher": "u", "text": "A", "status": "done"},
+                ]
+            },
+            "line 1: has no rationale at all (status 'OK', 'done', and only 'ok' takes part); write at least one or "
+            "remove the row",
+        ),
+        (
             {"rationales": [{"teacher": "t", "text": None}, {"teacher": "u", "text": " "}]},
             "line 1: has no rationale at all; write at least one or remove the row",
         ),

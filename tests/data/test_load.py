@@ -112,8 +112,9 @@ def test_limit_takes_the_first_problems(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "train.jsonl", numbered(3))
     assert [i.id for i in load_instances(path, limit=2)] == ["p0", "p1"]
     assert [p.id for p in load_problems(path, limit=5)] == ["p0", "p1", "p2"]
-    with pytest.raises(DataError, match=r"limit must be >= 1, got 0; leave it out"):
-        load_problems(path, limit=0)
+    for limit in (0, "5", 1.5, True):
+        with pytest.raises(DataError, match=rf"limit must be a whole number >= 1, got {limit!r}; leave it out"):
+            load_problems(path, limit=limit)
 
 
 def test_parquet_and_datasets_folders_hold_the_same_instances_as_jsonl(tmp_path: Path) -> None:

@@ -48,6 +48,15 @@ def test_the_same_rows_come_from_every_kind_of_file(tmp_path, name, content):
     assert [(p.id, p.question, p.answer) for p in problems] == [tuple(row.values()) for row in ROWS]
 
 
+def test_a_csv_file_ends_its_lines_where_csv_says_and_holds_fields_of_any_length(tmp_path):
+    asked = ["What is\u2028three?", "What is\x0cfour\x85?", "What\nis\r\nfive?", "x" * 200_000]
+    limit = csv.field_size_limit()
+    with (tmp_path / "p.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["id", "question", "answer"], *([n, text, n] for n, text in enumerate(asked))])
+    assert [p.question for p in load_problems(tmp_path / "p.csv")] == asked
+    assert csv.field_size_limit() == limit
+
+
 def test_parquet_is_read_whatever_its_name(tmp_path):
     import pyarrow
     import pyarrow.parquet
@@ -74,6 +83,7 @@ def test_parquet_is_read_whatever_its_name(tmp_path):
         ("p.csv", b"id,question,answer\n1,2,3,4\n", "line 2: must have 3 columns"),
         ("p.csv", "id,question,answer\n1,Where is the caf\u00e9?,3\n".encode("latin-1"), "not UTF-8"),
         ("p.csv", b'id,question,answer\n1,"what"?,3\n', "line 2: broken CSV"),
+        ("p.csv", b"id,question,answer,answer\n1,what?,3,4\n", "line 1: has two columns of the name 'answer'; rename"),
         ("p.tsv", b'id\tquestion\tanswer\n1\t"what?\t3\n', "broken CSV: unexpected end of data"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,9 @@ def _join(
     if require_rationale and not stores.any_faults():
         for instance in instances:
             if not any(rationale.text for rationale in instance.rationales):
-                where = problems.ids.where[instance.id]
+                where, left = problems.ids.where[instance.id], _not_ok(instance.rationales)
                 problems.faults.add(
-                    where, f"problem {instance.id!r} has no rationale at all in the stores; generate one"
+                    where, f"problem {instance.id!r} has no rationale at all in the stores{left}; generate one"
                 )
     raise_if_any([problems.faults, *stores.inputs])
     return instances
@@ -216,8 +217,8 @@ def _rows(source: Source, split: str, faults: Faults) -> Iterator[Row]:
 
 
 def _check_limit(limit: Any) -> None:
-    if limit is not None and limit < 1:
-        raise DataError(f"limit must be >= 1, got {limit}; leave it out to take all problems")
+    if limit is not None and (not isinstance(limit, Integral) or isinstance(limit, bool) or limit < 1):
+        raise DataError(f"limit must be a whole number >= 1, got {limit!r}; leave it out to take all problems")
 
 
 # ---- a row as a record
@@ -251,11 +252,10 @@ def to_problem(row: Row, faults: Faults) -> Problem | None:
     if solution is not None:
         answer = solution[1].strip()
         faults.solutions += 1
+    got = _got(row.fields, "answer")
     if answer is None:
-        got = _got(row.fields, "answer")
         faults.add(row.where, f"answer must be the gold answer as text or a number, {got}; write it or remove the row")
     elif not tidy(answer):  # nothing is left of it to compare
-        got = _got(row.fields, "answer")
         faults.add(row.where, f"answer must be more than the marks around an answer, {got}; write it in words")
     if faults.count > before:
         return None
@@ -272,11 +272,17 @@ def to_instance(row: Row, faults: Faults, require_rationale: bool) -> Instance |
     problem = to_problem(row, faults)
     rationales = _rationales(row, faults)
     if faults.count == before and require_rationale and not any(r.text for r in rationales):
-        faults.add(row.where, "has no rationale at all; write at least one or remove the row")
+        faults.add(row.where, f"has no rationale at all{_not_ok(rationales)}; write at least one or remove the row")
     if problem is None or faults.count > before:
         return None
     extra = {key: value for key, value in problem.extra.items() if key != "rationales"}
     return Instance(problem.id, problem.question, problem.answer, tuple(rationales), extra)
+
+
+def _not_ok(rationales: Sequence[Rationale]) -> str:
+    """Which statuses took rationales out."""
+    statuses = sorted({shown(r.extra["status"]) for r in rationales if r.extra.get("status") not in (None, "ok")})
+    return f" (status {', '.join(statuses)}, and only 'ok' takes part)" if statuses else ""
 
 
 def _rationales(row: Row, faults: Faults) -> list[Rationale]:
@@ -337,14 +343,11 @@ def to_rationale(fields: dict[str, Any], where: str, faults: Faults) -> Rational
     sample = 0 if sample is None else sample
     if not isinstance(sample, int) or isinstance(sample, bool) or sample < 0:
         faults.add(where, f"sample must be a whole number >= 0, {_got(fields, 'sample')}; number samples from 0")
-    verdict = fields.get("verdict")
-    if verdict is not None and verdict not in list(Verdict):
-        names = ", ".join(Verdict)
-        faults.add(where, f"verdict must be one of {names}, {_got(fields, 'verdict')}; write one of them or null")
-    origin = fields.get("answer_from")
-    if origin is not None and origin not in list(AnswerFrom):
-        names = ", ".join(AnswerFrom)
-        faults.add(where, f"answer_from must be one of {names}, {_got(fields, 'answer_from')}; write one or null")
+    verdict, origin = fields.get("verdict"), fields.get("answer_from")
+    for key, given, known in (("verdict", verdict, list(Verdict)), ("answer_from", origin, list(AnswerFrom))):
+        if given is not None and given not in known:
+            names = ", ".join(known)
+            faults.add(where, f"{key} must be one of {names}, {_got(fields, key)}; write one of them or null")
     if faults.count > before:
         return None
     present = isinstance(text, str) and bool(text.strip()) and not failed

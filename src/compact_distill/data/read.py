@@ -8,10 +8,12 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import io
 import json
 import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,9 +139,14 @@ def _open(path: Path, packed: bool) -> IO[bytes]:
 
 
 def _read_csv(path: Path, packed: bool, separator: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
-    with _open(path, packed) as file:
-        lines = csv.DictReader(codecs.getreader("utf-8-sig")(file), delimiter=separator, strict=True)
+    limit = csv.field_size_limit(2**31 - 1)  # a field is as long as it is; the module's own limit comes back below
+    with io.TextIOWrapper(_open(path, packed), "utf-8-sig", newline="") as file:  # a line ends where CSV says it does
+        lines = csv.DictReader(file, delimiter=separator, strict=True)
         try:
+            twice = sorted(name for name, count in Counter(lines.fieldnames or ()).items() if count > 1)
+            if twice:
+                faults.add("line 1", f"has two columns of the name {', '.join(map(repr, twice))}; rename one")
+                return
             for fields in lines:
                 where = f"line {lines.line_num}"
                 if None in fields or None in fields.values():
@@ -150,6 +157,8 @@ def _read_csv(path: Path, packed: bool, separator: str, faults: Faults) -> Itera
             faults.add("", f"not UTF-8: {error.reason} at byte {error.start} of a block; save the file as UTF-8")
         except csv.Error as error:
             faults.add(f"line {lines.reader.line_num}", f"broken CSV: {error}; mend the line")
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _read_json(path: Path, packed: bool, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
