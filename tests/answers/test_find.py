@@ -212,6 +212,38 @@ def test_a_text_that_is_known_to_have_ended_needs_no_full_stop_and_a_cut_one_has
     assert read_rationale("The answer is 40. Then", "40", finished=False).answer == "40"
 
 
+@pytest.mark.parametrize(
+    ("text", "gold", "answer"),
+    [
+        ("**Final Answer:** She has **42** apples left.", "42", "42"),
+        ("**Answer:** Janet makes $18 per day.", "18", "$18"),
+        ("So the answer is that: no.\nAnswer: Ann is left, so it was 7", "7", "Ann is left"),
+        ("Answer: It takes 2 1/2 hours.", "2.5", "2 1/2"),
+        ("Answer: The loss is −3 dollars.", "-3", "−3"),
+        ("Answer: She has 42 apples left.", "some apples", "She has 42 apples left"),
+        ("Answer: She has 5 or 18 eggs.", "18", "She has 5 or 18 eggs"),
+        ("Answer: She has 5 apples and 3 pears.", "5", "She has 5 apples and 3 pears"),
+        ("Answer: She has not 18 eggs.", "18", "She has not 18 eggs"),
+        ("Answer: She hasn't 18 eggs.", "18", "She hasn't 18 eggs"),
+        ("Answer: She has more than 18 eggs.", "18", "She has more than 18 eggs"),
+        ("Answer: It is 2 + 16.", "2", "It is 2 + 16"),
+        ("Answer: 18 eggs.", "18", "18 eggs"),
+        ("Answer: x is 18.", "18", "18"),
+    ],
+)
+def test_a_stated_sentence_that_tells_one_number_is_that_number(text: str, gold: str, answer: str) -> None:
+    found = read_rationale(text, gold)
+    assert (found.answer, found.source) == (answer, STATED)
+
+
+def test_a_benchmark_that_asks_for_a_number_reads_it_in_a_stated_sentence() -> None:
+    assert find_answer("Answer: She has **42** apples left.", True, NUMBER, {}) == ("42", "statement")
+    assert find_answer("Answer: She has 42 apples left.", True, CHOICE, PLACES) == (
+        "She has 42 apples left",
+        "statement",
+    )
+
+
 def test_the_text_of_a_choice_is_its_label() -> None:
     assert read_rationale("The answer is library.", "B", choices=PLACES) == FoundAnswer("", "B", STATED)
     assert read_rationale("It is quiet there.\nLibrary.", "B", choices=PLACES).answer == "B"

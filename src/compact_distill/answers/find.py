@@ -93,6 +93,13 @@ _POSSIBLE = {
         re.IGNORECASE,
     ),
 }
+# "She has 42 apples left", "Janet makes $18 per day": a sentence that tells one number, where a number is asked for.
+_TELLS = re.compile(
+    r"(?!.*\b(?:not|no|or|if|unless|either|neither|cannot|never)\b|.*n['’]t\b)[a-z][a-z'’\s,-]*?\s(?:is|are|was|were|be|has|have|had"
+    r"|makes?|made|gets?|got|needs?|pays?|paid|costs?|earns?|earned|spends?|spent|takes?|took|sells?|sold|buys?|bought|eats?|ate"
+    r"|saves?|saved|receives?|received|owes?|weighs?|contains?|holds?|travels?|reads?|walks?|uses?|used|gives?|gave)\s(?=[^a-z\s])",
+    re.IGNORECASE | re.DOTALL,
+)
 _EDGES = " \t*_`\"'.,;:!"
 
 
@@ -159,12 +166,14 @@ def read_rationale(
         finished: whether the text ended by itself; nothing is inferred from one that was cut. None: its last sign
             tells, for what ends without a full stop or its like may have been cut.
         choices: label and text of each choice, where the problem has any. An answer that is the text of one of them
-            becomes its label.
+            becomes its label, as a sentence that tells one number becomes that where the gold answer is one.
     """
     reasoning, answer = split_answer(text)
     choices = choices or {}
     if answer is not None:
-        return FoundAnswer(reasoning, _label_of(answer, choices) or answer, AnswerFrom.STATED)
+        told = _number_told(answer)
+        answer = told if told and answer_kind(gold) is AnswerKind.NUMBER else _label_of(answer, choices) or answer
+        return FoundAnswer(reasoning, answer, AnswerFrom.STATED)
     kind = answer_kind(gold)
     finder = _INFER[kind] if infer and finished is not False else None
     if finder is None or not (finished or _looks_finished(text[: answer_part(text)[1]]) or finder is _choice):
@@ -262,8 +271,18 @@ def find_answer(
         part = text if name == "statement" else text[slice(*answer_part(text))]
         answer = _FINDERS[name](part, choices)
         if answer is not None:
-            return _label_of(answer, choices) or answer, name
+            told = _number_told(answer) if "last_number" in parser else None
+            return told or _label_of(answer, choices) or answer, name
     return None, None
+
+
+def _number_told(answer: str) -> str | None:
+    """The one number of a stated sentence; None where the answer can be read as it is, or says more."""
+    tells = _TELLS.match(answer) if len(answer) <= _CLOSING_CHARACTERS else None
+    number = _NUMBER.match(answer, tells.end()) if tells else None
+    if number is None or parse_number(answer) or not parse_number(answer[number.start() :]):
+        return None
+    return number[0]
 
 
 def _statement(text: str, choices: Mapping[str, str]) -> str | None:

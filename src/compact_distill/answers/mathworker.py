@@ -54,7 +54,9 @@ def _expressions(text: str) -> list[Any]:
     return [expression for expression in found if not isinstance(expression, str)]
 
 
-_NAME = re.compile(r"\s*\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?\s*")
+_NAME = re.compile(
+    r"\s*(?:\\?[A-Za-z]+(?:_(?:\w|\{\w+\}))?(?:\([a-z]\))?|(?:\\left)?\(\s*[a-z](?:\s*,\s*[a-z])+\s*(?:\\right)?\))\s*"
+)
 _HUGE = 10**200
 
 
