@@ -207,6 +207,7 @@ def test_what_the_weight_rule_left_out_was_not_trained_on():
     assert overview([left_out]).rows[0][-4:-2] == [1, 1]
     apart = replace(left_out, config="{weighting: verified, example: rationale}")
     assert "was trained on 1 of 3 solutions of 1 problem, each by itself, solved" in about(apart)
+    assert "was trained on 1 solution, each by itself, solved" in about(replace(apart, problems={}))  # no data.jsonl
 
 
 def test_a_rationale_that_had_weight_in_an_earlier_reading_was_trained_on():

@@ -335,6 +335,18 @@ def test_the_folder_of_another_study_is_refused(write_study, base):
         same_study(other, out, 2)
 
 
+def require_unchanged(study, out, folder, *names):
+    """The study is refused, by name, while one of these files or folders is another, and goes on where none is."""
+    for name in names:
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(before + b"\n")
+        told = str(folder / name.partition("/")[0])
+        with pytest.raises(ConfigError, match=rf"belongs to another study \({re.escape(told)} differ\)"):
+            same_study(study, out, 1)
+        (folder / name).write_bytes(before)
+    same_study(study, out, 1)
+
+
 def test_files_and_students_that_changed_since_a_studys_runs_are_refused(write_study, base, world, tmp_path):
     for name in ("train.jsonl", "tune.jsonl"):
         shutil.copyfile(world / name, tmp_path / name)
@@ -354,14 +366,7 @@ def test_files_and_students_that_changed_since_a_studys_runs_are_refused(write_s
         same_study(allowed, out, 1)
     (student / "README.md").write_text("a note")
     same_study(more, out, 1)
-    for name in ("train.jsonl", "tune.jsonl", "own.jsonl", "student/config.json"):
-        before = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(before + b"\n")
-        told = str(tmp_path / name.partition("/")[0])
-        with pytest.raises(ConfigError, match=rf"belongs to another study \({re.escape(told)} differ\)"):
-            same_study(more, out, 1)
-        (tmp_path / name).write_bytes(before)
-    same_study(more, out, 1)
+    require_unchanged(more, out, tmp_path, "train.jsonl", "tune.jsonl", "own.jsonl", "student/config.json")
     inputs = json.loads((out / "inputs.json").read_text())
     inputs["data"] = {name: digest for name, digest in inputs["data"].items() if name.endswith("train.jsonl")}
     (out / "inputs.json").write_text(json.dumps(inputs))  # as it was written before the others were noted
@@ -383,14 +388,8 @@ def test_files_that_other_files_name_may_not_change_either(write_study, base, wo
     out = Path(study.config.output)
     (out / "base").mkdir(parents=True)
     same_study(study, out, 1)
-    for name in ("rows.jsonl", "lines.jsonl", "folder/part.jsonl", "tuning.jsonl", "mine.yaml", "scores.py"):
-        before = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(before + b"\n")
-        told = str(tmp_path / name.partition("/")[0])
-        with pytest.raises(ConfigError, match=rf"belongs to another study \({re.escape(told)} differ\)"):
-            same_study(study, out, 1)
-        (tmp_path / name).write_bytes(before)
-    same_study(study, out, 1)
+    names = ("rows.jsonl", "lines.jsonl", "folder/part.jsonl", "tuning.jsonl", "mine.yaml", "scores.py")
+    require_unchanged(study, out, tmp_path, *names)
 
 
 def test_a_folder_with_other_files_is_refused(write_study, base, tmp_path):

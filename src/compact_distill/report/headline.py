@@ -73,7 +73,8 @@ def _examples(run: RunData) -> str:
     used, there = len(run.trained_on), len(run.problems)
     count = f"{used:,} of " if used < there else ""
     if _is_mix(run):
-        return f"{count}{plural(max(used, there), 'solution')} of {plural(run.questions, 'problem')}, each by itself"
+        of = f" of {plural(run.questions, 'problem')}" if run.questions else ""  # unknown without data.jsonl
+        return f"{count}{plural(max(used, there), 'solution')}{of}, each by itself"
     others = f" (of the other {there - used:,} no solution counted)" if used < there else ""
     return f"{count}{plural(max(used, there), 'problem')}{others}"
 

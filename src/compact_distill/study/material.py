@@ -201,9 +201,8 @@ def contents_of(study: Study) -> dict[str, str]:
     files = {name for config in configs for name in (*config.rationales, config.compatibility.scores_from)}
     files |= {source.path for config in configs for source in (config.problems, *config.teachers) if source}
     for name in (*study.base.eval.learned, *study.base.eval.retained, *study.config.tune):
-        files |= {
-            file for file in (name, name.rpartition("=")[2]) if Path(file).is_file()
-        }  # not a benchmark's own name
+        # A benchmark's own name is no file.
+        files |= {file for file in (name, name.rpartition("=")[2]) if Path(file).is_file()}
         with contextlib.suppress(ConfigError):  # told with all else that is wrong
             files.add(load_task(name).data.path)  # a folder too, and what a benchmark's YAML file names
     found = {name: content_hash(name) for name in sorted(filter(None, files)) if Path(name).exists()}

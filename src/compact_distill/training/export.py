@@ -193,7 +193,7 @@ def _data(run: RunData, config: RunConfig) -> str:
     mix = config.example == "rationale"
     counted = f"{len(run.trained_on)}{f' of {there}' if there > len(run.trained_on) else ''}"
     counted += f" {'rationales' if mix else 'problems'}"
-    counted += f" of {run.questions} problems" if mix else ""
+    counted += f" of {run.questions} problems" if mix and run.questions else ""
     said = counted + (f" (SHA-256 {str(hashes)[:16]}...)" if hashes else "")
     note = f"\n\n{_safe(config.card.data)}" if config.card.data else ""
     header = ["teacher", "rationales used", "right", "mean weight", "licence of its texts"]
