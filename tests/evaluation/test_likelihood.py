@@ -242,6 +242,21 @@ def test_a_plain_file_is_a_task_whose_texts_stand_between_empty_lines(tmp_path):
 # ---- two students, and what is refused
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "notes.txt").write_bytes(b"\xef\xbb\xbfAnn has 7.")
+    assert [row.prompt for row in read_task(load_task(str(tmp_path / "notes.txt"))).rows] == ["Ann has 7."]
+
+
+def test_a_text_whose_id_is_null_has_none_and_a_list_is_no_id(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"id": null, "text": "a"}\n{"text": "b"}\n{"id": 7, "text": "c"}\n')
+    found = read_task(load_task(f"text_likelihood={path}"))
+    assert [row.id for row in found.rows] == ["text_likelihood/0", "text_likelihood/1", "7"]
+    path.write_text('{"id": [7], "text": "a"}\n')
+    with pytest.raises(DataError, match="line 1: id must be text or a whole number"):
+        read_task(load_task(f"text_likelihood={path}"))
+
+
 def test_two_students_are_compared_on_every_measure(tmp_path, tiny):
     other = tiny_model("qwen2", seed=3)
     for name, model in (("base", tiny[0]), ("student", other)):

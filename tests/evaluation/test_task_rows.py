@@ -77,6 +77,14 @@ def test_a_question_seen_under_another_id_counts_as_seen(tmp_path):
         read_task(task, training=Training([Problem(f"p{n}", "", "") for n in range(3)]))
 
 
+def test_an_id_that_is_a_number_alone_says_nothing_about_rows_of_other_files(tmp_path):
+    rows = [{"id": n, "question": f"What is {n} + 1?", "answer": n + 1} for n in range(3)]
+    training = Training([Problem("0", "Who?", "2"), Problem("1", "Where?", "2"), Problem("9", "What is 2 + 1?", "3")])
+    found = read_task(load_task(write(tmp_path / "mine.jsonl", rows)), training=training)
+    assert [r.id for r in found.rows] == ["0", "1"]
+    assert found.seen_in_training == 1  # by its question
+
+
 def test_the_lab_examines_on_problems_that_no_teacher_sees():
     from compact_distill.lab import arithmetic
 
@@ -107,6 +115,9 @@ def test_the_limit_takes_the_first_rows_but_checks_all(tmp_path):
         (row(0), "id 'p0' stands already in line 1"),
         ({**row(1), "choices": {"A": "x"}}, "answer must be one of the choices' labels A, got '2'"),
         ({**row(1), "choices": ["x", "y"]}, "choices must be an object"),
+        ({**row(1), "choices": {"label": ["1", "2", "3"], "text": ["x", "y"]}}, "each label once and with its text"),
+        ({**row(1), "choices": {"label": ["1", "2", "2"], "text": ["x", "y", "z"]}}, "each label once"),
+        ({**row(1), "choices": {"label": ["1", "2"], "text": "xy"}}, "each label once and with its text"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path, bad, message):

@@ -139,9 +139,15 @@ def answers_of(instance: Instance, infer: bool = True) -> list[FoundAnswer]:
 
 
 def choices_of(value: Any) -> dict[str, str]:
-    """Choices as {label: text}, from such an object or the hub's {"label": [...], "text": [...]}; else empty."""
+    """Choices as {label: text}, from such an object or the hub's {"label": [...], "text": [...]}; else empty.
+
+    Labels that stand twice, or are not as many as the texts, would lose a choice: then it is empty too.
+    """
     if isinstance(value, Mapping) and set(value) == {"label", "text"} and isinstance(value["label"], list):
-        value = dict(zip(value["label"], value["text"], strict=False))
+        labels, texts = value["label"], value["text"]
+        if not isinstance(texts, list) or not len(labels) == len(texts) == len(set(map(str, labels))):
+            return {}
+        value = dict(zip(labels, texts, strict=True))
     if isinstance(value, Mapping) and all(isinstance(x, str) and x for pair in value.items() for x in pair):
         return dict(value)
     return {}

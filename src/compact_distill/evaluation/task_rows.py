@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compact_distill.answers import Verifier, choices_of, find_answer
-from compact_distill.data.load import to_problem
+from compact_distill.data.load import need_id, to_problem
 from compact_distill.data.read import Faults, Row, raise_if_any, read_rows
 from compact_distill.errors import DataError
 from compact_distill.evaluation.task import TEXT_SUFFIXES, Task, load_task, render
@@ -66,8 +66,8 @@ class TaskRows:
         unseen = [row for row in self.everything if not training.holds(row)]
         if not unseen:
             raise DataError(
-                f"task {self.task.name}: the student was trained on all {len(self.everything)} rows, so none is left "
-                "to examine it with; give other data"
+                f"task {self.task.name}: the student was trained on all {len(self.everything)} rows (their questions "
+                "or ids are those of training problems), so none is left to examine it with; give other data"
             )
         seen, chosen = len(self.everything) - len(unseen), unseen[: self.limit]
         if self.task.fewshot:
@@ -76,11 +76,14 @@ class TaskRows:
 
 
 class Training:
-    """What a student was trained on, to be left out of its benchmarks: ids and questions."""
+    """What a student was trained on, to be left out of its benchmarks: ids and questions.
+
+    An id that is a number alone ("12") is where a row stands in its file: it says nothing about those of other files.
+    """
 
     def __init__(self, problems: Collection[Any] = ()) -> None:
         """Take problems or instances."""
-        self._ids = {problem.id for problem in problems}
+        self._ids = {problem.id for problem in problems if not problem.id.isdecimal()}
         self._questions = {_squeezed(problem.question) for problem in problems}
 
     def holds(self, row: TaskRow) -> bool:
@@ -117,7 +120,7 @@ def _source_rows(task: Task, faults: Faults) -> Iterable[Row]:
 def _paragraphs(path: Path, faults: Faults) -> Iterator[Row]:
     """The texts of a plain file: what stands between empty lines."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte-order mark is no text
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as text: {error}; check path and encoding") from error
     texts = [part.strip("\n") for part in re.split(r"\n(?:[ \t]*\n)+", text.replace("\r\n", "\n"))]
@@ -162,7 +165,7 @@ def _mapped(row: Row, task: Task, faults: Faults) -> Row | None:
     if not task.data.fields and task.kind != "likelihood":
         return row
     seen = {**row.fields, "row": row.index}
-    fields = {"id": f"{task.name}/{row.index}", **row.fields}
+    fields = {**row.fields, "id": f"{task.name}/{row.index}" if row.fields.get("id") is None else row.fields["id"]}
     try:
         fields.update({name: render(template, seen) for name, template in task.data.fields.items()})
     except ValueError as error:
@@ -172,11 +175,10 @@ def _mapped(row: Row, task: Task, faults: Faults) -> Row | None:
 
 
 def _to_text(row: Row, faults: Faults) -> TaskRow | None:
-    text, name = row.fields.get("text"), row.fields.get("id")
+    before, text, name = faults.count, row.fields.get("text"), need_id(row, faults)
     if not isinstance(text, str) or not text.strip():
         faults.add(row.where, f"text must be the text that is read, got {text!r:.60}; mend the row or `fields`")
-        return None
-    return TaskRow(str(name), text, text, "", {})
+    return TaskRow(name, str(text), str(text), "", {}) if faults.count == before else None
 
 
 def _to_row(row: Row, task: Task, faults: Faults) -> TaskRow | None:
@@ -227,7 +229,9 @@ def _choices(value: Any, where: str, faults: Faults) -> dict[str, str]:
     if choices:
         return choices
     faults.add(
-        where, f'choices must be an object like {{"A": "bank", "B": "library"}}, got {value!r:.60}; mend the row'
+        where,
+        'choices must be an object like {"A": "bank", "B": "library"}, each label once and with its text, got '
+        f"{value!r:.60}; mend the row",
     )
     return {}
 
