@@ -27,13 +27,19 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Olmo3Config,
+    Olmo3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
-ARCHITECTURES = ("llama", "qwen2", "qwen2_sliding", "qwen3", "gemma3", "mistral")
+ARCHITECTURES = ("llama", "qwen2", "qwen2_sliding", "qwen3", "gemma3", "mistral", "smollm3", "olmo2", "olmo3")
 SLIDING_WINDOW = 8
 VOCABULARY = 448
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -102,6 +108,13 @@ def tiny_model(
     elif architecture == "mistral":
         window = {"head_dim": 12, "sliding_window": SLIDING_WINDOW}
         kind, config = MistralForCausalLM, MistralConfig(**shape | window | changes)
+    elif architecture == "smollm3":  # a layer without rotary embedding between two with it
+        kind, config = SmolLM3ForCausalLM, SmolLM3Config(**shape | {"no_rope_layers": [1, 0, 1][:layers]} | changes)
+    elif architecture == "olmo2":
+        kind, config = Olmo2ForCausalLM, Olmo2Config(**shape | changes)
+    elif architecture == "olmo3":
+        window = {"sliding_window": SLIDING_WINDOW, "layer_types": mixed}
+        kind, config = Olmo3ForCausalLM, Olmo3Config(**shape | window | changes)
     else:
         raise ValueError(f"architecture must be one of {ARCHITECTURES}, got {architecture!r}")
     model = kind(config)

@@ -299,8 +299,12 @@ def last_attention(model: Any) -> Any:
 
 def queries_and_keys(attention: Any, states_ND: Tensor) -> tuple[Tensor, Tensor]:
     """Return queries [N, heads, head_dim] and keys [N, key heads, head_dim] of final states, without rotary."""
-    queries = attention.q_proj(states_ND).unflatten(-1, (-1, attention.head_dim))
-    keys = attention.k_proj(states_ND).unflatten(-1, (-1, attention.head_dim))
+    queries, keys = attention.q_proj(states_ND), attention.k_proj(states_ND)
+    if type(attention).__name__ in ("Olmo2Attention", "Olmo3Attention"):  # one norm over all heads
+        queries, keys = attention.q_norm(queries), attention.k_norm(keys)
+        return queries.unflatten(-1, (-1, attention.head_dim)), keys.unflatten(-1, (-1, attention.head_dim))
+    queries = queries.unflatten(-1, (-1, attention.head_dim))
+    keys = keys.unflatten(-1, (-1, attention.head_dim))
     if hasattr(attention, "q_norm"):
         queries = attention.q_norm(queries)
     if hasattr(attention, "k_norm"):

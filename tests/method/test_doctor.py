@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from compact_distill.method import doctor
 from compact_distill.method.doctor import AGREES, DIFFERS, NOT_HERE, NOT_REACHED, check_student, examine
@@ -198,6 +199,17 @@ def test_a_students_own_shape_is_examined(tmp_path) -> None:
     assert (len(model.model.layers), len(model.lm_head.weight)) == (2, 512)
     assert doctor.training_uses(CPU, tmp_path) == {"full attention, fp32": "flash"}
     assert {finding.verdict for finding in check_student(own[1], FULL, CPU)} == {AGREES}
+
+
+@pytest.mark.parametrize("kind", ["SmolLM3Config", "Olmo3Config"])
+def test_two_layers_of_a_student_are_one_of_each_kind(tmp_path, kind: str) -> None:
+    getattr(transformers, kind)(sliding_window=64).save_pretrained(tmp_path)
+    fields = doctor.students_like(tmp_path)[0].fields
+    assert len(fields["layer_types"]) == 2
+    if kind == "SmolLM3Config":  # every fourth layer has no rotary embedding
+        assert fields["no_rope_layers"] == [1, 0]
+    else:  # three of four see a window
+        assert sorted(fields["layer_types"]) == ["full_attention", "sliding_attention"]
 
 
 def test_a_student_that_cannot_be_read_is_an_error(tmp_path) -> None:

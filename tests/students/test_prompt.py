@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from datetime import datetime
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, trainers
@@ -53,6 +54,31 @@ def test_a_template_is_filled_in_with_its_generation_prompt():
     assert rendered == "<|im_start|>user\nHow many eggs?<|im_end|>\n<|im_start|>assistant\n"
     assert prompt_problems(tokenizer(PLAIN + START), QUESTION) == []
     assert prompt_problems(tokenizer(None), QUESTION) == []
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        "{%- set date_string = date_string or strftime_now('%d %b %Y') %}{{ date_string }}",  # as Llama 3.2
+        "{%- macro today() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}{{ today() }}",
+        "{{ strftime_now(format='%d %b %Y') }}",
+    ],
+)
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(asks):
+    dated = tokenizer(asks + PLAIN + START)
+    assert render_prompt(dated, QUESTION).startswith("26 Jul 2024<|im_start|>user")
+    if "date_string" in asks:
+        assert render_prompt(dated, QUESTION, {"date_string": "1 May 2025"}).startswith("1 May 2025<|im_start|>")
+
+
+def test_the_date_of_a_template_is_written_as_it_asks_and_changes_nothing_else():
+    form = "%A, %d %B %Y, %H:%M"
+    asks = "{{ strftime_now('" + form + "') }}" + PLAIN + START
+    rest = render_prompt(tokenizer(PLAIN + START), QUESTION)
+    assert render_prompt(tokenizer(asks), QUESTION) == datetime(2024, 7, 26, 12).strftime(form) + rest
+    assert render_prompt(tokenizer("\n " + asks), QUESTION).startswith("\n Friday, 26 July 2024, 12:00<|im_start|>")
+    several = tokenizer({"default": PLAIN + START, "dated": asks})
+    assert render_prompt(several, QUESTION, {"chat_template": "dated"}).startswith("Friday, 26 July 2024")
 
 
 def test_a_template_that_reads_parts_gets_parts():

@@ -250,9 +250,11 @@ def _heads(attention: Any, states_TD: Tensor, which: str) -> Tensor:
     """Project states through the layer's query or key projection, with bias and norm where it has them: [T, H, D]."""
     projection = getattr(attention, f"{which}_proj")
     states_TD = states_TD.to(next(projection.parameters()).dtype)
-    heads = projection(states_TD).view(len(states_TD), -1, attention.head_dim)
-    norm = getattr(attention, f"{which}_norm", None)
-    heads = heads if norm is None else norm(heads)
+    heads = projection(states_TD)
+    norm: Any = getattr(attention, f"{which}_norm", None)
+    all_heads = norm is not None and norm.weight.numel() == heads.shape[-1]  # OLMo: one norm over all of them
+    heads = (norm(heads) if all_heads else heads).view(len(states_TD), -1, attention.head_dim)
+    heads = heads if norm is None or all_heads else norm(heads)
     return heads if heads.dtype == torch.float64 else heads.float()
 
 

@@ -74,9 +74,13 @@ def _gold(model: Any, problem: EncodedProblem, reasoning: Sequence[int]) -> Tens
 
 @torch.no_grad()
 def _project(attention: Any, which: str, states_ND: Tensor) -> Tensor:
-    heads = getattr(attention, f"{which}_proj")(states_ND.detach()).unflatten(-1, (-1, attention.head_dim))
-    norm = getattr(attention, f"{which}_norm", None)
-    heads = heads if norm is None else norm(heads)
+    heads = getattr(attention, f"{which}_proj")(states_ND.detach())
+    norm: Any = getattr(attention, f"{which}_norm", None)
+    if type(attention).__name__.startswith("Olmo"):
+        heads = norm(heads).unflatten(-1, (-1, attention.head_dim))
+    else:
+        heads = heads.unflatten(-1, (-1, attention.head_dim))
+        heads = heads if norm is None else norm(heads)
     return heads if heads.dtype == torch.float64 else heads.float()
 
 
@@ -118,6 +122,9 @@ def students() -> list[Student]:
         Student("qwen3", "qwen3", {"head_dim": 128}),
         Student("gemma3", "gemma3_text", {"head_dim": 256, "query_pre_attn_scalar": 200, **mixed}),
         Student("mistral, sliding", "mistral", {"head_dim": 96, "sliding_window": WINDOW}),
+        Student("smollm3", "smollm3", {"head_dim": 64, "no_rope_layers": [1, 0]}),
+        Student("olmo2", "olmo2", {"head_dim": 80}),
+        Student("olmo3", "olmo3", {"head_dim": 128, **mixed}),
     ]
     shape = {
         "vocab_size": 160,
@@ -127,6 +134,7 @@ def students() -> list[Student]:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
+        "pad_token_id": None,
     }
     return [replace(student, fields=shape | student.fields) for student in tiny]
 
@@ -146,6 +154,8 @@ def students_like(name: str | Path) -> list[Student]:
     fields["intermediate_size"] = min(fields["intermediate_size"], 512)
     if fields.get("layer_types"):
         fields["layer_types"] = (kinds * 2)[:2]
+    if fields.get("no_rope_layers"):
+        fields["no_rope_layers"] = (list(dict.fromkeys(fields["no_rope_layers"])) * 2)[:2]
     if fields.get("sliding_window"):
         fields["sliding_window"] = WINDOW
     for token in ("pad_token_id", "bos_token_id", "eos_token_id"):

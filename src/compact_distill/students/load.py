@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _PINNED: dict[str, str] = {}
 
 # Each of these is tested against the slow reference. Others may well work; none is trusted untested.
-SUPPORTED = ("llama", "qwen2", "qwen3", "gemma3_text", "mistral")
+SUPPORTED = ("llama", "qwen2", "qwen3", "gemma3_text", "mistral", "smollm3", "olmo2", "olmo3")
 
 _LINEAR_ATTENTION = ("linear_attention", "mamba", "recurrent", "conv", "chunked_attention")
 

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, str]]
 
+# The date for templates that write today's (Llama 3.2, SmolLM3): the one that Llama's write where they know none. With the
+# clock's, a run that goes on tomorrow would read other prompts. Templates are given no functions, so this one is theirs.
+_DATE = {"%d": "26", "%m": "07", "%Y": "2024", "%y": "24", "%b": "Jul", "%B": "July", "%a": "Fri", "%A": "Friday"}
+_TIME = {"%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM"}
+_REPLACED = "".join(f" | replace('{sign}', '{text}')" for sign, text in (_DATE | _TIME).items())
+# The empty expression at the end keeps a line break at the template's start.
+_SAME_DAY = f"{{% macro strftime_now(format) %}}{{{{ format{_REPLACED} }}}}{{% endmacro %}}{{{{ '' }}}}"
 _SECONDS = 20.0  # for a template to render once, the start of a process included
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS, _SIGNS = r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -276,10 +283,14 @@ def hardest(texts: Iterable[str]) -> list[str]:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Any, options: Mapping[str, Any] | None) -> str:
+    options = dict(options or {})
     try:
+        template = tokenizer.get_chat_template(options.pop("chat_template", None))
+        if "strftime_now" in template:
+            template = _SAME_DAY + template
         return str(
             tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=False, **dict(options or {})
+                list(messages), add_generation_prompt=True, tokenize=False, chat_template=template, **options
             )
         )
     except Exception as error:  # a template may raise anything

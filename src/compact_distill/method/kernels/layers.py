@@ -38,7 +38,7 @@ from compact_distill.method.kernels.lora import (
 )
 
 # These project, turn and attend, and no more; those with norms of queries and keys are left as they are.
-_ATTENTIONS = ("LlamaAttention", "Qwen2Attention", "MistralAttention")
+_ATTENTIONS = ("LlamaAttention", "Qwen2Attention", "MistralAttention", "SmolLM3Attention")
 
 # Tokens of a tile where there are no adapters: products of a small width want many.
 TILE_ROWS = 768
@@ -62,9 +62,11 @@ def patch_layers(layers: nn.Module) -> None:
 
 
 def _norm_forward(self: Any, states: Tensor) -> Tensor:
-    """transformers' RMSNorm, in at least fp32; Gemma's weight is an offset from 1, and multiplies before rounding."""
+    """transformers' RMSNorm, in at least fp32; Gemma's weight, an offset from 1, and OLMo's multiply before rounding."""
     if type(self).__name__.startswith("Gemma"):
         return rms_norm(states, self.weight, self.eps, offset=1.0)
+    if type(self).__name__.startswith("Olmo"):
+        return rms_norm(states, self.weight, self.variance_epsilon, offset=0.0)
     return rms_norm(states, self.weight, self.variance_epsilon)
 
 
@@ -104,7 +106,7 @@ def _attention_forward(
         return cast(tuple[Tensor, Tensor | None], type(self).forward(self, *arguments, **kwargs))
     query, key, value = (
         part.view(*part.shape[:-1], -1, self.head_dim).transpose(1, 2)
-        for part in project(hidden_states, known, Rotary(cos[0], sin[0]))
+        for part in project(hidden_states, known, Rotary(cos[0], sin[0]) if getattr(self, "use_rope", True) else None)
     )
     window = getattr(self, "sliding_window", getattr(self.config, "sliding_window", None))
     dropout = self.attention_dropout if self.training else 0.0
@@ -122,12 +124,12 @@ def _attention_forward(
     return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
-def rms_norm(states: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+def rms_norm(states: Tensor, weight_D: Tensor, eps: float, offset: float | None = None) -> Tensor:
     """(offset + weight) * states / sqrt(mean(states^2) + eps) over the last dimension.
 
     Zhang and Sennrich 2019, eq. 4. Computed in at least fp32, then rounded to the precision of the states: the quotient
-    alone, or with an offset, as Gemma has it, the whole. Keeps `states`, and one number a row; projections that read
-    the output keep the same.
+    alone, or where an offset is given, as for Gemma (1) and OLMo (0), the whole. Keeps `states`, and one number a row;
+    projections that read the output keep the same.
     """
     out, scale = _RMSNorm.apply(states, weight_D, eps, offset)
     if torch.is_grad_enabled():
@@ -138,7 +140,7 @@ def rms_norm(states: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight_D: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, states: Tensor, weight_D: Tensor, eps: float, offset: float | None) -> tuple[Tensor, Tensor]:
         full = states.to(torch.float64 if states.dtype == torch.float64 else torch.float32)
         scale = full.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.offset = offset
@@ -154,7 +156,7 @@ class _RMSNorm(torch.autograd.Function):
         grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = (grad * unit).flatten(0, -2).sum(0).to(weight_D.dtype)
-        grad = grad * (weight_D.to(grad.dtype) + ctx.offset)
+        grad = grad * (weight_D.to(grad.dtype) + (ctx.offset or 0.0))
         # d unit / d states: what lies along `unit` has no effect.
         along = (grad * unit).sum(-1, keepdim=True).div_(-states.shape[-1])
         grad_states = grad.addcmul_(unit, along).mul_(scale)

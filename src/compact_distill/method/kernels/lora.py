@@ -113,12 +113,12 @@ class Normed:
     states_ND: Tensor
     weight_D: Tensor
     scale_N1: Tensor
-    offset: float
+    offset: float | None  # None: states * scale is rounded before the weight, else the whole
 
     def again(self, tile: slice) -> Tensor:
         """Some rows of the norm's output: what its forward and a backward that reads it both compute."""
         unit = self.states_ND[tile].to(self.scale_N1.dtype) * self.scale_N1[tile]
-        if self.offset:
+        if self.offset is not None:
             return unit.mul_(self.offset + self.weight_D.to(unit.dtype)).to(self.states_ND.dtype)
         unit = unit.to(self.states_ND.dtype)
         return unit.mul_(self.weight_D) if self.weight_D.dtype == unit.dtype else self.weight_D * unit
@@ -147,7 +147,7 @@ class Input:
         return [cast(Tensor, self._x_ND)] if normed is None else [normed.states_ND, normed.weight_D, normed.scale_N1]
 
     @classmethod
-    def of(cls, kept: Sequence[Tensor], offset: float) -> Input:
+    def of(cls, kept: Sequence[Tensor], offset: float | None) -> Input:
         """The input, of what was kept of it."""
         return cls(kept[0], None) if len(kept) == 1 else cls(kept[0], Normed(kept[0], kept[1], kept[2], offset))
 
