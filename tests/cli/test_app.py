@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from compact_distill import pipeline
@@ -146,6 +147,17 @@ def test_a_full_disk_is_a_message_in_every_librarys_words(compact, config, monke
     error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 22979 vs 22932")  # torch.save's
     monkeypatch.setattr(pipeline, "run", mock.Mock(side_effect=error))
     assert "error: the disk is full (" in compact("run", config, code=2).stderr
+
+
+def test_memory_that_is_not_there_is_a_message_that_says_what_to_lower(compact, config, monkeypatch):
+    with pytest.raises(RuntimeError) as on_a_cpu:
+        torch.empty(2**55)
+    on_a_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    for error in (on_a_cpu.value, on_a_gpu):
+        monkeypatch.setattr(pipeline, "run", mock.Mock(side_effect=error))
+        told = compact("run", config, code=2).stderr
+        assert told.startswith("error: there is no memory for this (")
+        assert "lower max_tokens_per_pass" in told
 
 
 @pytest.mark.parametrize("sign", ["\x1b[2J", "\x9b31m", "\u202e", "\u2066", "\r"])

@@ -78,7 +78,7 @@ def _usage_told_plainly() -> Iterator[None]:
 
 
 def _of_the_system(error: Exception) -> str | None:
-    """What to tell of a disk that is full, a place that cannot be written or a name too long; None for other errors."""
+    """What to tell of a full disk or memory, a place that cannot be written or a name too long; None for other errors."""
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; free space or choose another place; what is finished stays, and run again"
@@ -86,6 +86,13 @@ def _of_the_system(error: Exception) -> str | None:
     text = str(error)
     if any(sign in text for sign in _OF_LIBRARIES):
         return f"the disk is full ({text.strip().splitlines()[0][:120]}); free space and run again"
+    # torch.OutOfMemoryError, and a plain RuntimeError of its allocator on a CPU.
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: " in text:
+        return (
+            f"there is no memory for this ({text.strip().splitlines()[0][:160]}); lower max_tokens_per_pass, or set "
+            "train.gradient_checkpointing: true (where texts are written: eval.batch_tokens); what is finished stays, "
+            "and run again"
+        )
     return None
 
 
