@@ -78,7 +78,7 @@ def _usage_told_plainly() -> Iterator[None]:
 
 
 def _of_the_system(error: Exception) -> str | None:
-    """What to tell of a full disk or memory, a place that cannot be written or a name too long; None for other errors."""
+    """What to tell of a full disk or memory, a place that cannot be written, a name too long; None for other errors."""
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; free space or choose another place; what is finished stays, and run again"

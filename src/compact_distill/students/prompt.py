@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, str]]
 
-# The date for templates that write today's (Llama 3.2, SmolLM3): the one that Llama's write where they know none. With the
-# clock's, a run that goes on tomorrow would read other prompts. Templates are given no functions, so this one is theirs.
+# The date for templates that write today's (Llama 3.2, SmolLM3): the one that Llama's write where they know none. With
+# the clock's, a run that goes on tomorrow would read other prompts. Templates take no functions from outside, so it is
+# theirs.
 _DATE = {"%d": "26", "%m": "07", "%Y": "2024", "%y": "24", "%b": "Jul", "%B": "July", "%a": "Fri", "%A": "Friday"}
 _TIME = {"%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM"}
 _REPLACED = "".join(f" | replace('{sign}', '{text}')" for sign, text in (_DATE | _TIME).items())
