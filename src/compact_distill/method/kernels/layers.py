@@ -62,7 +62,7 @@ def patch_layers(layers: nn.Module) -> None:
 
 
 def _norm_forward(self: Any, states: Tensor) -> Tensor:
-    """transformers' RMSNorm, in at least fp32; the weights of Gemma, offsets from 1, and OLMo multiply before rounding."""
+    """transformers' RMSNorm, in at least fp32; weights of Gemma (offsets from 1) and OLMo multiply before rounding."""
     if type(self).__name__.startswith("Gemma"):
         return rms_norm(states, self.weight, self.eps, offset=1.0)
     if type(self).__name__.startswith("Olmo"):
