@@ -11,6 +11,7 @@ segment with the branch's own.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
@@ -37,7 +38,7 @@ from compact_distill.method.passes import plan_jobs, read_job
 from compact_distill.method.plain import students
 from compact_distill.method.scores import Scorer
 from compact_distill.records import RationaleStatus
-from models import ARCHITECTURES, SLIDING_WINDOW, tiny_model
+from models import ARCHITECTURES, SLIDING_WINDOW, randomise, tiny_model
 from reference import Encoded, Settings
 
 WHOLE = 100_000  # a token budget that everything fits
@@ -426,6 +427,45 @@ def test_attaching_twice_is_attaching_once() -> None:
     taught = model.forward
     attach(model)
     assert model.forward == taught
+    assert_equal(packages(model, PROBLEMS, PROBE), expected)
+
+
+def test_a_copy_of_an_attached_student_is_a_student_of_its_own() -> None:
+    model = tiny_model("llama", layers=1)
+    tokens = torch.arange(2, 9)[None]
+    attach(model)
+    alone = copy.deepcopy(model)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    assert not model(tokens).logits.any()
+    assert alone(tokens).logits.any()
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("fields", [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [3, 5, 7]}])
+def test_a_head_that_is_adapted_after_attaching_is_read_and_called_as_it_is_trained(
+    fields: dict[str, Any], tied: bool
+) -> None:
+    """As after `score` and before a trainer with such a `peft_config`."""
+
+    def adapted(first: bool) -> Any:
+        model = tiny_model("llama", layers=1, tied=tied)
+        if first:
+            attach(model)
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **fields), autocast_adapter_dtype=False)
+        randomise(model, 1)
+        return model
+
+    tokens = torch.arange(2, 9)[None]
+    plain, model = adapted(first=False), adapted(first=True)
+    assert torch.allclose(model(tokens).logits, plain(tokens).logits, rtol=0, atol=1e-10)
+    expected = references(plain, PROBLEMS[:2], PROBE)
+    assert_equal(packages(model, PROBLEMS[:2], PROBE), expected)
+
+
+def test_a_window_that_an_architecture_does_not_read_hides_nothing() -> None:
+    model = tiny_model("llama", layers=1, sliding_window=SLIDING_WINDOW)
+    expected = references(model, PROBLEMS, PROBE)
     assert_equal(packages(model, PROBLEMS, PROBE), expected)
 
 

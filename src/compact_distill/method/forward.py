@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -69,34 +69,37 @@ def attach(model: nn.Module) -> None:
     if wrong:
         raise StudentError(wrong)
     patch_layers(core.model)
-    if getattr(core, "_compact_attached", False):
-        return
-    register()
-    core.config._attn_implementation = IMPLEMENTATION
-    ordinary = core.forward
-
-    def forward(
-        self: nn.Module, *args: Any, compact_layout: Layout | None = None, compact_options: Any = None, **kwargs: Any
-    ) -> Any:
-        if compact_layout is None:
-            return ordinary(*args, **kwargs)
-        return _read(self, compact_layout, compact_options or PassOptions())
-
-    core.forward = types.MethodType(forward, core)
-    _teach_head(core.get_output_embeddings())
-    core._compact_attached = True
+    _teach(core.get_output_embeddings(), _head_forward)
+    if _teach(core, _model_forward):
+        register()
+        core.config._attn_implementation = IMPLEMENTATION
 
 
-def _teach_head(head: nn.Module) -> None:
-    """Let the LM head read what a pass needs in a call of its own, so that who shards it (FSDP2) gathers it first."""
-    ordinary = head.forward
+def _teach(module: Any, forward: Callable[..., Any]) -> bool:
+    """Give a module a forward that falls back to its own; False where it has it already.
 
-    def forward(self: Any, hidden: Tensor, compact_rows: tuple[Tensor, Tensor, Tensor | None] | None = None) -> Any:
-        if compact_rows is None:
-            return ordinary(hidden)
-        return read_head(hidden, self.weight, getattr(self, "bias", None), *compact_rows)
+    Its own is kept on the module itself, so that a copy of the module (peft makes some) falls back to the copy's.
+    """
+    if "_compact_ordinary" in vars(module):
+        return False
+    module._compact_ordinary = module.forward
+    module.forward = types.MethodType(forward, module)
+    return True
 
-    head.forward = types.MethodType(forward, head)
+
+def _model_forward(
+    self: Any, *args: Any, compact_layout: Layout | None = None, compact_options: Any = None, **kwargs: Any
+) -> Any:
+    if compact_layout is None:
+        return self._compact_ordinary(*args, **kwargs)
+    return _read(self, compact_layout, compact_options or PassOptions())
+
+
+def _head_forward(self: Any, hidden: Tensor, compact_rows: tuple[Tensor, Tensor, Tensor | None] | None = None) -> Any:
+    """Read what a pass needs in a call of the head, so that who shards it (FSDP2) gathers it first."""
+    if compact_rows is None:
+        return self._compact_ordinary(hidden)
+    return read_head(hidden, self.weight, getattr(self, "bias", None), *compact_rows)
 
 
 def read(model: nn.Module, layout: Layout, options: PassOptions) -> Reading:

@@ -108,7 +108,9 @@ def _attention_forward(
         part.view(*part.shape[:-1], -1, self.head_dim).transpose(1, 2)
         for part in project(hidden_states, known, Rotary(cos[0], sin[0]) if getattr(self, "use_rope", True) else None)
     )
-    window = getattr(self, "sliding_window", getattr(self.config, "sliding_window", None))
+    # As transformers reads it: Mistral's is its config's, Qwen2's its layer's, and Llama has none whatever is written.
+    holder = self.config if type(self).__name__ == "MistralAttention" else self
+    window = getattr(holder, "sliding_window", None)
     dropout = self.attention_dropout if self.training else 0.0
     out, weights = segment_attention(
         self,
