@@ -327,10 +327,30 @@ def test_an_unregistered_score_is_named_with_the_nearest():
 
 
 @pytest.mark.usefixtures("registry")
-def test_a_score_of_the_wrong_shape_is_refused():
-    register_score("wrong", lambda outputs: outputs.length_BK.sum())
-    with pytest.raises(ConfigError, match=r"must return a \[B, K\] tensor"):
-        Scorer(CompatibilityConfig(extra_scores={"wrong": 1.0})).scores(outputs())
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda outputs: outputs.length_BK.sum(), r"must return a \[B, K\] tensor of shape \(1, 2\), got \(\)"),
+        (lambda outputs: outputs.length_BK.tolist(), r"must return a \[B, K\] tensor of shape \(1, 2\), got list"),
+        (lambda outputs: outputs.nothing, "'wrong' failed: AttributeError: .* mend its function"),
+        (lambda outputs: torch.tensor([[1.0, torch.nan]]), "wherever a rationale takes part, got nan for 'b' on 'p'"),
+    ],
+)
+def test_a_users_score_that_fails_is_named_with_its_fault(score, message):
+    register_score("wrong", score)
+    branches = (Branch((1,), (2,), 0, (False,), ()),) * 2
+    problem = EncodedProblem("p", ("a", "b"), (1,), branches, (RationaleStatus.OK,) * 2, (2,), 0, 1)
+    with pytest.raises(ConfigError, match=message):
+        Scorer(CompatibilityConfig(extra_scores={"wrong": 1.0})).scores(outputs(problems=(problem,)))
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_users_score_is_not_blamed_for_a_student_without_numbers_nor_for_missing_rationales():
+    register_score("mine", lambda outputs: outputs.nll_BKT.sum(-1))
+    scorer = Scorer(CompatibilityConfig(extra_scores={"mine": 1.0}))
+    nll_BKT = torch.tensor([[[1.0, 2.0, 6.0], [torch.nan, 2.0, 0.0]]])
+    for present_BK in (torch.tensor([[True, True]]), torch.tensor([[True, False]])):
+        assert scorer.scores(outputs(nll_BKT=nll_BKT, present_BK=present_BK))["mine"][0, 1].isnan()
 
 
 def test_autocast_does_not_round_scores():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -340,3 +342,29 @@ def test_users_add_rules():
     finally:
         ALL_RULES.clear()
         ALL_RULES.update(before)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([[1.0, 0.0, 1.0, 0.0]], r"sum to 1 .* got \[1.0, 0.0, 1.0, 0.0\] for 'p'"),
+        ([[2.0, 0.0, -1.0, 0.0]], "numbers >= 0"),
+        ([[0.5, 0.5, 0.0, 0.0]], "0 to the others"),  # the second is not right
+        ([[math.nan] * 4], "numbers >= 0"),
+        ([1.0, 0.0, 0.0, 0.0], r"a tensor of \(1, 4\), got \(4,\)"),
+    ],
+)
+def test_a_rule_that_gives_no_shares_of_its_candidates_is_refused(found, message):
+    rule = build_rule("verified", RuleSettings())
+    rule.weigh = lambda evidence: torch.tensor(found)
+    with pytest.raises(ConfigError, match=message):
+        weigh(rule, [problem()], {"consensus": torch.tensor([SCORES["consensus"]])})
+
+
+def test_shares_of_very_small_weights_of_the_data_are_exact():
+    assert by_rule({"fixed": "data"}, [problem(given=(1e-300, 0, 3e-300, 0))])[0] == [0.25, 0.0, 0.75, 0.0]
+    settings = RuleSettings()
+    single = {"consensus": torch.tensor([SCORES["consensus"]])}
+    assert weigh(build_rule({"fixed": {"a": 1e-60, "b": 2e-60}}, settings), [problem()], single)[0].tolist() == (
+        [0.25, 0.25, 0.5, 0.0]
+    )

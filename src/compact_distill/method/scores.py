@@ -193,7 +193,7 @@ def agreement(outputs: StudentOutputs) -> Tensor:
                 f"agreement needs answers that were compared, those of problem {problem.id!r} were not; "
                 "encode problems with Scorer.encode"
             )
-        values_BK[b, : len(problem.agreement)] = torch.tensor(problem.agreement)
+        values_BK[b, : len(problem.agreement)] = torch.tensor(problem.agreement, dtype=values_BK.dtype)
     return values_BK.to(outputs.nll_BKT.device)
 
 
@@ -296,11 +296,24 @@ class Scorer:
         }
         if name in built_in:
             return built_in[name](outputs)
-        score_BK = self._extra[name].function(outputs)
-        if score_BK.shape != outputs.present_BK.shape:
+        return self._users_score(name, outputs)
+
+    def _users_score(self, name: str, outputs: StudentOutputs) -> Tensor:
+        try:
+            score_BK = self._extra[name].function(outputs)
+        except Exception as error:
+            raise ConfigError(f"score {name!r} failed: {type(error).__name__}: {error}; mend its function") from error
+        if not isinstance(score_BK, Tensor) or score_BK.shape != outputs.present_BK.shape:
+            got = tuple(score_BK.shape) if isinstance(score_BK, Tensor) else type(score_BK).__name__
             raise ConfigError(
-                f"score {name!r} must return a [B, K] tensor of shape {tuple(outputs.present_BK.shape)}, "
-                f"got {tuple(score_BK.shape)}"
+                f"score {name!r} must return a [B, K] tensor of shape {tuple(outputs.present_BK.shape)}, got {got}"
+            )
+        # Where the student itself gives no numbers, it is not the score's fault, and is told elsewhere.
+        wrong_BK = outputs.present_BK & ~score_BK.isfinite() & difficulty(outputs).isfinite()
+        for b, k in wrong_BK.nonzero()[:1].tolist():
+            raise ConfigError(
+                f"score {name!r} must be a number wherever a rationale takes part, got {float(score_BK[b, k])} for "
+                f"{outputs.problems[b].teachers[k]!r} on {outputs.problems[b].id!r}; mend its function"
             )
         return score_BK
 

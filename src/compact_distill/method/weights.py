@@ -222,12 +222,11 @@ class _Fixed(_Equal):
 
     def weigh(self, evidence: Evidence) -> Tensor:
         weight_BK = torch.zeros_like(evidence.candidate_BK, dtype=_dtype(evidence))
-        for b, problem in enumerate(evidence.problems):
-            for k in self.candidates(problem):
-                weight_BK[b, k] = self._weight(problem, k)
-        weight_BK = torch.where(evidence.candidate_BK, weight_BK, 0.0)
-        total_B1 = weight_BK.sum(-1, keepdim=True)
-        return torch.where(total_B1 > 0, weight_BK / total_B1, 0.0)
+        for b, (problem, allowed) in enumerate(zip(evidence.problems, evidence.candidate_BK.tolist(), strict=True)):
+            given = {k: self._weight(problem, k) for k in self.candidates(problem) if allowed[k]}
+            for k, weight in given.items():
+                weight_BK[b, k] = weight / sum(given.values())
+        return weight_BK
 
     def check(self, teachers: Iterable[str]) -> list[str]:
         if self._of_teacher is None:
@@ -323,14 +322,32 @@ def build_rule(weighting: Any, settings: RuleSettings) -> Rule:
 
 
 def weigh(rule: Rule, evidence_of: Sequence[EncodedProblem], scores: Mapping[str, Tensor], epoch: int = 0) -> Tensor:
-    """alpha [B, K] of problems by a rule; a row without any candidate is 0. No gradient."""
-    shape = next(iter(scores.values())).shape
-    candidate_BK = torch.zeros(shape, dtype=torch.bool)
+    """alpha [B, K] of problems by a rule; a row without any candidate is 0. No gradient.
+
+    Raises:
+        ConfigError: what the rule gives is no such tensor.
+    """
+    some_BK = next(iter(scores.values()))
+    candidate_BK = torch.zeros(some_BK.shape, dtype=torch.bool)
     for b, problem in enumerate(evidence_of):
         candidate_BK[b, list(rule.candidates(problem))] = True
-    candidate_BK = candidate_BK.to(next(iter(scores.values())).device)
+    candidate_BK = candidate_BK.to(some_BK.device)
     with torch.no_grad():
-        return rule.weigh(Evidence(evidence_of, scores, candidate_BK, epoch)).detach()
+        found = rule.weigh(Evidence(evidence_of, scores, candidate_BK, epoch))
+        if not isinstance(found, Tensor) or found.shape != some_BK.shape:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ConfigError(f"{type(rule).__name__}.weigh must give a tensor of {tuple(some_BK.shape)}, got {got}")
+        weights_BK = found.detach().to(some_BK.dtype)
+        right_BK = torch.where(candidate_BK, weights_BK >= 0, weights_BK == 0)
+        right_B = right_BK.all(-1) & ((weights_BK.sum(-1) - candidate_BK.any(-1).to(weights_BK.dtype)).abs() < 1e-3)
+        for score_BK in scores.values():  # a student that gives no numbers is told elsewhere
+            right_B |= (candidate_BK & ~score_BK.isfinite()).any(-1)
+    for b in [] if bool(right_B.all()) else (~right_B).nonzero()[:1, 0].tolist():
+        raise ConfigError(
+            f"{type(rule).__name__}.weigh must give numbers >= 0 that sum to 1 over a problem's candidates, and 0 to "
+            f"the others, got {weights_BK[b].tolist()} for {evidence_of[b].id!r}; mend the rule"
+        )
+    return weights_BK
 
 
 def _alone(name: str, make: Callable[[RuleSettings], Rule]) -> Factory:
