@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 import models
 from compact_distill.config.models import CompatibilityConfig
@@ -76,6 +77,34 @@ def test_stopped_and_resumed_training_ends_with_the_same_weights_bit_for_bit(tmp
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stopped_at}"))
         assert largest_difference(weights(whole), weights(resumed)) == 0.0
         assert (tmp_path / "scores.jsonl").read_text() == trace
+
+
+def test_a_trainer_that_was_interrupted_inside_a_step_resumes_as_a_new_one_does(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2}
+    settings |= {"gradient_accumulation_steps": 2, "compatibility": {"normalise": "running"}}
+    whole = trainer(tmp_path / "whole", **settings)
+    whole.train()
+    whole.train()  # from the start, though with other weights
+    assert whole.scorer.running.moments["difficulty"][0] == 60  # rationales of two epochs
+
+    class Interrupt(TrainerCallback):
+        count = 0
+
+        def on_substep_end(self, *args, **kwargs):
+            self.count += 1
+            if self.count == 2:
+                raise KeyboardInterrupt
+
+    uninterrupted = trainer(tmp_path / "new", **settings)
+    uninterrupted.train()
+    again = trainer(tmp_path / "again", **settings)
+    again.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        again.train()
+    again.train(resume_from_checkpoint=True)
+    assert largest_difference(weights(uninterrupted), weights(again)) == 0.0
+    assert again.scorer.running.moments == uninterrupted.scorer.running.moments
+    assert again.trace.path.read_text() == uninterrupted.trace.path.read_text()
 
 
 def test_resuming_takes_the_newest_complete_checkpoint(tmp_path):

@@ -166,10 +166,9 @@ class CompactTrainer(Trainer):
 
     def _stop(self, what: str) -> RunError:
         """The error that ends a training which has left the numbers; nothing of its step is saved."""
-        step = self.state.global_step + 1
         return RunError(
-            f"step {step}: {what}; training stopped, and the checkpoints before it stay as they are. Lower "
-            "train.learning_rate or train.max_grad_norm, leave train.fp16 out, or look at those problems"
+            f"step {self.state.global_step + 1}: {what}; training stopped, and the checkpoints before it stay as they "
+            "are. Lower train.learning_rate or train.max_grad_norm, leave train.fp16 out, or look at those problems"
         )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -288,11 +287,10 @@ class CompactTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         """Grouped by length if asked for; the order depends on seed and epoch alone, so a resumed run keeps it."""
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
         if self.args.train_sampling_strategy == "group_by_length":
             seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
             group = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            return LengthGroupedSampler(dataset.lengths, group, seed)
+            return LengthGroupedSampler((train_dataset or self.train_dataset).lengths, group, seed)
         return super()._get_train_sampler(train_dataset)
 
     def get_train_dataloader(self) -> Any:
@@ -352,7 +350,7 @@ class CompactTrainer(Trainer):
             checkpoint = newest_complete(Path(str(self.args.output_dir)))
         elif resume_from_checkpoint:
             checkpoint = require_complete(Path(resume_from_checkpoint))
-        step = self._load_state(checkpoint) if checkpoint is not None else 0
+        step = self._start_from(checkpoint)
         if self.is_world_process_zero():
             if checkpoint is not None and (wrong := trace_damage(checkpoint, self.trace.path)):
                 raise RunError(f"cannot resume from {checkpoint}: {wrong}; move both elsewhere to start anew")
@@ -380,14 +378,16 @@ class CompactTrainer(Trainer):
             seal(folder)
             rotate(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
-    def _load_state(self, checkpoint: Path) -> int:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    def _start_from(self, checkpoint: Path | None) -> int:
+        """Take over what a checkpoint holds, and nothing of a training before, which may have ended inside a step."""
+        state = {} if checkpoint is None else json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        self._rows, self._observed = [], []
         if self.scorer.running is not None:
-            self.scorer.running.moments = {name: tuple(m) for name, m in state["moments"].items()}
+            self.scorer.running.moments = {name: tuple(m) for name, m in state.get("moments", {}).items()}
         self.metrics.sums.clear()
         if self.is_world_process_zero():  # it goes on with the sums of all ranks
             self.metrics.sums.update(state.get("unlogged", {}))
-        return int(state["step"])
+        return int(state.get("step", 0))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student. Raises RunError where its weights are no numbers."""
