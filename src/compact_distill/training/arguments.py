@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,8 +93,10 @@ class CompactConfig(TrainingArguments):
         for name, least in (("consistency", 0), ("max_length", 2), ("max_tokens_per_pass", 2)):
             if not getattr(self, name) >= least:
                 raise ConfigError(f"{name} must be >= {least}, got {getattr(self, name)!r}")
-        # transformers asks whoever wants bf16 on a CPU to say so twice; fp16 stays refused (setting_problems).
-        if self.bf16 and not torch.accelerator.is_available():
+        # transformers asks whoever wants bf16 or several ranks on a CPU to say so twice, or each rank would train a
+        # student of its own; fp16 stays refused (setting_problems).
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        if (self.bf16 or ranks > 1) and not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
         if self.trace is None:
