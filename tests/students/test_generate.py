@@ -100,6 +100,25 @@ def test_an_end_token_of_the_models_own_config_ends_a_row_too():
     ]
 
 
+def test_the_token_that_ends_a_turn_of_the_chat_template_ends_a_row_where_eos_is_another_one():
+    tokenizer = byte_level_tokenizer(chat=True)
+    tokenizer.eos_token = "<|endoftext|>"  # as Qwen2.5's base models have it
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model = tiny_model("qwen2")
+    prompt = encode(tokenizer)[:1]
+    first = peer(model, tokenizer, prompt[0], 6)
+    assert end not in first
+    with torch.no_grad():  # what it would have written there is the end of its turn now
+        head = model.lm_head.weight
+        head[[end, first[3]]] = head[[first[3], end]]
+    index = first.index(first[3])
+    assert Generator(model, tokenizer, Decoding(6))(prompt) == [
+        Written(tokenizer.decode(first[:index]), True, index + 1)
+    ]
+    tokenizer.chat_template = None
+    assert Generator(model, tokenizer, Decoding(6))(prompt)[0].tokens == 6
+
+
 @pytest.mark.parametrize("make", [byte_level_tokenizer, sentencepiece_tokenizer])
 def test_sampling_depends_on_a_rows_seed_and_not_on_its_neighbours(make):
     tokenizer = make()

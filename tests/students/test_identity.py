@@ -54,8 +54,13 @@ def test_one_student_has_one_identity_by_whatever_name(student, tmp_path, monkey
     assert len(set(same)) == 1
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "model.safetensors", "additional_chat_templates/short.jinja"]
+)
 def test_weights_configuration_and_tokenizer_count(student, name):
+    tokenizer = models.byte_level_tokenizer(chat=True)
+    tokenizer.chat_template = {"default": models.CHATML, "short": "{{ messages[0].content }}"}
+    tokenizer.save_pretrained(student)
     before = student_hash(student)
     (student / name).write_bytes((student / name).read_bytes() + b" ")
     assert student_hash(student) != before

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compact_distill.errors import StudentError
+from compact_distill.students.prompt import turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,7 +89,7 @@ class Generator:
 
     Args:
         model: a causal language model; also a PeftModel, and a model in training (its mode is put back).
-        tokenizer: its tokenizer. A row ends at its eos token or at one of the model's generation config.
+        tokenizer: its tokenizer. A row ends at one of its `end_tokens`.
         decoding: the settings.
         reshape: changes each step's logits, given all tokens so far, such as transformers' LogitsProcessorList;
             short prompts repeat their first token at the left. None: the logits stay as the model gives them.
@@ -252,10 +253,11 @@ def sample(logits_NV: Tensor, uniform_N: Tensor, decoding: Decoding) -> Tensor:
 
 
 def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Tokens that end a text: the tokenizer's eos, then those of the model's generation config."""
+    """Tokens that end a text: the tokenizer's eos, those of the model's generation config, its chat template's own."""
     configured = getattr(model.generation_config, "eos_token_id", None)
-    others = configured if isinstance(configured, list) else [] if configured is None else [configured]
-    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *map(int, others)]))
+    others = configured if isinstance(configured, list) else [configured]
+    found = (tokenizer.eos_token_id, *others, turn_end(tokenizer))
+    return tuple(dict.fromkeys(int(token) for token in found if token is not None))
 
 
 def _contiguous(_head: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

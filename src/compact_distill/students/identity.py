@@ -32,6 +32,7 @@ _FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
+    "additional_chat_templates/*",
 )
 # Where an adapter's base lies, and what peft writes in an order of its own, are no part of the student.
 _ELSEWHERE = ("base_model_name_or_path", "revision")

@@ -111,6 +111,23 @@ def _opened_thinking(rendered: str) -> str | None:
     return next((tag[0] for tag in tags if tag["opens"] and tag.end() == written), None)
 
 
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends a reply in the chat template; None without a template, or where no token of its own does.
+
+    Base models that bring a chat template (Qwen2.5) have another eos: they write this one, and go on with a new turn.
+    """
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "the question"}, {"role": "assistant", "content": "the reply"}]
+    try:
+        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # what keeps a template from being used at all is told where prompts are rendered
+        return None
+    after = rendered.rpartition("the reply")[2].lstrip()
+    marks = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    return next((marks[mark] for mark in sorted(marks, key=len, reverse=True) if after.startswith(mark)), None)
+
+
 def prompt_tokens(
     tokenizer: PreTrainedTokenizerBase,
     messages: Messages,
