@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -395,6 +397,38 @@ def test_compact_drift_of_an_adapter_with_the_retained_benchmarks(configure, stu
     before = (tmp_path / "drift" / "drift.json").stat().st_mtime_ns
     assert invoke(*arguments, *settings)[0] == 0
     assert (tmp_path / "drift" / "drift.json").stat().st_mtime_ns == before, "it was measured again"
+
+
+def test_a_drift_takes_no_changes_of_another_student(student, files, tmp_path):
+    other = save_student(
+        tmp_path / "other", tiny_model("qwen2", layers=2, dtype=torch.float32, seed=2), byte_level_tokenizer()
+    )
+    own = save_student(
+        tmp_path / "own", tiny_model("qwen2", layers=2, dtype=torch.float32, seed=3), byte_level_tokenizer()
+    )
+    rest = ["--retained", files["even"], "--out", tmp_path / "drift", "--set", "eval.max_new_tokens=4"]
+    found = []
+    for after, options in ((other, []), (own, ["--no-benchmarks"]), (other, ["--no-benchmarks"])):
+        code, _, err = invoke("drift", student, after, *rest, *options)
+        assert code == 0, err
+        found.append([change["task"] for change in read_result(tmp_path / "drift" / "drift.json")["changes"]])
+    assert found == [["even"], [], ["even"]]
+
+
+def test_two_do_not_examine_a_student_on_one_benchmark_at_once_in_one_folder(student, files, tmp_path):
+    settings = EvalConfig(max_new_tokens=4)
+    found = evaluate(student, [files["even"]], tmp_path, settings=settings)["even"]
+    folder = tmp_path / found["student"]["label"]
+    held = "from compact_distill.runs.files import Lock; from pathlib import Path; import sys; p = Path(sys.argv[1]); "
+    held += "lock = Lock(p, p); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", held, str(folder / ".even.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=r"even\.json is being written by process \d+"):
+            evaluate(student, [files["even"]], tmp_path, settings=settings)
+        assert set(evaluate(student, [files["sums"]], tmp_path, settings=settings)) == {"sums"}
+        other.stdin.close()
+    assert evaluate(student, [files["even"]], tmp_path, settings=settings)["even"] == found
 
 
 def test_compact_train_measures_every_epoch_where_it_is_told_to(configure, tmp_path):

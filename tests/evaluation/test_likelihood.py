@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from compact_distill.config.models import TextConfig
 from compact_distill.errors import ConfigError, DataError, InputError, StudentError
 from compact_distill.evaluation.harness import Subject, describe, evaluate_task
 from compact_distill.evaluation.likelihood import LikelihoodMeasure, Passage, plan_passes, read_passages
@@ -138,6 +139,16 @@ def test_choices_are_scored_as_by_hand(tmp_path, tiny):
     assert document["decoding"] is None
     assert "acc_norm " in describe(document)
     assert "nats a token" in describe(document)
+
+
+def test_thinking_that_the_chat_template_opens_is_closed_before_the_choices(tmp_path, tiny):
+    tokenizer = byte_level_tokenizer(chat=True)
+    tokenizer.chat_template = CHATML.replace("assistant\n{%", "assistant\n<think>\n{%")
+    rows = choice_rows(tmp_path, chat=True)
+    writer = StudentWriter(tiny[0], tokenizer, TextConfig(close_thinking=True))
+    passage = LikelihoodMeasure(writer, rows.task, rows.rows, 42).passages[0]
+    assert tokenizer.decode(passage.context).endswith("<think>\n\n</think>")
+    assert [tokenizer.decode(tokens) for tokens in passage.continuations] == [f"\n\n{p}" for p in PLACES.values()]
 
 
 def test_examples_are_the_same_for_every_row_but_for_the_row_itself(tmp_path):

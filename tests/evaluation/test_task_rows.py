@@ -128,6 +128,13 @@ def test_a_wrong_row_is_named(tmp_path, bad, message):
     assert "line 2" in str(error.value)
 
 
+def test_the_hash_sees_choices_that_the_prompt_does_not_show(tmp_path):
+    rows = [{**row(0), "answer": "A", "choices": {"A": "bank", "B": text}} for text in ("pub", "library")]
+    one, other = (read_task(load_task(write(tmp_path / "mine.jsonl", [fields]))) for fields in rows)
+    assert one.rows[0].prompt == other.rows[0].prompt
+    assert one.hash != other.hash  # whether "pub" is an answer depends on them
+
+
 def test_empty_files_are_refused(tmp_path):
     with pytest.raises(DataError, match="holds no rows"):
         read_task(load_task(write(tmp_path / "mine.jsonl", [])))

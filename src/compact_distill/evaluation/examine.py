@@ -35,7 +35,7 @@ from compact_distill.evaluation.task import load_tasks
 from compact_distill.evaluation.task_rows import TaskRows, Training, read_task
 from compact_distill.evaluation.writers import ServedWriter, StudentWriter, Writer
 from compact_distill.runs.environment import accelerator
-from compact_distill.runs.files import fingerprint
+from compact_distill.runs.files import Lock, fingerprint
 from compact_distill.runs.progress import say
 from compact_distill.students.identity import student_hash
 from compact_distill.students.load import check_student, load_student
@@ -190,17 +190,21 @@ def evaluate(
 
     Raises:
         InputError: everything that is wrong with student and benchmarks.
-        RunError: requests that got no reply; the same call asks for them again.
+        RunError: requests that got no reply; the same call asks for them again. Another process does so already.
     """
     exam = prepare_exam(settings or EvalConfig(), text or TextConfig(), seed, only=tasks)
     if not exam:
         raise ConfigError("evaluate needs a benchmark, got none; name one, such as gsm8k or csqa_likelihood")
     label = results_name(student)
     folder = Path(out) / label
-    if server is None:
-        documents = examine_student(str(student), Subject(label, str(student), student_hash(student)), exam, folder)
-    else:
-        documents = examine(server, Subject(label, str(student), fingerprint(server.settings())), exam, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as locks:
+        for name in (rows.task.name for _, rows in exam.rows):
+            locks.enter_context(Lock(folder / f".{name}.lock", result_path(folder, name)))
+        if server is None:
+            documents = examine_student(str(student), Subject(label, str(student), student_hash(student)), exam, folder)
+        else:
+            documents = examine(server, Subject(label, str(student), fingerprint(server.settings())), exam, folder)
     return {document["task"]["name"]: document for document in documents}
 
 
@@ -265,11 +269,13 @@ def examine_drift(base: str, student: str, exam: Exam, folder: Path, benchmarks:
     sets = drift_sets(exam)
     check_sets(sets)
     retained = replace(exam, rows=tuple(pair for pair in exam.rows if pair[0] == "retained"))
-    if benchmarks and retained:
-        for label, name in ((BASE, base), (STUDENT, student)):
-            examine_student(name, Subject(label, name, student_hash(name)), retained, folder / label)
-        write_changes(folder, BASE, STUDENT, exam.seed)
-    write_drift(folder, base, student, student, exam, sets)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lock(folder / ".drift.lock", folder / DRIFT):
+        if benchmarks and retained:
+            for label, name in ((BASE, base), (STUDENT, student)):
+                examine_student(name, Subject(label, name, student_hash(name)), retained, folder / label)
+            write_changes(folder, BASE, STUDENT, exam.seed)
+        write_drift(folder, base, student, student, exam, sets)
 
 
 def drift_sets(exam: Exam) -> dict[str, list[TaskRows]]:
@@ -310,14 +316,16 @@ def write_drift(
 ) -> dict[str, Any]:
     """Measure the drift on sets of prompts, unless that was done, and write `drift.json`; `name` is the student's.
 
-    The retained benchmarks' changes are taken from `changes.json`, where it is.
+    The retained benchmarks' changes are taken from `changes.json`, where that is of these two.
     """
     prompts = {role: [rows.hash for rows in tasks] for role, tasks in sets.items()}
-    key = fingerprint([student_hash(base), student_hash(student), prompts, exam.text.model_dump(), exam.seed])
+    hashes = [student_hash(base), student_hash(student)]
+    key = fingerprint([*hashes, prompts, exam.text.model_dump(), exam.seed])
     path = eval_folder / DRIFT
     changes: list[dict[str, Any]] = []
     if (eval_folder / CHANGES).is_file():
-        changes = [c for c in read_result(eval_folder / CHANGES)["changes"] if c["role"] == "retained"]
+        read = read_result(eval_folder / CHANGES)["changes"]
+        changes = [c for c in read if c["role"] == "retained" and _examined(eval_folder, c["task"]) == hashes]
     with contextlib.suppress(RunError):  # not there, or not to be trusted
         found = read_result(path)
         if found.get("key") == key and found.get("changes") == changes:
@@ -331,12 +339,21 @@ def write_drift(
     return document
 
 
+def _examined(eval_folder: Path, task: str) -> list[str | None]:
+    """The hashes of base and student whose results on a task an eval folder holds."""
+    return [_whose(eval_folder / label, task) for label in (BASE, STUDENT)]
+
+
+def _whose(folder: Path, task: str) -> str | None:
+    """The hash of the student whose result this is; None where it cannot be read: it is done again where asked for."""
+    try:
+        return str(read_result(result_path(folder, task))["student"]["hash"])
+    except (CompactError, KeyError, TypeError):
+        return None
+
+
 def _forget_others(folder: Path, student: str) -> None:
     for task in tasks_done(folder):
-        try:
-            whose = read_result(result_path(folder, task))["student"]["hash"]
-        except (CompactError, KeyError, TypeError):
-            continue  # it is done again where it is asked for
-        if whose != student:
+        if _whose(folder, task) not in (None, student):
             for path in (result_path(folder, task), rows_path(folder, task)):
                 put_aside(path, "it is another student's")

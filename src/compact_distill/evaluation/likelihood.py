@@ -25,7 +25,7 @@ from compact_distill.method.encode import Encoder
 from compact_distill.method.forward import attach, read_labels
 from compact_distill.method.packing import Layout
 from compact_distill.records import Verdict
-from compact_distill.students.prompt import render_prompt
+from compact_distill.students.prompt import prompt_text
 
 _CPU_TOKENS = 1024
 """A CPU is as fast with rows of this many tokens as with longer ones, which only take more memory."""
@@ -178,7 +178,8 @@ def _choices(encoder: Encoder, task: Task, row: TaskRow, index: int, room: int |
     """A row's prompt and choices; a message where they cannot be read."""
     prompt, delimiter = row.prompt, " "
     if task.chat and encoder.tokenizer.chat_template:
-        prompt = render_prompt(encoder.tokenizer, encoder.text.messages(row.prompt), encoder.text.template_options)
+        asked = encoder.text.messages(row.prompt)
+        prompt = prompt_text(encoder.tokenizer, asked, encoder.text.template_options, encoder.text.close_thinking)
         delimiter = ""
     special = delimiter == " "
     # White space at the end of a prompt belongs to the word that follows, for tokenizers.

@@ -53,9 +53,8 @@ class TaskRows:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of ids, prompts and gold answers, in order; of choice tasks the choices' texts too."""
-        shown = self.task.kind == "choice"
-        return fingerprint([[r.id, r.prompt, r.gold, *([dict(r.choices)] if shown else [])] for r in self.rows])
+        """SHA-256 of ids, prompts, gold answers and choices, in order."""
+        return fingerprint([[r.id, r.prompt, r.gold, *([dict(r.choices)] if r.choices else [])] for r in self.rows])
 
     def first(self, count: int) -> TaskRows:
         """The same with its first rows only."""

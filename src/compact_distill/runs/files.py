@@ -80,7 +80,7 @@ class Lock(Closing):
                 holder = self._file.read().strip() or "another process"
                 self._file.close()
                 raise RunError(
-                    f"{guarded} is being written by {holder}; wait for it, stop it, or choose another `output:`"
+                    f"{guarded} is being written by {holder}; wait for it, stop it, or choose another folder"
                 ) from error
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
