@@ -449,6 +449,14 @@ def test_compact_compare_names_its_runs(configure, tmp_path):
     assert "+0.0 points (-56.1 to +56.1), 3 rows, McNemar p = 1" in out[1]
     document = read_result(tmp_path / "c.json")
     assert (document["before"], document["after"]) == (str(first.path), str(second))
+    (second / "eval" / "student" / "sums.json").unlink()
+    code, out, err = invoke("compare", first.path, second)
+    assert out[-1] == f"sums: not compared, {second} has no finished result on sums; evaluate it"
+    code, _, err = invoke("compare", first.eval_path, second)
+    assert code == 2
+    assert f"holds none; name one of {first.eval_path / 'base'}, {first.eval_path / 'student'}" in err
+    code, _, err = invoke("compare", first.path, tmp_path)
+    assert (code, "holds none; run `compact eval` first" in err) == (2, True)
     code, _, err = invoke("compare", first.path, tmp_path / "nothing")
     assert code == 2
     assert "must be a run folder or a student's results" in err

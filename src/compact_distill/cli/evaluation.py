@@ -292,6 +292,10 @@ def _results_of(path: Path) -> Path:
     folder = path / "eval" / "student" if (path / "manifest.json").is_file() else path
     if not folder.is_dir():
         raise ConfigError(f"{path} must be a run folder or a student's results, but {folder} is no folder")
+    if not any(folder.glob("*.rows.jsonl")):
+        students = sorted(str(rows.parent) for rows in folder.glob("*/*.rows.jsonl"))
+        remedy = f"name one of {', '.join(dict.fromkeys(students))}" if students else "run `compact eval` first"
+        raise ConfigError(f"{path} must be a run folder or a student's results, but {folder} holds none; {remedy}")
     return folder
 
 

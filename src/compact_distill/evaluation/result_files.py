@@ -295,28 +295,33 @@ def compare_students(before: Path, after: Path, seed: int = 42, names: tuple[str
     """
     changes: list[dict[str, Any]] = []
     missing: list[dict[str, str]] = []
+    first, second = names or (before.name, after.name)
     for task in sorted({*tasks_done(before), *tasks_done(after)}):
         try:
-            changes.append(compare_results(before, after, task, seed))
+            changes.append(compare_results(before, after, task, seed, (first, second)))
         except RunError as error:
             missing.append({"task": task, "why": str(error)})
-    first, second = names or (before.name, after.name)
     return {"format": FORMAT, "before": first, "after": second, "changes": changes, "missing": missing}
 
 
-def compare_results(before: Path, after: Path, task: str, seed: int = 42) -> dict[str, Any]:
+def compare_results(
+    before: Path, after: Path, task: str, seed: int = 42, names: tuple[str, str] | None = None
+) -> dict[str, Any]:
     """Compare two students' results on one task: difference with a paired bootstrap, exact McNemar.
+
+    Arguments as for `compare_students`, and the task.
 
     Raises:
         RunError: a result is not there, or they are not of the same rows, prompt and decoding.
     """
     results = []
-    for folder in (before, after):
+    names = names or (before.name, after.name)
+    for folder, name in zip((before, after), names, strict=True):
         if not result_path(folder, task).is_file():
-            raise RunError(f"{folder.name} has no finished result on {task}; evaluate it")
+            raise RunError(f"{name} has no finished result on {task}; evaluate it")
         results.append(whole_result(folder, task))
     first, second = results
-    _same(first, second, before, after)
+    _same(first, second, names)
     kind, samples = first["task"]["kind"], first["result"]["samples"]
     one, other = (measures(kind, read_attempts(rows_path(folder, task)), samples) for folder in (before, after))
     found = {name: one[name].change(other[name], seed) for name in one}
@@ -358,7 +363,7 @@ def describe_changes(document: Mapping[str, Any]) -> list[str]:
     return lines + [f"{entry['task']}: not compared, {entry['why']}" for entry in document["missing"]]
 
 
-def _same(first: Mapping[str, Any], second: Mapping[str, Any], before: Path, after: Path) -> None:
+def _same(first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, str]) -> None:
     """Raise RunError unless both students were asked the same."""
 
     def asked(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -369,7 +374,7 @@ def _same(first: Mapping[str, Any], second: Mapping[str, Any], before: Path, aft
     differing = [name for name in one if one[name] != other.get(name)]
     if differing:
         raise RunError(
-            f"{before.name} and {after.name} were not asked the same on {first['task']['name']} "
+            f"{' and '.join(names)} were not asked the same on {first['task']['name']} "
             f"({', '.join(differing)} differ); evaluate one of them again"
         )
 
