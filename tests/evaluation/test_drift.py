@@ -101,6 +101,12 @@ def test_kl_of_two_known_distributions_by_hand():
     assert _kl(Fixed(None), Fixed(None), p, p).item() == 0
 
 
+def test_an_adapter_that_trains_single_tokens_can_be_read():
+    model = tiny_model("llama", lora={"trainable_token_indices": [5, 7]})
+    readings = read_both(Reader(model, model.disable_adapter), Reader(model), [(3, 5, 9), (4, 8)], 64)
+    assert (readings.kl_last_N > 0).all()
+
+
 def test_reading_leaves_a_model_in_training_as_it_was_and_drops_nothing_out():
     model = tiny_model("llama", lora=True, lora_dropout=0.5)
     model.train()

@@ -73,6 +73,14 @@ def test_a_model_in_training_with_adapters_and_our_attention_writes_the_same_and
     assert model.training
 
 
+def test_a_model_whose_adapter_trains_single_tokens_writes_what_transformers_writes():
+    tokenizer = byte_level_tokenizer()
+    model = tiny_model("llama", lora={"trainable_token_indices": [5, 7]})
+    prompts = encode(tokenizer)
+    written = Generator(model, tokenizer, Decoding(6, stop=("never written",)))(prompts)
+    assert [own.text for own in written] == [tokenizer.decode(peer(model, tokenizer, p, 6)) for p in prompts]
+
+
 def test_a_stop_text_ends_a_row_and_is_cut_off():
     tokenizer = byte_level_tokenizer()
     model = tiny_model("qwen2")

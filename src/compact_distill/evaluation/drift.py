@@ -303,7 +303,7 @@ class Reader:
     def shape(self) -> tuple[int, int, int]:
         """Decoder layers, width of the hidden state, and rows of the vocabulary."""
         config = self.model.config
-        return config.num_hidden_layers, config.hidden_size, self.model.get_input_embeddings().num_embeddings
+        return config.num_hidden_layers, config.hidden_size, config.vocab_size
 
     def __call__(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """States of the last token, [layers, N, D], and final hidden states of all tokens, [N, T, D]."""

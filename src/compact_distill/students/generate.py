@@ -115,7 +115,7 @@ class Generator:
         self._left_out = {number for number, text in special.items() if not keep(text)}
         self._keeps_some = len(self._left_out) < len(special)
         self.ends = end_tokens(model, tokenizer)
-        self._stoppers = _tokens_that_may_stop(tokenizer, decoding.stop, model.get_input_embeddings().num_embeddings)
+        self._stoppers = _tokens_that_may_stop(tokenizer, decoding.stop, model.config.get_text_config().vocab_size)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int] | None = None) -> list[Written]:
