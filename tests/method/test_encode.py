@@ -96,6 +96,16 @@ def test_an_expression_that_does_not_get_through_a_text_is_an_error_not_a_hang(p
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_expression_that_starts_the_text_is_found_with_and_without_a_chat_template(chat):
+    encoder = Encoder(byte_level_tokenizer(chat=chat), thinking_expressions=["^we add"])
+    rationale = Rationale("t", "We add 7 and 5. We add no more.\nThe answer is 12.")
+    (branch,) = encoder(Instance("p", "Why?", "12", (rationale,))).branches
+    marked = [token for token, mark in zip(branch.reasoning, branch.thinking, strict=True) if mark]
+    assert encoder.tokenizer.decode(marked).strip() == "We add"
+    assert len(branch.stops) == 1
+
+
 def test_without_any_the_starts_of_sentences_and_lines_count():
     assert words("Two plus two. Is four!\nAlways 3.5 more") == ["Two", "Is", "Always"]
 

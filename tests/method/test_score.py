@@ -141,3 +141,10 @@ def test_the_command_scores_a_folder_in_single_precision(tmp_path: Path, adapter
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert_rows(rows, expected_rows(model.eval(), tokenizer, reference.Settings()), 1e-4)
     assert rows[0]["teachers"] == ["t0", "t1", "t2", "t3"]
+
+
+@pytest.mark.parametrize("weighting", ["compact", "random", {"best": "difficulty"}, {"fixed": {"t": 1.0}}])
+def test_a_problem_without_rationales_has_a_row_without_weight_by_any_rule(weighting: Any) -> None:
+    nobody = [Instance("none", "Why?", "36", ()), Instance("missing", "Why?", "36", (Rationale("t", ""),))]
+    rows = list(score(tiny_model("llama", layers=1), byte_level_tokenizer(), nobody, weighting=weighting))
+    assert [(row.id, row.weights, row.difficulty) for row in rows] == [("none", (), ()), ("missing", (0.0,), (None,))]

@@ -283,10 +283,11 @@ class Encoder:
             return None, found.status
         before, after = self._answer_sentence()
         answer_ids, _ = self._encode_piece(f"{before}{found.answer}{after}")
-        reasoning_text = self._lead(found.reasoning) + found.reasoning
-        reasoning_ids, offsets = self._encode_piece(reasoning_text)
-        thinking, stops = _mark_thinking(thinking_spans(reasoning_text, self.thinking_expressions), offsets)
-        steps = _step_starts(reasoning_text, offsets)
+        lead = self._lead(found.reasoning)
+        reasoning_ids, offsets = self._encode_piece(lead + found.reasoning)
+        spans = thinking_spans(found.reasoning, self.thinking_expressions)  # `^` is where the teacher's text starts
+        thinking, stops = _mark_thinking([(a + len(lead), b + len(lead)) for a, b in spans], offsets)
+        steps = _step_starts(lead + found.reasoning, offsets)
         branch = Branch(reasoning_ids, answer_ids, self.tokenizer.eos_token_id, thinking, stops, steps)
         if prompt_length + len(branch) > self.max_length:
             return None, RationaleStatus.OVER_LENGTH

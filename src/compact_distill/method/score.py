@@ -91,8 +91,11 @@ def score(
             if scores is not None:
                 scorer.observe(_batch_of_one(scores), _present_BK(problem))
     for _, problem, scores in rows:
-        scores = scores or dict.fromkeys(scorer.names, torch.zeros(len(problem.branches)))
-        yield score_row(problem, scores, scorer.weights(_batch_of_one(scores), [problem])[0])
+        if scores is None:  # no rationale: there is nothing to weigh
+            nothing_K = torch.zeros(len(problem.branches))
+            yield score_row(problem, dict.fromkeys(scorer.names, nothing_K), nothing_K)
+        else:
+            yield score_row(problem, scores, scorer.weights(_batch_of_one(scores), [problem])[0])
 
 
 def _batch_of_one(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
