@@ -212,6 +212,8 @@ def test_models_whose_names_end_alike_keep_folders_of_their_own(student, files, 
 def test_names_of_results_are_folders_whatever_a_student_is_called():
     assert results_name("Qwen/Qwen2.5-0.5B") == "Qwen--Qwen2.5-0.5B"
     assert results_name("my model") != results_name("my_model")
+    assert results_name("Qwen--Qwen2.5-0.5B") != results_name("Qwen/Qwen2.5-0.5B")
+    assert len({results_name(name) for name in ("a-/b", "a/-b", "a---b")}) == 3
     assert results_name("a" * 300) != results_name("a" * 301)
     assert len(results_name("x/" * 200)) <= 120
     for name in ("..", "/", "../..", "a:b/c?d", "-x"):

@@ -172,7 +172,7 @@ def test_the_limit_does_not_change_what_a_row_is_asked(tmp_path):
 
 
 def test_more_examples_than_other_rows_are_refused(tmp_path):
-    with pytest.raises(DataError, match="fewshot is 6, but only 5 other rows are there"):
+    with pytest.raises(DataError, match="fewshot is 6, but only 5 rows ask something else than row 'p0'"):
         choice_rows(tmp_path, 6, fewshot=6)
 
 

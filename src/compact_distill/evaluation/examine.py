@@ -219,7 +219,7 @@ def results_name(student: str | Path) -> str:
         name = (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
     parts = [part for part in name.split("/") if part.strip(".")] or [STUDENT]
     plain = "--".join(re.sub(r"[^\w.\-]", "_", part) for part in parts).lstrip(".-")
-    if plain == "--".join(parts) and len(plain) <= _LONGEST_NAME:
+    if plain.split("--") == parts and len(plain) <= _LONGEST_NAME:
         return plain
     return f"{plain[-_LONGEST_NAME:].lstrip('.-')}-{fingerprint(name)[:8]}"
 

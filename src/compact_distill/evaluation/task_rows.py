@@ -214,7 +214,8 @@ def _with_examples(known: Sequence[TaskRow], rows: Sequence[TaskRow], task: Task
         shown = [f"{other.prompt} {other.choices[other.gold]}\n\n" for other in others]
         if len(shown) < task.fewshot:
             raise DataError(
-                f"task {task.name}: fewshot is {task.fewshot}, but only {len(shown)} other rows are there; lower it"
+                f"task {task.name}: fewshot is {task.fewshot}, but only {len(shown)} rows ask something else than row "
+                f"{row.id!r}; lower it"
             )
         made.append(replace(row, prompt="".join(shown) + row.prompt))
     return made
