@@ -79,6 +79,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_any_work(compact, tmp
     [
         ("train.max_steps", "--set must be KEY=VALUE"),
         ("lora.rank=3", "lora.rank is not a known key"),
+        (".=3", "--set must be KEY=VALUE, got '.=3'"),
         ("text.prompt_template=Q: {question}", "error: --set text.prompt_template: must be valid YAML: mapping values"),
         ("lora={r: 1, r: 2}", "error: --set lora: key 'r' stands twice; keep one of them"),
     ],
@@ -236,7 +237,7 @@ def test_a_moved_run_folder_is_used_where_it_stands(tmp_path, capsys):
     path = tmp_path / "moved" / "config.yaml"
     path.write_text("student: x\nrationales: y\noutput: runs/old\n")
     assert load(path, []).output == str(tmp_path / "moved")
-    assert "has been moved; it is used where it stands, not at runs/old" in capsys.readouterr().err
+    assert "is used where it stands, not at runs/old as its file says; other relative paths" in capsys.readouterr().err
     assert load(path, ["output=runs/other"]).output == "runs/other"
 
 

@@ -37,6 +37,25 @@ def test_an_option_of_eval_that_would_do_nothing_is_refused(compact, tmp_path, i
     assert not Path("eval").exists()
 
 
+def test_a_student_that_is_no_folder_and_cannot_be_fetched_is_a_message(compact, tmp_path):
+    (tmp_path / "bench.jsonl").write_text('{"id": "1", "question": "1 + 1?", "answer": "2"}\n')
+    told = compact("eval", "nobody/nothing", "--task", tmp_path / "bench.jsonl", code=2).stderr
+    assert told.startswith("error: student 'nobody/nothing', which is no folder here, cannot be read (")
+
+
+def test_the_rows_of_a_run_are_not_exported_and_what_can_be_is_said(compact, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    told = compact("export", tmp_path / "run", tmp_path / "rows.jsonl", code=2).stderr
+    assert told == f"error: {tmp_path / 'run'} is a run; name the data that it read, or add --merged for its student\n"
+
+
+def test_a_folder_below_a_tilde_that_no_shell_expanded_is_refused(compact, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = compact("drift", "a", "b", "--out", "~/drift", code=2).stderr
+    assert told == "error: ~/drift starts with ~, which the shell has not expanded; write the folder out\n"
+
+
 def test_a_card_of_rows_is_refused_beside_a_merged_model(compact, tmp_path):
     out = compact("export", tmp_path, tmp_path / "out", "--merged", "--card", "card.md", code=2).output
     assert "describes rows, but --merged writes a model" in out.replace("\n", " ")

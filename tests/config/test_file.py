@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compact_distill.config.file import config_from, dump_config, load_config, template
+from compact_distill.config.file import config_from, dump_config, load_config, load_sound_part, template
 from compact_distill.config.models import CompatibilityConfig, LoraConfig, RunConfig
 from compact_distill.config.yaml import parse
 from compact_distill.errors import ConfigError
@@ -72,8 +72,54 @@ def test_overrides_replace_values_by_dotted_key(load):
 
 def test_wrong_overrides_are_reported_like_the_file(problems_of):
     found = problems_of(MINIMAL, **{"student.name": 3, "lora.rr": 1})
-    assert "run.yaml: lora.rr is not a known key; did you mean 'r'?" in found
+    assert "set over run.yaml: lora.rr is not a known key; did you mean 'r'?" in found
     assert "student.name cannot be set: 'student' holds no keys; set 'student' itself" in found
+
+
+def test_a_wrong_override_of_a_key_in_the_file_is_not_blamed_on_the_files_line(problems_of):
+    text = MINIMAL + "train: {max_steps: 4}\nseed: -1\n"
+    assert problems_of(text, **{"train.max_steps": "many"}) == [
+        "run.yaml, line 4: seed must be >= 0, got -1; the default is 42",
+        "set over run.yaml: train.max_steps must be a whole number, got 'many'",
+    ]
+
+
+def test_a_setting_of_training_at_the_top_level_is_shown_its_place(problems_of):
+    assert problems_of(MINIMAL + "learning_rate: 1e-4\nmax_steps: 3\n") == [
+        "run.yaml, line 3: learning_rate is not a known key; it belongs under `train:`",
+        "run.yaml, line 4: max_steps is not a known key; it belongs under `train:`",
+    ]
+    assert problems_of(MINIMAL + "output_dir: x\n") == [
+        "run.yaml, line 3: output_dir is not a known key; did you mean 'output'?"
+    ]
+
+
+def test_one_name_where_a_list_belongs_is_shown_as_a_list(problems_of):
+    assert problems_of(MINIMAL + "eval: {learned: gsm8k}\n") == [
+        "run.yaml, line 3: eval.learned must be a list, got 'gsm8k'; write [gsm8k]"
+    ]
+
+
+def test_a_file_that_is_named_twice_is_told_and_not_that_its_ids_stand_twice(problems_of):
+    assert problems_of("student: s\nrationales: [r.jsonl, q.jsonl, r.jsonl]\n")[0] == (
+        "run.yaml, line 2: rationales must name each file once, got 'r.jsonl' twice; remove one of them"
+    )
+
+
+def test_an_output_in_a_home_that_nothing_expands_is_refused(problems_of, load):
+    (told,) = problems_of(MINIMAL + "output: ~/runs\n")
+    assert told == (
+        "run.yaml, line 3: output must not start with ~, which is not expanded here, got '~/runs'; write the folder out"
+    )
+    assert load(MINIMAL + "output: ./~\n").output == "./~"
+
+
+def test_what_is_sound_in_a_file_with_a_nul_character_can_still_be_checked(tmp_path):
+    (tmp_path / "run.yaml").write_text(MINIMAL + 'output: "a\\0b"\n')
+    config, problems = load_sound_part(tmp_path / "run.yaml")
+    assert config is not None
+    assert "\0" not in config.output
+    assert [problem.partition(": ")[2] for problem in problems] == ["output must not hold a NUL character; remove it"]
 
 
 def test_config_from_checks_settings_in_memory():

@@ -87,6 +87,8 @@ def test_a_wrong_override_value_names_no_place_in_a_file_and_may_not_say_a_key_t
     assert caught.value.problems[0].startswith("must be valid YAML: mapping values are not allowed here")
     with pytest.raises(ConfigError, match=r"^key 'r' stands twice; keep one of them$"):
         parse_value("{r: 1, r: 2}")
+    with pytest.raises(ConfigError, match=r"^must be one value, got 'tiny\\nseed: 3'; set each key on its own$"):
+        parse_value("tiny\nseed: 3")
 
 
 def test_of_a_key_with_two_types_both_are_told_once(problems_of):

@@ -26,9 +26,10 @@ from compact_distill.runs.files import fingerprint
 from compact_distill.students.load import load_student
 from compact_distill.study.arms import load_study
 from compact_distill.study.findings import describe, write_results
-from compact_distill.study.material import same_study
+from compact_distill.study.material import changed_since, same_study
 from compact_distill.study.merge import main as merge_step
 from compact_distill.study.merge import merge_students
+from compact_distill.study.page import write_page
 from compact_distill.study.run import Plan, run_study
 from compact_distill.teachers.stages import problem_stream
 from compact_distill.training.prepare import prepare, read_exam, read_problems
@@ -259,6 +260,11 @@ def test_a_row_that_cannot_be_read_is_told_once_and_not_again_for_each_arm(write
     told = refused(write_study(base=base, arms={"compact": {}, "equal": EQUAL, "union": UNION})).splitlines()
     assert len(told) == len({line.partition(": ")[2].removeprefix("eval: ") for line in told})
     assert all(line.startswith("base: ") for line in told)
+
+
+def test_a_student_that_cannot_be_fetched_is_told_once(write_study, base):
+    (told,) = refused(write_study(base={**base, "student": "nobody/nothing"}, arms={"a": {}})).splitlines()
+    assert "student 'nobody/nothing', which is no folder here" in told
 
 
 def test_what_is_wrong_in_several_arms_is_told_once_with_their_names(write_study, base):
@@ -535,7 +541,11 @@ def test_the_best_single_teacher_is_chosen_on_the_tuning_rows_over_all_seeds(wri
             assert len(runs) == 8, "all singles come first"
             assert job.command()[1] == "run"
     assert plan.chosen == {"one": "terse"}, "0.3 on average; verbose was better on the first seed alone"
-    assert plan.runs["one"] == {seed: runs["terse", seed] for seed in (0, 1)}
+    outcome = plan.outcome({})
+    assert outcome.runs["one"] == {seed: runs["terse", seed] for seed in (0, 1)}
+    later = plan.finished_runs(plan.study)
+    assert later.chosen == {"one": "terse"}, "an arm that is not asked for again has chosen the same"
+    assert later.runs == {"one": {}}, "and none of its runs is finished"
 
 
 def test_two_steps_never_write_one_run_folder_at_once(write_study, base, world):
@@ -653,6 +663,62 @@ def test_run_again_only_what_is_not_done_is_started(finished, capsys):
     told = capsys.readouterr().err
     assert "equal/seed-0 started" not in told
     assert "base started" not in told
+
+
+def asked_again(folder, capsys, keys, seeds=()):
+    """The study run again for the arm that fails, with other keys in its file: what is shown, and what was said."""
+    import yaml
+
+    text = yaml.safe_load((folder / "study.yaml").read_text())
+    path = folder / "again.yaml"
+    path.write_text(yaml.safe_dump({**text, **keys}, sort_keys=False))
+    document, costs = write_results(run_study(load_study(path), 1, ["compact"], seeds))
+    return document, costs, capsys.readouterr().err
+
+
+def test_arms_that_are_finished_stay_in_the_results_where_only_others_are_asked_for(finished, capsys):
+    outcome, folder = finished
+    before = write_results(outcome)[0]
+    more = {"soft": {"consistency": 0.5}, "equal": EQUAL, "compact": {}}
+    document, costs, told = asked_again(folder, capsys, {"arms": more})
+    assert list(document["arms"]) == ["equal", "compact"], "in the file's order"
+    assert document["arms"]["equal"] == before["arms"]["equal"]
+    assert document["left_out"] == {"soft": "no run of it is finished"}
+    assert "study: table and page show equal, compact; not soft: no run of it is finished\n" in told
+    assert "equal/seed-0 started" not in told
+    assert "soft is not shown: no run of it is finished" in write_page(folder, document, costs).read_text()
+    assert not (folder / "out" / "arms" / "soft").exists()
+    whole = write_results(run_study(outcome.study))[0]
+    assert asked_again(folder, capsys, {})[0] == whole, "all is shown as if all had been asked for"
+
+
+def test_a_seed_that_is_not_asked_for_stays_in_the_results(finished, capsys):
+    _, folder = finished
+    document, _, told = asked_again(folder, capsys, {"seeds": [0, 1]}, [0])
+    assert (document["seeds"], list(document["arms"]["equal"]["runs"])) == ([0, 1], ["0"])
+    assert "seed-1" not in told
+
+
+def test_finished_arms_that_are_no_longer_what_the_file_names_are_not_shown(finished, capsys):
+    _, folder = finished
+    document, *_ = asked_again(folder, capsys, {"arms": {"compact": {}}})
+    assert list(document["arms"]) == ["compact"], "the file does not name the other one any more"
+    other = {"compact": {}, "equal": {"weighting": "random"}}
+    document, _, told = asked_again(folder, capsys, {"arms": other})
+    assert list(document["arms"]) == ["compact"]
+    assert "(weighting differ)" in document["left_out"]["equal"]
+    assert "; not equal: it was something else when" in told
+
+
+def test_a_finished_arm_whose_own_rationales_have_changed_is_not_shown(write_study, base, world, tmp_path):
+    own = shutil.copyfile(world / "train.jsonl", tmp_path / "own.jsonl")
+    study = load_study(write_study(base=base, arms={"compact": {}, "own": {"rationales": str(own)}}))
+    out = Path(study.config.output)
+    out.mkdir()
+    same_study(study, out, 1)
+    assert changed_since(study, out) == {}
+    own.write_text(own.read_text() + "\n")
+    assert changed_since(study, out) == {"own": f"it was something else when {out} was made ({own} differ)"}
 
 
 def test_results_that_are_no_longer_as_written_are_measured_again(finished):

@@ -174,6 +174,8 @@ def export(
         return
     from compact_distill.data import export_instances, load_instances
 
+    if (Path(source) / "manifest.json").is_file():
+        raise ConfigError(f"{source} is a run; name the data that it read, or add --merged for its student")
     for target in (out, *([card] if card else [])):
         check_target(target, source)
     if card is not None and card.resolve() == out.resolve():
@@ -192,7 +194,7 @@ def export(
 def try_out(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with a trained student.")],
     questions: Annotated[
-        list[str] | None, typer.Argument(metavar="[QUESTION]...", help="What to ask; else you are asked for questions.")
+        list[str] | None, typer.Argument(metavar="QUESTION", help="What to ask; else you are asked for questions.")
     ] = None,
     known: Annotated[int, typer.Option(min=0, help="Ask so many of the run's own problems.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,

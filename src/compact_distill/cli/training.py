@@ -35,7 +35,7 @@ TaskOption = Annotated[
     list[str],
     typer.Option("--task", metavar="TASK", help="gsm8k, gsm8k=FILE, a file of problems, or a task's YAML; repeat it."),
 ]
-RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")]
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")]
 
 
 def load(path: Path, settings: list[str], max_errors: float | None = None) -> Any:
@@ -48,7 +48,10 @@ def load(path: Path, settings: list[str], max_errors: float | None = None) -> An
     home = path.absolute().parent
     of_a_run = path.name == "config.yaml" and (home / "manifest.json").is_file()
     if of_a_run and "output" not in given and Path(config.output).resolve() != home.resolve():
-        say(f"the run folder {path.parent} has been moved; it is used where it stands, not at {config.output}")
+        say(
+            f"the run folder {path.parent} is used where it stands, not at {config.output} as its file says; other "
+            "relative paths start at the current folder"
+        )
         config = load_config(path, {**given, "output": str(path.parent)})
     return config
 
@@ -68,7 +71,7 @@ def overrides(settings: list[str]) -> dict[str, Any]:
     values = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise ConfigError(f"--set must be KEY=VALUE, got {setting!r}; as in --set train.max_steps=10")
         try:
             values[key] = parse_value(value)
@@ -80,6 +83,8 @@ def overrides(settings: list[str]) -> dict[str, Any]:
 def check_folder(path: Path, *inputs: str | Path) -> None:
     """Refuse a folder for results that is an input, lies in one, or is a file, before any work is done for it."""
     _refuse_inputs(path, inputs)
+    if path.parts[:1] and path.parts[0].startswith("~"):
+        raise ConfigError(f"{path} starts with ~, which the shell has not expanded; write the folder out")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} must be a folder to write into, but is a file; choose another name")
 
@@ -306,7 +311,8 @@ def study(
     """Compare ways to weigh rationales: arms x seeds, one table.
 
     Every run is an ordinary run folder. Stopped or killed, the same command goes on; an arm that fails does not stop
-    the others. --set replaces values of the base.
+    the others. --arms and --seeds run a part; what else is finished is shown beside it. --set replaces values of the
+    base.
 
     \b
     Example:
@@ -318,8 +324,7 @@ def study(
     from compact_distill.study.page import write_page
     from compact_distill.study.run import run_study
 
-    asked = load_study(study_file, overrides(settings), data).only(_listed(arms), _numbers(seeds))
-    outcome = run_study(asked, jobs)
+    outcome = run_study(load_study(study_file, overrides(settings), data), jobs, _listed(arms), _numbers(seeds))
     document, costs = write_results(outcome)
     for line in describe(document, costs):
         show(line)

@@ -77,10 +77,12 @@ def load_sound_part(path: str | Path, overrides: Mapping[str, Any] | None = None
     if config is None:
         wrong = {location[0] for location, _ in found if location}
         config, _ = _validate({key: value for key, value in data.items() if key not in wrong})
-    placed = document.problems + [(_line(document, location), message) for location, message in found]
-    placed.sort(key=lambda item: item[0] or math.inf)
+    replaced = [tuple(dotted.split(".")) for dotted in overrides or {}]
+    over = [text for location, text in found if any(location[: len(keys)] == keys for keys in replaced)]
+    placed = [(_line(document, location), text) for location, text in found if text not in over]
+    placed = sorted(document.problems + placed, key=lambda item: item[0] or math.inf)
     problems = [f"{path}, line {line}: {text}" if line else f"{path}: {text}" for line, text in placed]
-    return config, problems + unset
+    return config, problems + unset + [f"set over {path}: {text}" for text in over]
 
 
 def config_from(data: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -134,7 +136,7 @@ def _validate(data: dict[str, Any]) -> tuple[RunConfig | None, list[tuple[tuple[
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
-        found = [(place, text) for place, text in messages(error, RunConfig) if place]
+        found = [(place, _of_train(place) or text) for place, text in messages(error, RunConfig) if place]
         teachers = data.get("teachers")
         listed = teachers if isinstance(teachers, list | tuple) else [teachers] if teachers else []
         names = [t.get("name", i) if isinstance(t, dict) else i for i, t in enumerate(listed)]
@@ -145,6 +147,22 @@ def _validate(data: dict[str, Any]) -> tuple[RunConfig | None, list[tuple[tuple[
         found += [(("train", key), f"{key_path(('train', key))} {rule}") for key, rule in wrong]
         config = config.model_copy(update={"train": checked}) if config and not wrong else None
     return config, found
+
+
+def _of_train(place: tuple[str | int, ...]) -> str:
+    """What to say of a setting of `train:` that stands at the top level, as other trainers have it; else nothing."""
+    key = place[0]
+    if len(place) > 1 or key in RunConfig.model_fields or key in _NOT_HERE or key not in _train_hints():
+        return ""
+    return f"{key} is not a known key; it belongs under `train:`"
+
+
+def _train_hints() -> dict[str, Any]:
+    """Names and types of the settings of transformers.TrainingArguments; this imports transformers."""
+    from transformers import TrainingArguments
+
+    hints = typing.get_type_hints(TrainingArguments)
+    return {field.name: hints[field.name] for field in dataclasses.fields(TrainingArguments) if field.init}
 
 
 def _line(document: Document, location: tuple[str | int, ...]) -> int | None:
@@ -165,17 +183,14 @@ def check_train(train: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[st
         The settings with their values in the declared types (`yes` and `no` as booleans where one is expected),
         and (key, what is wrong with it) for each that cannot be used.
     """
-    from transformers import TrainingArguments
-
-    names = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    hints = typing.get_type_hints(TrainingArguments)
+    hints = _train_hints()
     checked: dict[str, Any] = {}
     wrong: list[tuple[str, str]] = []
     for key, value in train.items():
         if key in _NOT_HERE:
             wrong.append((key, _NOT_HERE[key]))
-        elif key not in names:
-            close = nearest(key, names) or "; transformers.TrainingArguments lists the names"
+        elif key not in hints:
+            close = nearest(key, hints) or "; transformers.TrainingArguments lists the names"
             wrong.append((key, f"is not a setting of transformers.TrainingArguments{close}"))
         else:
             checked[key], rule = _check_value(value, hints[key])

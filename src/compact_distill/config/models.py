@@ -8,10 +8,11 @@ This module imports neither torch nor transformers, so `compact --help` and `com
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import regex
 from pydantic import (
+    AfterValidator,
     Field,
     StrictFloat,
     StrictInt,
@@ -70,6 +71,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # A weight rule by name, or with an argument: {best: difficulty}. method/weights.py knows the rules.
 Weighting = str | dict[str, Any]
+
+
+def _without_tilde(path: str) -> str:
+    if path.startswith("~"):
+        raise ValueError(f"must not start with ~, which is not expanded here, got {path!r}; write the folder out")
+    return path
+
+
+OutputFolder = Annotated[str, Field(min_length=1), AfterValidator(_without_tilde)]
+"""Where results go; only a shell makes a home of `~`, and a folder of that name is nobody's wish."""
 
 
 class CompatibilityConfig(Strict):
@@ -244,7 +255,7 @@ class RunConfig(Strict):
     problems: ProblemsConfig | None = Field(None, description="what teachers are asked; stores join on its ids")
     teachers: tuple[TeacherConfig, ...] = Field((), description="who is asked where no rationales exist yet")
     generation: GenerationConfig = Field(GenerationConfig(), description="what becomes of the teachers' answers")
-    output: str = Field("runs/compact", min_length=1, description="the run folder")
+    output: OutputFolder = Field("runs/compact", description="the run folder")
     compatibility: CompatibilityConfig = Field(
         CompatibilityConfig(), description="how much each rationale counts, for this student, now"
     )
@@ -293,6 +304,8 @@ class RunConfig(Strict):
     def _not_empty(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
         if not all(paths):
             raise ValueError("must not hold an empty path; write the file's name")
+        if twice := sorted({path for path in paths if paths.count(path) > 1}):
+            raise ValueError(f"must name each file once, got {twice[0]!r} twice; remove one of them")
         return paths
 
     @field_validator("example")

@@ -128,6 +128,8 @@ def parse_value(text: str) -> Any:
         raise ConfigError([re.sub(r"^line \d+(, column \d+)?: ", "", problem) for problem in error.problems]) from error
     if document.problems:
         raise ConfigError([re.sub(r" \(first in line \d+\)", "", problem) for _, problem in document.problems])
+    if len(document.data) > 1:
+        raise ConfigError(f"must be one value, got {show(text)}; set each key on its own")
     return document.data["value"]
 
 
@@ -167,6 +169,7 @@ def _walk(node: yaml.Node, path: Location, lines: dict[Location, int]) -> Iterat
             yield from _walk(item, (*path, index), lines)
     elif isinstance(node, yaml.ScalarNode) and "\0" in node.value:
         yield node.start_mark.line + 1, f"{key_path(path)} must not hold a NUL character; remove it"
+        node.value = node.value.replace("\0", "")  # so that the rest can be checked
     elif isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         kept = []
@@ -261,6 +264,8 @@ def _remedy(item: Any, field: FieldInfo | None) -> str:
         close = nearest(item["input"], item["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
         if close:
             return close
+    if item["type"] == "tuple_type" and isinstance(item["input"], str):
+        return f"; write [{item['input']}]"
     if field is None:
         return ""
     extra = field.json_schema_extra

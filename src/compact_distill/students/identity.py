@@ -48,7 +48,7 @@ def student_hash(student: str | Path) -> str:
     Checkpoints below the folder, its README, notes of the training and the like do not count.
 
     Raises:
-        StudentError: an adapter whose base is an adapter, perhaps itself.
+        StudentError: an adapter whose base is an adapter, perhaps itself; a hub that cannot be reached.
     """
     folder = Path(student)
     if not folder.is_dir():
@@ -86,16 +86,16 @@ def pin_student(config: RunConfig) -> dict[str, str]:
         The commit of each hub model (the student, or the base under an adapter), for the manifest.
     """
     known: dict[str, str] = {}
-    with contextlib.suppress(RunError):
+    with contextlib.suppress(RunError, OSError):  # no run yet, or no name of a folder: `output_problem` tells that
         known = RunFolder.open(config.output).manifest.get("student", {}).get("commits", {})
     commits: dict[str, str] = {}
     # What keeps a student or the hub from being read is told by check_student, in its own words.
-    with contextlib.suppress(OSError, ValueError, StudentError):
+    with contextlib.suppress(StudentError):
         for name in hub_names(config.student):
             pin(name, known.get(name))
             commit = commit_of(config.student) if split_revision(config.student)[1] else known.get(name)
             newest = None
-            with contextlib.suppress(OSError, ValueError) if commit else contextlib.nullcontext():
+            with contextlib.suppress(StudentError) if commit else contextlib.nullcontext():
                 newest = newest_commit(name)
             commit = commit or newest
             if commit is not None:
@@ -163,7 +163,12 @@ def _file_hash(path: Path) -> str:
 def _commit(name: str, revision: str | None) -> str | None:
     from transformers.utils import cached_file
 
+    try:
+        path = cached_file(name, "config.json", revision=revision)
+    except (OSError, ValueError) as error:
+        told = str(error).strip().partition("\n")[0]
+        what = f"student {name!r}, which is no folder here"
+        raise StudentError(f"{what}, cannot be read ({told}); check name, network or folder") from error
     # The hub's cache keeps each commit in a folder of that name.
-    path = cached_file(name, "config.json", revision=revision)
     parts = Path(str(path)).parts
     return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None

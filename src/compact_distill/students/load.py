@@ -24,7 +24,6 @@ _PINNED: dict[str, str] = {}
 
 # Each of these is tested against the slow reference. Others may well work; none is trusted untested.
 SUPPORTED = ("llama", "qwen2", "qwen3", "gemma3_text", "mistral", "smollm3", "olmo2", "olmo3")
-
 _LINEAR_ATTENTION = ("linear_attention", "mamba", "recurrent", "conv", "chunked_attention")
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -194,7 +193,8 @@ def _check_contents(student: str) -> list[str]:
     try:
         raw = dict(PreTrainedConfig.get_config_dict(name, revision=options["revision"])[0])
     except Exception as error:  # here and below: transformers may raise anything at what somebody else wrote
-        return [f"student {student!r}: its config cannot be read ({_first_line(error)}); check name, network or folder"]
+        what = f"student {student!r}{'' if Path(student).is_dir() else ', which is no folder here'}: its config"
+        return [f"{what} cannot be read ({_first_line(error)}); check name, network or folder"]
     if "auto_map" in raw:
         return [
             f"student {student!r} brings code of its own (auto_map in config.json), which is never run; "

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, StrictFloat, StrictInt, ValidationError, field_validator
 
 from compact_distill.config.file import config_from
-from compact_distill.config.models import RunConfig
+from compact_distill.config.models import OutputFolder, RunConfig
 from compact_distill.config.yaml import Strict, messages, parse
 from compact_distill.errors import ConfigError, nearest
 from compact_distill.records import Instance
@@ -78,7 +78,7 @@ class StudyConfig(Strict):
     """A study: what is shared, what differs, how often."""
 
     base: str | dict[str, Any] = Field(description="the run that all arms start from: a YAML file, or its keys here")
-    output: str = Field("runs/study", min_length=1, description="folder of the study")
+    output: OutputFolder = Field("runs/study", description="folder of the study")
     arms: dict[str, dict[str, Any]] = Field(min_length=1, description="what is compared, by name")
     seeds: tuple[Annotated[StrictInt, Field(ge=0, lt=2**32)], ...] = Field(
         (0, 1, 2), min_length=1, description="every arm runs once with each"

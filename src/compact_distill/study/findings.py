@@ -9,14 +9,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compact_distill.errors import RunError
+from compact_distill.errors import CompactError, RunError
 from compact_distill.evaluation.examine import ROLES
 from compact_distill.evaluation.result_files import (
     main_value,
@@ -31,9 +31,10 @@ from compact_distill.evaluation.result_files import (
 from compact_distill.evaluation.task import load_tasks
 from compact_distill.runs.files import atomic_write
 from compact_distill.runs.folder import RunFolder
-from compact_distill.runs.progress import text_table
+from compact_distill.runs.progress import say, text_table
 from compact_distill.statistics import Table, difference_of_tables, exact_p, holm, share_of_tables
 from compact_distill.study.arms import REFERENCES, Study
+from compact_distill.study.material import changed_since
 from compact_distill.study.training import costs_of, weights_of
 
 FORMAT = 1
@@ -41,15 +42,16 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was run.
+    """What was run, or had been before.
 
     Attributes:
         out: the study's folder.
-        study: what was asked for.
+        study: the arms and seeds that are shown.
         runs: run folder by arm and seed.
         parts: run folders whose training made a run's student, where they are others than the run itself.
         failed: steps that failed, with the reason.
         chosen: the teacher that an arm chose.
+        left_out: arms that are not shown, with the reason.
     """
 
     out: Path
@@ -58,6 +60,44 @@ class Outcome:
     parts: Mapping[Path, Sequence[Path]]
     failed: Mapping[str, str]
     chosen: Mapping[str, str]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+def with_the_rest(found: Outcome, study: Study, finished: Callable[[Study], Outcome]) -> Outcome:
+    """What was run of a study, and what else of it is finished in its folder; says which arms are shown.
+
+    An arm is not shown where its settings or data are others than in the folder, or no run of it is finished.
+
+    Args:
+        found: what was run; its study is what was asked for.
+        study: all of the study.
+        finished: gives those runs of a study that are finished.
+    """
+    seeds = tuple(dict.fromkeys((*study.config.seeds, *found.study.config.seeds)))
+    config = study.config.model_copy(update={"seeds": seeds})
+    asked = [arm.name for arm in found.study.arms]
+    left_out = changed_since(study, found.out)
+    for arm in study.arms:
+        # What an arm chose, it chose on the seeds that were asked for.
+        if arm.name in left_out or arm.name in found.chosen:
+            continue
+        try:
+            own = finished(replace(study, arms=(arm,), config=config))
+        except CompactError as error:
+            reason = str(error).splitlines()[0]
+        else:
+            reason = "no run of it is finished"
+            if arm.name in asked or own.runs[arm.name]:
+                runs = {arm.name: {**own.runs[arm.name], **found.runs.get(arm.name, {})}}
+                parts, chosen = {**own.parts, **found.parts}, {**own.chosen, **found.chosen}
+                found = replace(found, runs={**found.runs, **runs}, parts=parts, chosen=chosen)
+        if arm.name not in found.runs:
+            left_out[arm.name] = reason
+    shown = tuple(arm for arm in study.arms if arm.name in found.runs)
+    rest = "".join(f"; not {name}: {reason}" for name, reason in left_out.items())
+    say(f"study: table and page show {', '.join(arm.name for arm in shown)}{rest}")
+    runs_in_order = {arm.name: found.runs[arm.name] for arm in shown}
+    return replace(found, study=Study(config, shown, study.base), runs=runs_in_order, left_out=left_out)
 
 
 def tune_value(folder: Path, tasks: Sequence[str]) -> float:
@@ -103,6 +143,7 @@ def collect(outcome: Outcome) -> tuple[dict[str, Any], dict[str, Any]]:
         "differences": {ref: _differences(tables, arms, ref) for ref in REFERENCES if ref in tables},
         "rows": _rows(tables, rows),
         "failed": dict(sorted(outcome.failed.items())),
+        "left_out": dict(outcome.left_out),
     }
     return document, {"format": FORMAT, "arms": costs}
 

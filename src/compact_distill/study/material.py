@@ -198,16 +198,37 @@ def arm_problems(arm: Arm, prepared: Prepared, exam: Exam | None) -> list[str]:
 def contents_of(study: Study) -> dict[str, str]:
     """Hashes of all files and student folders that base, arms and benchmarks name; what is on a hub has none here."""
     configs = [study.base, *(arm.config for arm in study.arms)]
-    files = {name for config in configs for name in (*config.rationales, config.compatibility.scores_from)}
-    files |= {source.path for config in configs for source in (config.problems, *config.teachers) if source}
+    files = set().union(*map(_files_of, configs))
     for name in (*study.base.eval.learned, *study.base.eval.retained, *study.config.tune):
         # A benchmark's own name is no file.
         files |= {file for file in (name, name.rpartition("=")[2]) if Path(file).is_file()}
         with contextlib.suppress(ConfigError):  # told with all else that is wrong
             files.add(load_task(name).data.path)  # a folder too, and what a benchmark's YAML file names
-    found = {name: content_hash(name) for name in sorted(filter(None, files)) if Path(name).exists()}
+    found = _hashes(files)
     folders = sorted({config.student for config in configs if Path(config.student).is_dir()})
     return found | {name: student_hash(name) for name in folders}
+
+
+def _files_of(config: RunConfig) -> set[str | None]:
+    sources = {source.path for source in (config.problems, *config.teachers) if source}
+    return {*config.rationales, config.compatibility.scores_from, *sources}
+
+
+def _hashes(files: Iterable[str | None]) -> dict[str, str]:
+    return {name: content_hash(name) for name in sorted(filter(None, files)) if Path(name).exists()}
+
+
+def changed_since(study: Study, out: Path) -> dict[str, str]:
+    """The arms whose settings or data are others than the folder notes of them (see `same_study`), with the reason."""
+    noted = json.loads((out / "inputs.json").read_text(encoding="utf-8"))
+    changed = {}
+    for arm in study.arms:
+        differing = _changed(noted["arms"].get(arm.name, arm.made_of), arm.made_of)
+        own = _hashes(_files_of(arm.config) - _files_of(study.base))  # the base's are the folder's
+        differing += [name for name, digest in own.items() if noted["data"].get(name, digest) != digest]
+        if differing:
+            changed[arm.name] = f"it was something else when {out} was made ({', '.join(differing)} differ)"
+    return changed
 
 
 def same_study(study: Study, out: Path, threads: int) -> int:

@@ -44,7 +44,10 @@ def write_page(out: Path, document: Mapping[str, Any], costs: Mapping[str, Any])
         f"{_BUDGETS[document['budget']]}), then asked the same questions. In brackets: 95 % intervals over "
         + ("runs and questions." if runs[-1] > 1 else "questions."),
         cards=[card for role in ROLES if (card := _card(document, arms, role))],
-        missing=[f"{name} failed: {reason}" for name, reason in document["failed"].items()],
+        missing=[
+            *(f"{name} failed: {reason}" for name, reason in document["failed"].items()),
+            *(f"{name} is not shown: {reason}" for name, reason in document.get("left_out", {}).items()),
+        ],
     ).html()
     with atomic_write(path) as file:
         file.write(text)

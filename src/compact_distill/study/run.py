@@ -18,6 +18,7 @@ import contextlib
 import json
 import shutil
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from compact_distill.runs.files import atomic_write, fingerprint
 from compact_distill.runs.folder import RunFolder
 from compact_distill.students.identity import student_hash
 from compact_distill.study.arms import BEST, MOT_STEPS, Arm, Study
-from compact_distill.study.findings import Outcome, tune_value
+from compact_distill.study.findings import Outcome, tune_value, with_the_rest
 from compact_distill.study.jobs import THREADS, StudyStep, hold, run_jobs, threads_a_step
 from compact_distill.study.material import Workshop, arm_problems, same_study, slug, study_exam
 from compact_distill.training.prepare import prepare, read_exam, read_problems
@@ -40,39 +41,45 @@ from compact_distill.training.prepare import prepare, read_exam, read_problems
 _COMPACT = "compact_distill.cli:app"
 
 
-def run_study(study: Study, jobs: int = 1) -> Outcome:
+def run_study(study: Study, jobs: int = 1, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Outcome:
     """Run what is not done yet of a study.
 
     Args:
-        study: what to run.
+        study: what it compares.
         jobs: how many steps at a time; the cores are divided among them, unless the environment says how many threads.
+        arms: run these only; empty means all.
+        seeds: run these only.
 
     Returns:
-        The run folder of every arm and seed, and what failed with the reason.
+        The run folder of every arm and seed that was asked for or is finished as the study has it now, and what failed
+        with the reason.
 
     Raises:
         InputError: everything that is wrong, before any work.
         RunError: the folder belongs to another study, or to a process that still runs.
     """
     out = Path(study.config.output)
+    asked = study.only(arms, seeds)
     with hold(out) as lock:
-        threads = same_study(study, out, threads_a_step(jobs))
+        threads = same_study(asked, out, threads_a_step(jobs))
         environment = {**dict.fromkeys(THREADS, str(threads)), "TOKENIZERS_PARALLELISM": "false"}
-        plan = Plan(study, out)
+        plan = Plan(asked, out)
         if study.base.teachers:
             plan.check(before_asking=True)
             if failed := run_jobs([plan.ask_teachers()], 1, environment, out / "logs", lock):
                 raise RunError(f"the teachers could not be asked: {failed['teachers']}")
         plan.check()
         failed = run_jobs(plan.jobs(), jobs, environment, out / "logs", lock)
-        return Outcome(out, study, plan.runs, plan.parts, failed, plan.chosen)
+        outcome = plan.outcome(failed)
+        return outcome if asked == study else with_the_rest(outcome, study, plan.finished_runs)
 
 
 class Plan:
     """The steps of a study, and where their runs are.
 
     Attributes:
-        runs: run folder by arm and seed; of an arm that chooses its teacher, filled in when it has chosen.
+        finals: the run that is an arm's result, by arm and seed; of an arm that chooses its teacher, filled in when it
+            has chosen.
         parts: run folders whose training made an arm's student, where they are others than its own.
         chosen: the teacher that each such arm chose.
     """
@@ -80,13 +87,32 @@ class Plan:
     def __init__(self, study: Study, out: Path) -> None:
         self.study = study
         self.out = out
-        self.runs: dict[str, dict[int, Path]] = {arm.name: {} for arm in study.arms}
+        self.finals: dict[str, dict[int, RunConfig]] = {arm.name: {} for arm in study.arms}
         self.parts: dict[Path, list[Path]] = {}
         self.chosen: dict[str, str] = {}
         self.workshop = Workshop(out / "data", study.config.budget, study.base)
         self._jobs: dict[str, StudyStep] = {}
+        self._choices: list[Callable[[], None]] = []
         self._exam_key: str | None = None
         self._eval = own_limits(study.base.eval, study.config.tune)
+
+    def outcome(self, failed: Mapping[str, str]) -> Outcome:
+        """What the plan's steps made."""
+        runs = {arm: {seed: Path(own.output) for seed, own in finals.items()} for arm, finals in self.finals.items()}
+        return Outcome(self.out, self.study, runs, self.parts, failed, self.chosen)
+
+    def finished_runs(self, study: Study) -> Outcome:
+        """Those runs of a study with the same base that are finished as it has them now; nothing is started."""
+        own = Plan(study, self.out)
+        own.workshop = self.workshop
+        own.jobs()
+        for choose in own._choices:
+            choose()
+        own.finals = {
+            arm: {seed: final for seed, final in finals.items() if self._finished(final)}
+            for arm, finals in own.finals.items()
+        }
+        return own.outcome({})
 
     def ask_teachers(self) -> StudyStep:
         """The step that gets rationales, where the base asks teachers."""
@@ -123,7 +149,7 @@ class Plan:
         base = read(self.study.base)
         self.workshop = Workshop(self.out / "data", self.study.config.budget, base)
         exam = study_exam(base, self.study, wrong)
-        self._exam_key = fingerprint([exam.fingerprint, student_hash(base.student)]) if exam else None
+        self._exam_key = fingerprint([exam.fingerprint, student_hash(base.student)]) if exam and not wrong else None
         found: dict[str, list[str]] = {}  # arms by what is wrong with them
         for arm in self.study.arms:
             try:
@@ -151,7 +177,7 @@ class Plan:
                 elif arm.options.single == BEST:
                     continue  # below: it needs all seeds
                 elif arm.options.single:
-                    self.runs[arm.name][seed] = self._single(
+                    self.finals[arm.name][seed] = self._single(
                         config, arm.options.single, seed, f"{arm.name}/seed-{seed}"
                     )
                 else:
@@ -167,14 +193,15 @@ class Plan:
     # ---- the kinds of arms
 
     def _ordinary(self, arm: Arm, config: RunConfig, seed: int) -> None:
-        run = self.runs[arm.name][seed] = self.out / "arms" / arm.name / f"seed-{seed}"
+        run = self.out / "arms" / arm.name / f"seed-{seed}"
         fitted = self.workshop.fitted(config, self.workshop.material(config, arm.options.mix), run, seed)
+        self.finals[arm.name][seed] = fitted
         self._add(StudyStep(f"{arm.name}/seed-{seed}", lambda: self._start("run", fitted), ("base",)))
 
-    def _single(self, config: RunConfig, teacher: str, seed: int, name: str) -> Path:
+    def _single(self, config: RunConfig, teacher: str, seed: int, name: str) -> RunConfig:
         fitted = self._of_teacher("singles", config, teacher, seed)
         self._add(StudyStep(name, lambda: self._start("run", fitted), ("base",)))
-        return Path(fitted.output)
+        return fitted
 
     def _of_teacher(
         self, folder: str, config: RunConfig, teacher: str, seed: int, share_of_own: bool = False
@@ -196,28 +223,33 @@ class Plan:
         for (teacher, seed), own in fitted.items():
             short, key = f"{slug(teacher)}/seed-{seed}", Path(own.output).parent.name
             trained, examined = f"train/{key}/{short}", f"tune/{key}/{short}"
-            same = [f"{name}/seed-{seed}" for name, runs in self.runs.items() if runs.get(seed) == Path(own.output)]
+            finals = [(name, runs[seed]) for name, runs in self.finals.items() if seed in runs]
+            same = [f"{name}/seed-{seed}" for name, final in finals if final.output == own.output]
             self._add(StudyStep(trained, partial(self._start, "train", own), ("base", *same)))
             self._add(StudyStep(examined, partial(self._tune, own), (trained,)))
             tuned.append(examined)
+
+        def choose() -> None:
+            accuracy = {
+                teacher: [tune_value(self._tuning(fitted[teacher, s]), self.study.config.tune)
+                          for s in self.study.config.seeds]
+                for teacher, _ in fitted
+            }  # fmt: skip
+            best = max(accuracy, key=lambda teacher: sum(accuracy[teacher]))
+            self.chosen[arm.name] = best
+            self.finals[arm.name] = {seed: fitted[best, seed] for seed in self.study.config.seeds}
+
+        def examine_best(seed: int) -> list[str] | None:
+            choose()
+            return self._start("run", self.finals[arm.name][seed])
+
+        self._choices.append(choose)
         for seed in self.study.config.seeds:
-
-            def examine_best(seed: int = seed) -> list[str] | None:
-                accuracy = {
-                    teacher: [tune_value(self._tuning(fitted[teacher, s]), self.study.config.tune)
-                              for s in self.study.config.seeds]
-                    for teacher, _ in fitted
-                }  # fmt: skip
-                best = max(accuracy, key=lambda teacher: sum(accuracy[teacher]))
-                self.chosen[arm.name] = best
-                self.runs[arm.name][seed] = Path(fitted[best, seed].output)
-                return self._start("run", fitted[best, seed])
-
-            self._add(StudyStep(f"{arm.name}/seed-{seed}", examine_best, tuple(tuned)))
+            self._add(StudyStep(f"{arm.name}/seed-{seed}", partial(examine_best, seed), tuple(tuned)))
 
     def _merge_jobs(self, arm: Arm, config: RunConfig, seed: int) -> None:
-        run = self.runs[arm.name][seed] = self.out / "arms" / arm.name / f"seed-{seed}"
-        final = config.model_copy(update={"output": str(run), "seed": seed})
+        run = self.out / "arms" / arm.name / f"seed-{seed}"
+        final = self.finals[arm.name][seed] = config.model_copy(update={"output": str(run), "seed": seed})
         teachers = self.workshop.material(config).teachers
         rounds = arm.options.rounds if arm.options.merge == "mot" else 1
         student, before = config.student, ("base",)
