@@ -231,6 +231,13 @@ def test_a_name_or_path_longer_than_the_system_allows_is_a_message(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "run.yaml"]  # nothing half made
 
 
+def test_a_locale_that_lacks_a_sign_shows_another_and_no_traceback(tmp_path):
+    program = "from compact_distill.cli import app, show; app.command('arrow')(lambda: show('0 % \u2192 1 %')); app()"
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run([sys.executable, "-c", program, "arrow"], env=plain, capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "0 % ? 1 %\n", "")
+
+
 def test_a_moved_run_folder_is_used_where_it_stands(tmp_path, capsys):
     (tmp_path / "moved").mkdir()
     (tmp_path / "moved" / "manifest.json").write_text("{}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -125,6 +126,9 @@ def main(
     Each rationale counts as much as it fits this student, now. Start with `compact demo`, or with `compact init` for
     data of your own.
     """
+    # A locale without an arrow or a bar shows "?" for it, and no traceback.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
     # Before anything imports them: one progress display is enough, and it is ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
