@@ -37,10 +37,12 @@ def test_an_option_of_eval_that_would_do_nothing_is_refused(compact, tmp_path, i
     assert not Path("eval").exists()
 
 
-def test_a_student_that_is_no_folder_and_cannot_be_fetched_is_a_message(compact, tmp_path):
+def test_a_student_that_is_no_folder_and_cannot_be_fetched_is_a_message(compact, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "bench.jsonl").write_text('{"id": "1", "question": "1 + 1?", "answer": "2"}\n')
     told = compact("eval", "nobody/nothing", "--task", tmp_path / "bench.jsonl", code=2).stderr
     assert told.startswith("error: student 'nobody/nothing', which is no folder here, cannot be read (")
+    assert not (tmp_path / "eval").exists()
 
 
 def test_the_rows_of_a_run_are_not_exported_and_what_can_be_is_said(compact, tmp_path):

@@ -197,14 +197,15 @@ def evaluate(
         raise ConfigError("evaluate needs a benchmark, got none; name one, such as gsm8k or csqa_likelihood")
     label = results_name(student)
     folder = Path(out) / label
+    subject = Subject(label, str(student), student_hash(student) if server is None else fingerprint(server.settings()))
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as locks:
         for name in (rows.task.name for _, rows in exam.rows):
             locks.enter_context(Lock(folder / f".{name}.lock", result_path(folder, name)))
         if server is None:
-            documents = examine_student(str(student), Subject(label, str(student), student_hash(student)), exam, folder)
+            documents = examine_student(str(student), subject, exam, folder)
         else:
-            documents = examine(server, Subject(label, str(student), fingerprint(server.settings())), exam, folder)
+            documents = examine(server, subject, exam, folder)
     return {document["task"]["name"]: document for document in documents}
 
 
