@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import models
 from compact_distill.errors import StudentError
@@ -182,6 +183,24 @@ def test_a_cut_adapter_is_told(folder, tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     (message,) = check_student(tmp_path / "adapter")
     assert str(path) in message
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda name, weight: (name.replace("model.layers", "model.language_model.layers"), weight), "missing adapter"),
+        (lambda name, weight: (f"{name}.other" if "layers.1" in name else name, weight), "missing adapter keys"),
+        (lambda name, weight: (name, weight[:, :-1].contiguous()), "size mismatch"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_its_base_is_refused(folder, tmp_path, change, told):
+    model = models.tiny_model("llama", lora=True, dtype=torch.float32)
+    model.peft_config["default"].base_model_name_or_path = str(folder)
+    model.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(dict(change(name, weight) for name, weight in load_file(path).items()), path)
+    with pytest.raises(StudentError, match=f"does not fit its base .*{told}"):
+        load_student(tmp_path / "adapter")
 
 
 def test_an_adapter_whose_weights_are_a_pickle_is_refused_before_anything_is_opened(folder, tmp_path, monkeypatch):

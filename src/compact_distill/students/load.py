@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +45,8 @@ def check_student(student: str | Path) -> list[str]:
         return [f"student must be a folder or a hub name, but {student} is a file; name the folder that holds it"]
     if (folder / _ADAPTER).is_file():
         return _check_adapter(folder)
-    if folder.is_dir() and (missing := _missing_files(folder)):
-        return missing
-    return _check_contents(str(student))
+    missing = _missing_files(folder) if folder.is_dir() else []
+    return missing or _check_contents(str(student))
 
 
 def split_revision(student: str | Path) -> tuple[str, str | None]:
@@ -57,9 +57,8 @@ def split_revision(student: str | Path) -> tuple[str, str | None]:
 
 def pin(name: str, commit: str | None) -> None:
     """Load this hub model as it is at `commit` from now on, in this process; None: as the hub has it."""
-    if commit is None:
-        _PINNED.pop(name, None)
-    else:
+    _PINNED.pop(name, None)
+    if commit is not None:
         _PINNED[name] = commit
 
 
@@ -256,12 +255,9 @@ def load_student(
     adapter, base = _adapter_and_base(student)
     tokenizer = load_tokenizer(student)
     name, options = _from_hub(base)
-    model: Any
-    model, info = AutoModelForCausalLM.from_pretrained(
-        name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-    )
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
+    read: Any = AutoModelForCausalLM.from_pretrained
+    model, info = read(name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
+    if missing := sorted(info["missing_keys"]):
         raise StudentError(
             f"student {str(student)!r} is incomplete: {len(missing)} weights are missing, such as {missing[0]}, and "
             "would be random numbers; copy or download it again"
@@ -270,7 +266,13 @@ def load_student(
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # what is missing would do nothing
+            try:
+                model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+            except (UserWarning, RuntimeError) as error:
+                told = f"adapter {adapter} does not fit its base {base}: {' '.join(str(error).split())[:300]}"
+                raise StudentError(f"{told}; save it again, or name the base that it was made for") from error
     if device is not None:
         model = model.to(device)
     return model, tokenizer
@@ -364,9 +366,7 @@ def architecture_problems(config: Any) -> list[str]:
         wrong.append(f"student config attention_dropout must be 0, got {config.attention_dropout}; set it to 0.0")
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, key, None) is not None:
-            wrong.append(
-                f"student config {key} must be null, got {getattr(config, key)}; capped logits are unsupported"
-            )
+            wrong.append(f"student config {key} must be null, got {getattr(config, key)}; caps are unsupported")
     if getattr(config, "use_bidirectional_attention", False):
         wrong.append("student config use_bidirectional_attention must be false: a student must read left to right")
     return wrong
