@@ -168,21 +168,23 @@ import torch
 import models
 from compact_distill.training.trainer import CompactTrainer
 from test_trainer import instances, trainer
-in_parts = sys.argv[3] == "in parts"
+in_parts, alone = sys.argv[3] == "in parts", sys.argv[3] == "whole, a long problem alone"
 CompactTrainer._in_parts = in_parts
 settings = {"optim": "sgd", "train_sampling_strategy": "sequential", "num_train_epochs": 1,
             "max_tokens_per_pass": 500 if in_parts else 400,  # 400: the longest problem takes two passes
             "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+            **({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4} if alone else {}),
             "compatibility": {"normalise": "running"},
             "use_cpu": torch.accelerator.is_available()}  # else nobody says so: ranks of a CPU are ranks all the same
-made = trainer(sys.argv[2], data=instances(9, long=(1, 4)), model=models.tiny_model("qwen2"), **settings)
+long = (1, 6) if alone else (1, 4)  # the sixth is then the first rank's last one of a step
+made = trainer(sys.argv[2], data=instances(9, long=long), model=models.tiny_model("qwen2"), **settings)
 passes = []
 job_loss = made._job_loss
 made._job_loss = lambda model, job, *counts: passes.append(job) or job_loss(model, job, *counts)
 made.train()
 # Of two batches each: unequal work, or made equal where ranks must stay in step. Then the ninth problem, for nothing on
 # the second rank.
-assert len(passes) == 1 + (4 if made.accelerator.process_index == 0 or made._in_parts else 2)
+assert alone or len(passes) == 1 + (4 if made.accelerator.process_index == 0 or made._in_parts else 2)
 if made.is_world_process_zero():
     torch.save(made.model.state_dict(), sys.argv[2] + "/weights.pt")
     print(made.state.log_history[0]["weight/t0"], made.scorer.running.moments["difficulty"][0])
@@ -202,14 +204,15 @@ def run_two_ranks(folder, text, *given):
     return done.stdout
 
 
-@pytest.mark.parametrize("weights_are", ["whole", "in parts"])
+@pytest.mark.parametrize("weights_are", ["whole", "in parts", "whole, a long problem alone"])
 def test_two_ranks_give_the_steps_of_one_and_read_no_problem_twice(tmp_path, weights_are):
     alone = trainer(
         tmp_path / "alone",
         optim="sgd",
         train_sampling_strategy="sequential",
         num_train_epochs=1,
-        data=instances(9, long=(1, 4)),  # the last step has one problem; its batches have room for eight
+        # The last step has one problem; its batches have room for eight.
+        data=instances(9, long=(1, 6 if "alone" in weights_are else 4)),
         model=models.tiny_model("qwen2"),
         per_device_train_batch_size=8,
         compatibility={"normalise": "running"},

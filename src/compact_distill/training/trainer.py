@@ -151,8 +151,7 @@ class CompactTrainer(Trainer):
         loss = torch.zeros((), device=self.args.device)
         passes = self._passes(problems, self.train_dataset.problems)
         for index, (job, counts) in enumerate(passes):
-            last = index == len(passes) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            with contextlib.nullcontext() if index == len(passes) - 1 else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     total = self._job_loss(model, job, counts)
                 self.accelerator.backward(total * share, **self._backward_options())
@@ -192,16 +191,20 @@ class CompactTrainer(Trainer):
     def _passes(self, problems: Sequence[EncodedProblem], of: Sequence[EncodedProblem]) -> list[tuple[Job, bool]]:
         """Jobs with whether they count.
 
-        Ranks meet in every batch: one that has no problem in it reads the first `of` all, for nothing. Where each rank
-        holds a part of the weights, all must read equally often, or they wait for each other forever: those with fewer
-        jobs read their last one again.
+        Ranks meet in every batch: one that has no problem in it reads the first `of` all, for nothing. Where each has a
+        part of the weights, all must read equally often: those with fewer jobs read their last one again. Else they
+        meet in the backward of the last job, which must be of one layout: where none is, one is read again for nothing.
         """
         jobs = plan_jobs(problems or of[:1], self.pass_options, self.args.max_tokens_per_pass, self.args.device)
         if torch.is_grad_enabled():
             # The longest first, while there are no gradients yet, and memory is least in pieces.
-            jobs.sort(key=lambda job: job.longest, reverse=True)
-        missing = max(gather_object([len(jobs)])) - len(jobs) if self._in_parts else 0
-        return [*((job, bool(problems)) for job in jobs), *[(jobs[-1], False)] * missing]
+            jobs.sort(key=lambda job: (len(job.layouts) > 1, job.longest), reverse=True)
+        passes = [(job, bool(problems)) for job in jobs]
+        if self._in_parts:
+            passes += [(jobs[-1], False)] * (max(gather_object([len(jobs)])) - len(jobs))
+        elif torch.is_grad_enabled() and self.accelerator.num_processes > 1 and len(jobs[-1].layouts) > 1:
+            passes.append((Job(jobs[-1].problems, jobs[-1].layouts[-1:]), False))
+        return passes
 
     @property
     def _in_parts(self) -> bool:
@@ -223,13 +226,13 @@ class CompactTrainer(Trainer):
     def _job_loss(self, model: nn.Module, job: Job, counts: bool = True) -> Tensor:
         """Sum over a job's problems of the loss, or zero; keeps what the log and the trace want to know."""
         outputs = read_job(model, job, self.pass_options)
+        if not counts:
+            return 0.0 * outputs.nll_BKT.sum()
         scores = self.scorer.scores(outputs)
         weights_BK = self.scorer.weights(scores, outputs.problems, epoch=int(self.state.epoch or 0))
         terms = aggregate(
             scores["difficulty"], weights_BK, outputs.gold_logprob, outputs.problems, self.args.consistency
         )
-        if not counts:
-            return 0.0 * terms.total
         if model.training:
             if not math.isfinite(value := float(terms.total.detach())):
                 raise self._stop(f"the loss is {value} on {', '.join(repr(p.id) for p in job.problems)}")
@@ -311,9 +314,8 @@ class CompactTrainer(Trainer):
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         if dataset is None:
             raise ConfigError("evaluate needs an eval_dataset, got None; pass instances")
-        dataset = self._encoded(dataset)
         self.model.eval()
-        self._require_whole_passes(dataset.problems)
+        self._require_whole_passes((dataset := self._encoded(dataset)).problems)
         mine = dataset.problems[self.accelerator.process_index :: self.accelerator.num_processes]
         total = torch.zeros((), device=self.args.device)
         for job, counts in self._passes(mine, dataset.problems):
@@ -332,9 +334,7 @@ class CompactTrainer(Trainer):
 
         The loss too is ours: transformers' own forgets the steps before a resume.
         """
-        if self.model.training:
-            logs = {**logs, **self.metrics.collect()}
-        super().log(logs, start_time)
+        super().log({**logs, **self.metrics.collect()} if self.model.training else logs, start_time)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` goes on from the newest complete checkpoint of `output_dir`.
