@@ -223,6 +223,15 @@ def test_names_of_results_are_folders_whatever_a_student_is_called():
         assert not plain.startswith(("-", "."))
 
 
+def test_a_student_that_cannot_be_loaded_leaves_no_folder(student, files, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(student / name, tmp_path / "tokenizer")
+    with pytest.raises(InputError, match="holds no weights"):
+        evaluate(tmp_path / "tokenizer", [files["sums"]], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_evaluate_needs_a_benchmark_and_is_public(student):
     import compact_distill
 

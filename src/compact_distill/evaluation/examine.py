@@ -151,9 +151,12 @@ def examine(writer: Writer, subject: Subject, exam: Exam, folder: Path) -> list[
 
 def examine_student(student: str, subject: Subject, exam: Exam, folder: Path) -> list[dict[str, Any]]:
     """The same for a student by folder or hub name, in this process. Raises StudentError where it cannot be loaded."""
+    return examine(_writer(student, exam), subject, exam, folder)
+
+
+def _writer(student: str, exam: Exam) -> StudentWriter:
     model, tokenizer = load_student(student, device=accelerator())
-    writer = StudentWriter(model, tokenizer, exam.text, exam.settings.batch_tokens)
-    return examine(writer, subject, exam, folder)
+    return StudentWriter(model, tokenizer, exam.text, exam.settings.batch_tokens)
 
 
 def evaluate(
@@ -198,14 +201,12 @@ def evaluate(
     label = results_name(student)
     folder = Path(out) / label
     subject = Subject(label, str(student), student_hash(student) if server is None else fingerprint(server.settings()))
+    writer = _writer(str(student), exam) if server is None else server
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as locks:
         for name in (rows.task.name for _, rows in exam.rows):
             locks.enter_context(Lock(folder / f".{name}.lock", result_path(folder, name)))
-        if server is None:
-            documents = examine_student(str(student), subject, exam, folder)
-        else:
-            documents = examine(server, subject, exam, folder)
+        documents = examine(writer, subject, exam, folder)
     return {document["task"]["name"]: document for document in documents}
 
 
