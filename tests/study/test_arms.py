@@ -226,3 +226,15 @@ def test_an_arrangement_written_and_read_again_is_the_same_also_in_where_answers
 def test_an_arm_says_in_words_what_it_is(base, arm, words):
     (made,) = make_study(StudyConfig(base=base, arms={"a": arm})).arms
     assert made.in_words() == words
+
+
+def test_a_setting_of_training_in_an_arm_is_shown_its_place(write_study):
+    with pytest.raises(ConfigError) as caught:
+        load_study(write_study(base=BASE, arms={"a": {"learning_rate": 1e-4}}))
+    (told,) = caught.value.problems
+    assert told == "arm a: 'learning_rate' is no setting of a run or an arm; it belongs under `train:`"
+
+
+def test_a_base_that_is_not_there_is_said_to_come_from_init(write_study, tmp_path):
+    with pytest.raises(ConfigError, match="`compact init` writes one"):
+        load_study(write_study(base=str(tmp_path / "nope.yaml"), arms={"a": {}}))

@@ -406,6 +406,13 @@ def test_a_folder_with_other_files_is_refused(write_study, base, tmp_path):
         run_study(study)
 
 
+def test_an_output_that_is_a_file_is_refused(write_study, base, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    study = load_study(write_study(base=base, arms={"compact": {}}, output=str(tmp_path / "mine")))
+    with pytest.raises(ConfigError, match=r"output must be a folder, but .*mine is a file"):
+        run_study(study)
+
+
 def train_of(plan, name):
     """The `train` section that a step's run would have."""
     next(job for job in plan.jobs() if job.name == name).command()

@@ -136,7 +136,7 @@ def _validate(data: dict[str, Any]) -> tuple[RunConfig | None, list[tuple[tuple[
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
-        found = [(place, _of_train(place) or text) for place, text in messages(error, RunConfig) if place]
+        found = [(place, _shown_its_place(place) or text) for place, text in messages(error, RunConfig) if place]
         teachers = data.get("teachers")
         listed = teachers if isinstance(teachers, list | tuple) else [teachers] if teachers else []
         names = [t.get("name", i) if isinstance(t, dict) else i for i, t in enumerate(listed)]
@@ -149,12 +149,15 @@ def _validate(data: dict[str, Any]) -> tuple[RunConfig | None, list[tuple[tuple[
     return config, found
 
 
-def _of_train(place: tuple[str | int, ...]) -> str:
-    """What to say of a setting of `train:` that stands at the top level, as other trainers have it; else nothing."""
-    key = place[0]
-    if len(place) > 1 or key in RunConfig.model_fields or key in _NOT_HERE or key not in _train_hints():
-        return ""
-    return f"{key} is not a known key; it belongs under `train:`"
+def _shown_its_place(place: tuple[str | int, ...]) -> str:
+    unknown = len(place) == 1 and place[0] not in RunConfig.model_fields
+    told = under_train(place[0]) if unknown else ""
+    return told and f"{place[0]} is not a known key{told}"
+
+
+def under_train(key: str | int) -> str:
+    """What to say of a setting of `train:` that stands outside it, as other trainers have it; else nothing."""
+    return "; it belongs under `train:`" if key in _train_hints() and key not in _NOT_HERE else ""
 
 
 def _train_hints() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, StrictFloat, StrictInt, ValidationError, field_validator
 
-from compact_distill.config.file import config_from
+from compact_distill.config.file import config_from, under_train
 from compact_distill.config.models import OutputFolder, RunConfig
 from compact_distill.config.yaml import Strict, messages, parse
 from compact_distill.errors import ConfigError, nearest
@@ -220,7 +220,9 @@ def _read_yaml(path: Path, what: str) -> dict[str, Any]:
     try:
         document = parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path} cannot be read ({error}); `compact init --study` writes one") from error
+        raise ConfigError(
+            f"{what} {path} cannot be read ({error}); `compact init{' --study' * (what == 'study')}` writes one"
+        ) from error
     except ConfigError as error:
         raise ConfigError([f"{path}, {problem}" for problem in error.problems]) from error
     if document.problems:
@@ -259,7 +261,7 @@ def _misfits(options: ArmOptions, changes: Mapping[str, Any], study: StudyConfig
     known = [*ArmOptions.model_fields, *RunConfig.model_fields]
     for key in changes:
         if key not in known:
-            wrong.append(f"{key!r} is no setting of a run or an arm{nearest(key, known)}")
+            wrong.append(f"{key!r} is no setting of a run or an arm{nearest(key, known) or under_train(key)}")
         elif key in _OF_THE_STUDY:
             wrong.append(f"{key} is the study's own, and the same for all arms; remove it from the arm")
         elif asks and key in ("problems", "rationales"):

@@ -118,9 +118,11 @@ def hold(out: Path) -> Lock:
     """A study's lock, which its processes hold as well; waits for those of a killed study to end.
 
     Raises:
-        ConfigError: the folder holds other files than a study's.
+        ConfigError: the folder holds other files than a study's, or is a file.
         RunError: another study holds it.
     """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"output must be a folder, but {out} is a file; choose another")
     if out.exists() and not (out / "inputs.json").exists() and any(not p.name.startswith(".") for p in out.iterdir()):
         raise ConfigError(f"output must be new, empty or a study's folder, but {out} holds other files; choose another")
     out.mkdir(parents=True, exist_ok=True)
