@@ -463,7 +463,7 @@ def test_a_crashed_run_ends_with_the_weights_and_trace_of_one_that_was_not(confi
     assert again.stage_summary("train")["seconds"] == round(last["seconds"], 1), "of both parts"
 
 
-def test_sigterm_saves_a_checkpoint_and_the_next_run_goes_on(configure, tmp_path):
+def test_sigterm_saves_a_checkpoint_and_the_next_run_goes_on(configure, tmp_path, capsys):
     train = {"num_train_epochs": 15, "save_strategy": "no"}
     config = configure(train=train)
     path = tmp_path / "run.yaml"
@@ -487,7 +487,9 @@ def test_sigterm_saves_a_checkpoint_and_the_next_run_goes_on(configure, tmp_path
     done = int(checkpoint.name.removeprefix("checkpoint-"))
     assert 0 < done < 45
     whole = pipeline.train(configure(output=str(tmp_path / "whole"), train=train))
-    assert same(weights(pipeline.train(config)), weights(whole))
+    again = pipeline.train(config)
+    assert f"train: goes on after step {done} of 45" in capsys.readouterr().err
+    assert same(weights(again), weights(whole))
 
 
 def test_a_student_without_adapter_trains_all_weights(configure, student):

@@ -13,8 +13,11 @@ class CompactError(Exception):
 class InputError(CompactError):
     """Bad input, found before any work started.
 
-    `problems` holds one message for each thing that is wrong, so that a user mends all of them in one go.
+    `problems` holds one message for each thing that is wrong, so that a user mends all of them in one go; `told` counts
+    those that a command printed before.
     """
+
+    told = 0
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
@@ -39,7 +42,11 @@ class RunError(CompactError):
 
 def shown(value: Any) -> str:
     """A value as an error message shows it, in at most 60 characters."""
-    text = repr(value)
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    """The text in at most 60 characters."""
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -51,6 +51,8 @@ def test_errors_of_configuration_data_and_student_come_together(compact, config,
     result = compact("validate", config, "--set", f"student={student.parent}", code=2)
     for part in ("consistency must be >= 0", "lorra is not a known key", "broken JSON", "holds no model"):
         assert result.stderr.count(part) == 1
+    lines = result.stderr.splitlines()
+    assert lines[-1] == f"{len(lines) - 1} errors; nothing was done"
 
 
 def test_a_missing_configuration_says_how_to_make_one(compact, tmp_path):

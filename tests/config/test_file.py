@@ -49,6 +49,27 @@ def test_every_error_is_reported_at_once_with_its_line(problems_of):
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: m", "model is not a known key; did you mean `student:`?"),
+        ("datasets: d", "datasets is not a known key; did you mean `rationales:`?"),
+        ("output_dir: o", "output_dir is not a known key; did you mean 'output'?"),
+        ("lr: 1e-4", "lr is not a known key; did you mean `train: {learning_rate: ...}`?"),
+        ("lora: {rank: 8}", "lora.rank is not a known key; did you mean `lora: {r: 16}`?"),
+        ("lora: {target_modules: all}", "lora.target_modules is not a known key; leave it out: adapters go on all "),
+        ("train: {epochs: 3}", "TrainingArguments; did you mean `train: {num_train_epochs: 5}`?"),
+        ("train: {batch_size: 4}", "TrainingArguments; did you mean `train: {per_device_train_batch_size: 4}`?"),
+        ("train: {max_seq_length: 9}", "TrainingArguments; did you mean `max_length:`, at the top level?"),
+        ("eval: {tasks: [gsm8k]}", "eval.tasks is not a known key; did you mean `eval: {learned: [...], retained: "),
+        ("eval: {learned: gsm8k}", "eval.learned must be a list, got 'gsm8k'; write [gsm8k]"),
+        ("teachers: [{name: t, lr: 3}]", "teachers[0].lr is not a known key; known keys are name, "),
+    ],
+)
+def test_what_other_tools_call_a_key_leads_to_it(problems_of, text, said):
+    assert any(said in problem for problem in problems_of(MINIMAL + text + "\n"))
+
+
 def test_a_missing_file_a_folder_and_a_wrong_encoding_say_so(tmp_path):
     with pytest.raises(ConfigError, match="does not exist; `compact init`"):
         load_config(tmp_path / "run.yaml")

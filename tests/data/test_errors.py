@@ -80,11 +80,12 @@ def write(path: Path, *lines: object) -> Path:
         ),
         (
             {"rationales": [{"text": "A: 18"}]},
-            "line 1, rationale 1: teacher must be text, but it is not there; write the teacher's name",
+            "line 1, rationale 1: teacher must be text, but it is not there, only text; write the teacher's name",
         ),
         (
             {"rationales": [{"teacher": "t", "txt": "A: 18"}]},
-            "line 1, rationale 1: text must be text, but it is not there; write null where the teacher failed",
+            "line 1, rationale 1: text must be text, but it is not there, only teacher, txt; write null where "
+            "the teacher failed",
         ),
         (
             {"rationales": [{"teacher": "t", "text": "A", "answer": [18]}]},
@@ -127,7 +128,13 @@ def test_each_wrong_field_gives_value_rule_and_remedy(tmp_path: Path, change: di
 def test_a_field_that_is_not_there_is_told(tmp_path: Path, key: str) -> None:
     (message,) = messages(write(tmp_path / "bad.jsonl", {k: v for k, v in GOOD.items() if k != key}))
     assert message.startswith(f"line 1: {key} must be ")
-    assert "but it is not there" in message
+    assert f"but it is not there, only {', '.join(k for k in GOOD if k != key)}; " in message
+
+
+def test_a_row_that_holds_one_rationale_of_a_problem_says_where_to_put_it(tmp_path: Path) -> None:
+    row = {"id": "1", "question": "2 + 3?", "answer": "5", "teacher": "qwq", "text": "The answer is 5."}
+    (message,) = messages(write(tmp_path / "long.jsonl", row))
+    assert message.startswith("line 1: holds one rationale; write all of a problem into the list `rationales`")
 
 
 def test_all_that_is_wrong_with_a_file_is_told_at_once_with_its_lines(tmp_path: Path) -> None:
@@ -205,6 +212,13 @@ def test_a_name_that_is_neither_a_file_nor_on_the_hub_is_told() -> None:
         load_problems("somebody/nothing")
 
 
+def test_a_runs_folder_given_as_data_names_the_data_in_it(tmp_path: Path) -> None:
+    for name in ("manifest.json", "data.jsonl"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match=r"is a run's folder; its training data is .*data\.jsonl"):
+        load_problems(tmp_path)
+
+
 def test_an_empty_file_is_told(tmp_path: Path) -> None:
     assert messages(write(tmp_path / "bad.jsonl", b"", b"  ")) == [
         f"{tmp_path / 'bad.jsonl'}: holds no rows; write at least one"
@@ -262,7 +276,8 @@ def test_everything_wrong_with_problems_and_stores_is_told_together(tmp_path: Pa
     assert caught.value.problems == [
         f"{store}, line 2: id 'w' is of no problem in {problems}; remove the row or add the problem",
         f"{store}, line 3: 't' of problem 'x' stands already in {store}, line 1; keep one of them",
-        f"{store}, line 4: id must be text or a whole number, but it is not there; write the problem's id",
+        f"{store}, line 4: id must be text or a whole number, but it is not there, only teacher, text; "
+        "write the problem's id",
         f"{store}, line 5: teacher must be text, got 5; write the teacher's name",
         f"{store}, line 6: is training data, with its problem in the row; leave `problems` out",
         f"{missing}: no such file or folder; check the path",

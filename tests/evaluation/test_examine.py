@@ -80,12 +80,14 @@ def times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def test_a_run_examines_base_and_student_and_measures_the_drift(configure, student):
+def test_a_run_examines_base_and_student_and_measures_the_drift(configure, student, capsys):
     folder = pipeline.run(configure())
     evals = folder.eval_path
     base, after = read_result(evals / "base" / "sums.json"), read_result(evals / "student" / "sums.json")
     assert base["data"] == after["data"]
     assert (base["data"]["rows"], base["data"]["seen_in_training"]) == (3, 4)
+    told = "eval: 4 of 7 rows of sums are left out: the student was trained on their problems"
+    assert capsys.readouterr().err.count(told) == 1
     assert base["student"]["hash"] == student_hash(student)
     assert after["student"]["hash"] == student_hash(folder.student_path)
     assert (base["student"]["step"], after["student"]["step"], after["student"]["epoch"]) == (0, 4, 2.0)

@@ -224,3 +224,10 @@ def test_answers_without_reasoning_are_not_told_as_solutions_step_by_step(tmp_pa
     page = write_report([folder]).read_text()
     assert "A rationale is one teacher’s answer." in page.replace("&#39;", "’").replace("'", "’")
     assert "worked-out" not in page
+
+
+def test_the_time_of_a_stopped_training_is_that_of_all_its_parts():
+    times = {"started": "2026-01-05T08:00:00+00:00", "finished": "2026-01-05T08:02:00+00:00"}
+    stages = {"train": {**times, "summary": {"seconds": 1200.0}}, "eval": {**times, "summary": {}}}
+    facts = headline(run(manifest={"stages": stages})).facts
+    assert facts[0] == ("time", "22 min 0 s", "train 20 min 0 s, eval 2 min 0 s")

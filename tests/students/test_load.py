@@ -52,6 +52,13 @@ def test_each_missing_part_is_named(tmp_path):
     assert "does not exist" in check_student(tmp_path / "nowhere" / "at" / "all")[0]
 
 
+def test_a_runs_folder_given_as_student_names_the_student_in_it(tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "manifest.json").write_text("{}")
+    wrong = f"student folder {tmp_path} is a run's folder; its student is {tmp_path / 'student'}"
+    assert check_student(tmp_path) == [wrong]
+
+
 def test_pickle_weights_are_refused(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"")

@@ -52,8 +52,8 @@ class _Commands(TyperGroup):
         except InputError as error:
             for problem in error.problems:
                 say(f"error: {problem}")
-            if len(error.problems) > 1:
-                say(f"{len(error.problems)} errors; nothing was done")
+            if (count := error.told + len(error.problems)) > 1:
+                say(f"{count} errors; nothing was done")
         except CompactError as error:
             say(f"error: {error}")
         except KeyboardInterrupt:

@@ -186,7 +186,9 @@ def validate(
         # The file's own errors at once; whether data and student are there may take a while.
         for problem in problems:
             say(f"error: {problem}")
-        raise InputError(pipeline.validate_run(run_config) if run_config else [])
+        error = InputError(pipeline.validate_run(run_config) if run_config else [])
+        error.told = len(problems)
+        raise error
     prepared = prepare(run_config)
     show(f"{config} is valid")
     if dry_run:

@@ -37,6 +37,25 @@ _NOT_HERE = {
     "do_predict": "is the run's own; remove it",
     "local_rank": "is set by the launcher (torchrun, accelerate); remove it",
 }
+# What TRL, peft, axolotl, LLaMA-Factory and lm-eval call a key, and what it is here.
+_OTHER_NAMES = {
+    other: meaning
+    for meaning, others in {
+        "did you mean `student:`?": "model base_model model_name model_name_or_path",
+        "did you mean `rationales:`?": "data dataset datasets data_path dataset_name train_dataset train_file",
+        "did you mean `lora: {r: 16}`?": "rank lora_r lora_rank",
+        "did you mean `lora: {alpha: 32}`?": "lora_alpha",
+        "did you mean `lora: {dropout: 0.1}`?": "lora_dropout",
+        "leave it out: adapters go on all attention and MLP projections": "target_modules lora_target_modules",
+        "leave it out: quantised students cannot be trained here": "load_in_4bit load_in_8bit",
+        "did you mean `train: {learning_rate: ...}`?": "lr",
+        "did you mean `train: {num_train_epochs: 5}`?": "epochs num_epochs",
+        "did you mean `train: {per_device_train_batch_size: 4}`?": "batch_size micro_batch_size per_device_batch_size",
+        "did you mean `max_length:`, at the top level?": "max_seq_length max_seq_len sequence_len cutoff_len",
+        "did you mean `eval: {learned: [...], retained: [...]}`?": "task tasks",
+    }.items()
+    for other in others.split()
+}
 _POSITIVE = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate")
 
 
@@ -136,7 +155,8 @@ def _validate(data: dict[str, Any]) -> tuple[RunConfig | None, list[tuple[tuple[
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
-        found = [(place, _shown_its_place(place) or text) for place, text in messages(error, RunConfig) if place]
+        told = messages(error, RunConfig, _OTHER_NAMES)
+        found = [(place, _shown_its_place(place) or text) for place, text in told if place]
         teachers = data.get("teachers")
         listed = teachers if isinstance(teachers, list | tuple) else [teachers] if teachers else []
         names = [t.get("name", i) if isinstance(t, dict) else i for i, t in enumerate(listed)]
@@ -193,7 +213,8 @@ def check_train(train: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[st
         if key in _NOT_HERE:
             wrong.append((key, _NOT_HERE[key]))
         elif key not in hints:
-            close = nearest(key, hints) or "; transformers.TrainingArguments lists the names"
+            close = f"; {_OTHER_NAMES[key]}" if key in _OTHER_NAMES else nearest(key, hints)
+            close = close or "; transformers.TrainingArguments lists the names"
             wrong.append((key, f"is not a setting of transformers.TrainingArguments{close}"))
         else:
             checked[key], rule = _check_value(value, hints[key])

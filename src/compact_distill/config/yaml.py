@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,8 +215,13 @@ def show(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def messages(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[Location, str]]:
-    """Location and message of everything that is wrong, in the file's order as far as pydantic keeps it."""
+def messages(
+    error: ValidationError, root: type[BaseModel], others: Mapping[str, str] | None = None
+) -> Iterator[tuple[Location, str]]:
+    """Location and message of everything that is wrong, in the file's order as far as pydantic keeps it.
+
+    `others` are names of keys in other tools, each with what to say of it; a teacher's keys are its own.
+    """
     found: dict[Location, tuple[Any, list[str]]] = {}
     for item in error.errors(include_url=False):
         location = item["loc"]
@@ -230,7 +235,9 @@ def messages(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[Lo
         name = key_path(location)
         if kind == "extra_forbidden":
             # Never show the value: an unknown key may hold a secret.
-            yield location, f"{name} is not a known key{_suggestion(str(location[-1]), parent, root)}"
+            key = str(location[-1])
+            meant = None if not others or location[0] == "teachers" else others.get(key)
+            yield location, f"{name} is not a known key{f'; {meant}' if meant else _suggestion(key, parent, root)}"
         elif kind == "missing":
             yield location, f"{name} is missing; {_example(location, field)}"
         elif kind == "value_error":

@@ -11,7 +11,7 @@ from typing import Any
 
 from compact_distill.answers.stated import tidy
 from compact_distill.data.read import Faults, Row, as_json, raise_if_any, read_rows
-from compact_distill.errors import DataError, shown
+from compact_distill.errors import DataError, shortened, shown
 from compact_distill.records import AnswerFrom, Instance, Problem, Rationale, Verdict
 from compact_distill.runs.progress import progress_over
 
@@ -93,8 +93,7 @@ def _load_training_data(sources: list[Source], split: str, require_rationale: bo
     for source, faults in zip(sources, inputs, strict=True):
         for row in _rows(source, split, faults):
             ids.add(row, faults)
-            instance = to_instance(row, faults, require_rationale)
-            if instance is not None:
+            if (instance := to_instance(row, faults, require_rationale)) is not None:
                 instances.append(instance)
     raise_if_any(inputs)
     return instances
@@ -148,8 +147,7 @@ class _Problems:
         self.found: list[Problem] = []
         for row in _rows(source, split, self.faults):
             self.ids.add(row, self.faults)
-            problem = to_problem(row, self.faults)
-            if problem is not None:
+            if (problem := to_problem(row, self.faults)) is not None:
                 self.found.append(problem)
 
 
@@ -211,8 +209,7 @@ def _store_files(sources: list[Source]) -> Iterator[Source]:
 
 def _rows(source: Source, split: str, faults: Faults) -> Iterator[Row]:
     for row in progress_over(f"read {source}", read_rows(source, split, faults), brief=True):
-        renamed = from_published(row, faults)
-        if renamed is not None:
+        if (renamed := from_published(row, faults)) is not None:
             yield renamed
 
 
@@ -267,7 +264,9 @@ def to_instance(row: Row, faults: Faults, require_rationale: bool) -> Instance |
     """The row of training data as an instance, or None where something in it is wrong."""
     before = faults.count
     if "rationales" not in row.fields and "teacher" in row.fields:
-        faults.add(row.where, "is a row of a rationale store; say where its problems are too (`problems:`)")
+        store = "is a row of a rationale store; say where its problems are too (`problems:`)"
+        one = "holds one rationale; write all of a problem into the list `rationales` of one row (docs/own-data.md)"
+        faults.add(row.where, one if "question" in row.fields else store)
         return None
     problem = to_problem(row, faults)
     rationales = _rationales(row, faults)
@@ -300,8 +299,7 @@ def _rationales(row: Row, faults: Faults) -> list[Rationale]:
         if not isinstance(fields, dict):
             faults.add(where, f"must be an object with teacher and text, got {shown(fields)}; write such an object")
             continue
-        rationale = to_rationale(fields, where, faults)
-        if rationale is None:
+        if (rationale := to_rationale(fields, where, faults)) is None:
             continue
         name = sample_name(rationale)
         if name in seen:
@@ -397,4 +395,6 @@ def _answer(value: Any) -> str | None:
 
 
 def _got(fields: dict[str, Any], key: str) -> str:
-    return f"got {shown(fields[key])}" if key in fields else "but it is not there"
+    if key in fields:
+        return f"got {shown(fields[key])}"
+    return f"but it is not there, only {shortened(', '.join(fields))}" if fields else "but it is not there"

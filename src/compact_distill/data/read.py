@@ -228,6 +228,9 @@ def _read_parquet(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, A
 
 def _read_folder(path: Path, split: str, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        if (path / "manifest.json").is_file() and (path / "data.jsonl").is_file():
+            faults.add("", f"is a run's folder; its training data is {path / 'data.jsonl'}")
+            return
         faults.add("", "is a folder, but not one that `datasets` saved (save_to_disk); give a file in it instead")
         return
     from datasets import DatasetDict, load_from_disk

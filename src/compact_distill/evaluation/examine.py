@@ -238,6 +238,10 @@ def examine_run(base: str, student: Path, exam: Exam, folder: Path) -> dict[str,
     Returns:
         For the stage's summary: the measure that counts, by student and task.
     """
+    for _, rows in exam.rows:
+        if seen := rows.seen_in_training:
+            of = f"{seen} of {len(rows.everything)} rows"
+            say(f"eval: {of} of {rows.task.name} are left out: the student was trained on their problems")
     documents = examine_student(base, Subject(BASE, base, student_hash(base), 0, 0.0), exam, folder / BASE)
     documents += examine_student(str(student), trained_subject(student, STUDENT), exam, folder / STUDENT)
     write_changes(folder, BASE, STUDENT, exam.seed)

@@ -248,13 +248,14 @@ def _right_and_wrong(run: RunData) -> tuple[float, float] | None:
 
 
 def stage_seconds(run: RunData) -> dict[str, float]:
-    """Duration of each finished stage."""
+    """Duration of each finished stage; of training, which counts its own seconds, over all parts of a stopped run."""
     stages = run.manifest.get("stages")
     durations = {}
     for name, record in stages.items() if isinstance(stages, dict) else ():
         try:
             start, end = (datetime.datetime.fromisoformat(record[key]) for key in ("started", "finished"))
-            durations[clean(name)] = (end - start).total_seconds()
+            counted = float((record.get("summary") or {}).get("seconds") or 0)
+            durations[clean(name)] = max((end - start).total_seconds(), counted)
         except UNREADABLE:  # it has not finished, or another version wrote it
             continue
     return durations

@@ -80,6 +80,8 @@ def _looks_like_hub_name(name: str) -> bool:
 
 def _missing_files(folder: Path) -> list[str]:
     wrong = []
+    if (folder / "manifest.json").is_file() and (folder / "student").is_dir():
+        return [f"student folder {folder} is a run's folder; its student is {folder / 'student'}"]
     if not (folder / "config.json").is_file():
         wrong.append(f"student folder {folder} holds no model: config.json is missing; save it with save_pretrained")
     if not any(folder.glob("*.safetensors")):
@@ -113,10 +115,8 @@ def _weight_problems(folder: Path) -> list[str]:
                 )
             elif not (folder / name).is_file():
                 wrong.append(f"student folder {folder} is incomplete: {name} is missing; copy or download it again")
-    for file in sorted(folder.glob("*.safetensors")):
-        fault = _safetensors_fault(file)
-        wrong += [f"{file} {fault}"] if fault else []
-    return wrong
+    files = sorted(folder.glob("*.safetensors"))
+    return wrong + [f"{file} {fault}" for file in files if (fault := _safetensors_fault(file))]
 
 
 def _missing_layers(folder: Path, layers: int) -> list[str]:

@@ -43,6 +43,8 @@ class ShowProgress(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self._step = state.global_step
+            if self._step:
+                say(f"train: goes on after step {self._step} of {state.max_steps}")
             self._shown = self._stack.enter_context(progress("train", state.max_steps, state.global_step))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

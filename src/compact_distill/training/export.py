@@ -348,7 +348,9 @@ def merge(student: str | Path, out: str | Path) -> float:
 
     out = Path(out)
     if adapter_base(student) is None:
-        raise ConfigError(f"{student} must be an adapter's folder, but has no adapter_config.json; it is whole already")
+        whole = (Path(student) / "config.json").is_file()
+        remedy = "it is whole already" if whole else "name a run, or its student's folder"
+        raise ConfigError(f"{student} must be an adapter's folder, but has no adapter_config.json; {remedy}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} must be a new or empty folder, but holds files; choose another")
     if not out.absolute().parent.is_dir():
