@@ -1071,7 +1071,9 @@ def test_a_plain_mix_counts_the_rationales_that_have_no_text(configure, data):
     shown = []
     for more in ({}, {"example": "rationale", "consistency": 0.0}):
         prepared = pipeline.prepare(configure(weighting="equal", **more))
-        shown.append({teacher.name: teacher.statuses for teacher in pipeline.dry_run(prepared).teachers})
+        found = pipeline.dry_run(prepared)
+        shown.append({teacher.name: teacher.statuses for teacher in found.teachers})
+        assert str(found).startswith("rationales, each an example of its own: " if more else "problems: ")
         dataset = ProblemDataset(prepared.encoded, 2560)
         assert dataset.statuses["truncated"] == 1
     assert shown[0] == shown[1]

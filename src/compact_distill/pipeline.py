@@ -61,10 +61,10 @@ def validate_run(config: RunConfig) -> list[str]:
 
 def dry_run(prepared: Prepared) -> Preview | str:
     """What the run would ask of its teachers, or read, drop and do; printable."""
-    if prepared.config.teachers:
-        return plan(prepared.config)
+    if (config := prepared.config).teachers:
+        return plan(config)
     sizes = progress_over("measure", prepared.sizes(), len(prepared.instances))
-    return preview(sizes, prepared.config.train, prepared.encoder.max_length, prepared.arguments.world_size)
+    return preview(sizes, config.train, prepared.encoder.max_length, prepared.arguments.world_size, config.example)
 
 
 def score_file(config: RunConfig, out: str | Path) -> str:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,10 +20,11 @@ from compact_distill.answers import Verifier
 from compact_distill.config.teachers import GenerationConfig
 from compact_distill.errors import InputError, RunError
 from compact_distill.records import Problem, Verdict
+from compact_distill.teachers import pool
 from compact_distill.teachers.pool import _rate, _tokens
 from compact_distill.teachers.protocol import FaultKind
 from compact_distill.teachers.store import RowStatus, StoreReader
-from compact_distill.teachers.worker import estimate
+from compact_distill.teachers.worker import Counters, estimate
 from teachers.conftest import teacher
 from teachers.server import Reply, Server, fails, questions, right, says
 
@@ -403,6 +405,17 @@ def test_a_dry_run_counts_and_sends_nothing(ask, problems, tmp_path, monkeypatch
     until = GenerationConfig(rejection="until_correct", attempts=3)
     most = estimate(config, problems(5), StoreReader(tmp_path / "stores", "t"), until)
     assert (most.requests, most.most_requests) == (4, 12)
+
+
+@pytest.mark.parametrize(("cost", "shown"), [(0.0, "0.00"), (1.234, "1.23"), (0.0123, "0.0123"), (3e-7, "0.0001")])
+def test_a_finished_teachers_line_stays_as_it_is_and_shows_small_costs(cost, shown):
+    counts = Counters("t", planned=10, filled=10, cost=cost, began=time.monotonic() - 3600)
+    counts.statuses.update({RowStatus.OK: 10})
+    counts.ended = counts.began + 5
+    requester = SimpleNamespace(faults=Counter(), halted=False, dead=None, waiting_until=None)
+    line = pool.columns(SimpleNamespace(counts=counts, requester=requester))
+    assert line[1:4] == ["10 of 10", "2.0/s", ""]
+    assert f"{shown} spent" in line
 
 
 def test_progress_without_a_terminal_is_plain_lines(ask, problems, capsys):

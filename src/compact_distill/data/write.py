@@ -49,6 +49,7 @@ class Preview:
     teachers: tuple[TeacherPreview, ...]
     steps: int
     epochs: float
+    example: str = "problem"
 
     @property
     def tokens_per_epoch(self) -> int:
@@ -68,8 +69,9 @@ class Preview:
         left = f", {self.without_rationale} left out: no usable rationale" if self.without_rationale else ""
         if self.skipped:
             left += f", {self.skipped} skipped by the weight rule: no rationale of theirs may get weight"
+        counted = "problems" if self.example == "problem" else "rationales, each an example of its own"
         lines = [
-            f"problems: {self.problems}{left}",
+            f"{counted}: {self.problems}{left}",
             *text_table(rows),
             *([_NO_ANSWER] if RationaleStatus.NO_ANSWER in shown else []),
             f"tokens an epoch: {self.tokens_per_epoch}, of them prompts: {self.prompt_tokens}",
@@ -93,7 +95,9 @@ class ProblemSize:
     skipped: bool = False
 
 
-def preview(sizes: Iterable[ProblemSize], train: Mapping[str, Any], max_length: int, ranks: int = 1) -> Preview:
+def preview(
+    sizes: Iterable[ProblemSize], train: Mapping[str, Any], max_length: int, ranks: int = 1, example: str = "problem"
+) -> Preview:
     """Count what a run would read and drop.
 
     Args:
@@ -101,6 +105,7 @@ def preview(sizes: Iterable[ProblemSize], train: Mapping[str, Any], max_length: 
         train: that section of the configuration.
         max_length: what they were measured with.
         ranks: processes that train together.
+        example: what a batch counts: problems, or `rationale`s alone.
 
     Raises:
         DataError: no rationale is left to train on.
@@ -132,6 +137,7 @@ def preview(sizes: Iterable[ProblemSize], train: Mapping[str, Any], max_length: 
         teachers=tuple(TeacherPreview(name, statuses[name], tuple(lengths[name]), inferred[name]) for name in statuses),
         steps=optimizer_steps(usable, train, ranks),
         epochs=train["num_train_epochs"],
+        example=example,
     )
 
 

@@ -278,7 +278,7 @@ async def _live(workers: Sequence[Worker]) -> None:
 def columns(worker: Worker) -> list[str]:
     """Name, count, rate and time left, tokens, errors, verified share, cost and what is waited for, as texts."""
     counts, now = worker.counts, time.monotonic()
-    seconds = max(now - counts.began, 1e-9)
+    seconds = max((counts.ended or now) - counts.began, 1e-9)
     done = counts.filled + counts.failed.total()
     left = (counts.planned - done) * seconds / done if done else None
     retries = worker.requester.faults.total() - counts.failed.total()
@@ -290,7 +290,7 @@ def columns(worker: Worker) -> list[str]:
         f"about {duration(round(left))} left" if left and not worker.requester.halted else "",
         _tokens(counts.prompt_tokens + counts.completion_tokens),
         f"{counts.correct_share:.0%} correct" if counts.correct_share is not None else "",
-        f"{counts.cost:.2f} spent" if counts.cost is not None else "",
+        _cost(counts.cost) if counts.cost is not None else "",
         f"{retries} retries" if retries > 0 else "",
         f"no answer: {faults}" if faults else "",
         _state(worker, now),
@@ -303,6 +303,10 @@ def _rate(per_second: float) -> str:
         return f"{per_second:.1f}/s"
     a_minute = 60 * per_second
     return f"{a_minute:.{0 if a_minute >= 10 else 1}f} a minute" if a_minute >= 0.1 else f"{60 * a_minute:.1f} an hour"
+
+
+def _cost(spent: float) -> str:
+    return f"{spent:.2f} spent" if spent >= 0.1 or spent == 0 else f"{max(spent, 1e-4):.4f} spent"
 
 
 def _tokens(count: int) -> str:

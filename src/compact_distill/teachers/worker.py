@@ -128,6 +128,7 @@ class Counters:
     further_samples: int = 0  # answers to a problem that had one already
     dead: str | None = None
     began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
 
     @property
     def wanted(self) -> int:
@@ -241,7 +242,7 @@ class Worker:
                 group.create_task(self._work(slots, number * _RAMP_SECONDS))
         if self._late:
             await asyncio.to_thread(self.store.rewrite, self._with_late_verdicts())
-        self.counts.dead = self.requester.dead
+        self.counts.dead, self.counts.ended = self.requester.dead, time.monotonic()
 
     def _slots(self) -> Iterator[Slot | None]:
         return open_slots(self._member.config, self._member.prompting, self._problems, self.store, self._generation)

@@ -78,7 +78,8 @@ def train_student(prepared: Prepared, run: RunFolder) -> dict[str, Any]:
     if prepared.exam and config.eval.every_epoch:
         trainer.add_callback(ExamineEveryEpoch(trainer, prepared.exam, run.eval_path))
     if trainer.is_world_process_zero():
-        say(f"train: {dataset.summary()}")
+        mixed = "" if config.example == "problem" else "a plain mix, each rationale a problem of its own: "
+        say(f"train: {mixed}{dataset.summary()}")
         if idle := scores_without_effect(config):
             say(f"train: rationales are answers without reasoning; counted as 0: {' and '.join(idle)}")
     history = TrainingHistory(run.training_log_path)
