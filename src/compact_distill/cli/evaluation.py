@@ -170,9 +170,7 @@ def export(
         check_folder(out, source)
         run = Path(source)
         difference = merge(run / "student" if (run / "manifest.json").is_file() else run, out)
-        show(
-            f"wrote {out}: one model; its logits are adapter and base's but for rounding ({difference:.1e} of the largest)"
-        )
+        show(f"wrote {out}: one model, adapter and base but for rounding (logits to {difference:.1e} of the largest)")
         return
     from compact_distill.data import export_instances, load_instances
 
