@@ -380,14 +380,14 @@ class CompactTrainer(Trainer):
 
     def _start_from(self, checkpoint: Path | None) -> int:
         """Take over what a checkpoint holds, and nothing of a training before, which may have ended inside a step."""
-        state = {} if checkpoint is None else json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / STATE).read_text("utf-8") if checkpoint else '{"step": 0, "moments": {}}')
         self._rows, self._observed = [], []
         if self.scorer.running is not None:
-            self.scorer.running.moments = {name: tuple(m) for name, m in state.get("moments", {}).items()}
+            self.scorer.running.moments = {name: tuple(m) for name, m in state["moments"].items()}
         self.metrics.sums.clear()
         if self.is_world_process_zero():  # it goes on with the sums of all ranks
             self.metrics.sums.update(state.get("unlogged", {}))
-        return int(state.get("step", 0))
+        return int(state["step"])
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student. Raises RunError where its weights are no numbers."""
